@@ -1,0 +1,41 @@
+"""Tasks by name: `load("world/rte")`, `load("docs/next")`, `load("superglue/cb", path="folder")`.
+
+The part before "/" names the family, and only the module of that family is imported:
+world (generated small world), docs (real text of installed libraries), superglue (through `datasets`).
+A family module has `NAMES`, its task names with the family in front, and `load(name, **options)`.
+"""
+
+from importlib import import_module
+
+from dplearn.tasks.base import Task
+
+FAMILIES = {
+    "world": "dplearn.tasks.world",
+    "docs": "dplearn.tasks.documentation",
+    "superglue": "dplearn.tasks.superglue",
+}
+
+__all__ = ["Task", "load", "names"]
+
+
+def names(family: str | None = None) -> tuple[str, ...]:
+    """All task names, or those of one family.
+
+    >>> names("superglue")
+    ('superglue/boolq', 'superglue/multirc', 'superglue/rte', 'superglue/cb', 'superglue/wic')
+    """
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"family={family!r}: expected one of {list(FAMILIES)}")
+    chosen = list(FAMILIES) if family is None else [family]
+    return tuple(name for key in chosen for name in import_module(FAMILIES[key]).NAMES)
+
+
+def load(name: str, **options) -> Task:
+    """The task of that name; the options are those of its family's `load`."""
+    family = name.partition("/")[0] if isinstance(name, str) else None
+    if family not in FAMILIES:
+        raise ValueError(f"name={name!r}: expected 'family/task' with a family out of {list(FAMILIES)}")
+    module = import_module(FAMILIES[family])
+    if name not in module.NAMES:
+        raise ValueError(f"name={name!r}: expected one of {list(module.NAMES)}")
+    return module.load(name, **options)
