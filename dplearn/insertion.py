@@ -32,7 +32,7 @@ class _Span(NamedTuple):
 
 
 def insert(prompt: Tensor, inputs: Tensor, mask: Tensor | None = None, split: int | Tensor | None = None, *,
-           keep_last: int = 0) -> Inserted:
+           keep_last: int | Tensor = 0) -> Inserted:
     """Place a soft prompt around the real tokens of embedded inputs, k vectors before and l-k after.
 
     A split k = 0 is a postfix, k = l a prefix, anything between surrounds the input. Right-padded rows become
@@ -44,8 +44,8 @@ def insert(prompt: Tensor, inputs: Tensor, mask: Tensor | None = None, split: in
         inputs: (B, T, d), T >= 1, floating point, same dtype as the prompt.
         mask: (B, T), bool or integer, 1 = real; the real tokens of a row are contiguous. None: all are real.
         split: an int, or a (B,) integer tensor, from 0 to l. None: prefix.
-        keep_last: how many of the last real tokens stay behind the prompt (1 keeps EOS last). A shorter row keeps
-            what it has.
+        keep_last: how many of the last real tokens stay behind the prompt (1 keeps EOS last), an int or a (B,)
+            integer tensor. A shorter row keeps what it has.
 
     >>> insert(torch.ones(5, 4), torch.zeros(2, 3, 4), split=2).embeds[0, :, 0].tolist()
     [1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
@@ -56,7 +56,7 @@ def insert(prompt: Tensor, inputs: Tensor, mask: Tensor | None = None, split: in
 
 
 def insert_weighted(prompt: Tensor, inputs: Tensor, mask: Tensor | None = None, weights: Tensor | None = None, *,
-                    keep_last: int = 0) -> Inserted:
+                    keep_last: int | Tensor = 0) -> Inserted:
     """Insert at the split that one-hot weights choose, and give the weights the gradient of the mixture.
 
     The value is ``insert`` at the argmax. The gradients are those of ``sum_k weights[:, k] * insert(split=k)``: the
@@ -84,7 +84,8 @@ def _inserted(place, prompt, inputs, mask, split, keep_last) -> Inserted:
     """Find the span of real tokens, place the rows with ``place``, and mark what is real."""
     length, seq = prompt.shape[-2], inputs.shape[1]
     real = mask.sum(1, keepdim=True)  # (B, 1)
-    span = _Span(start=mask.long().argmax(1, keepdim=True), cut=(real - keep_last).clamp(min=0))
+    kept = keep_last.unsqueeze(1) if isinstance(keep_last, Tensor) else keep_last
+    span = _Span(start=mask.long().argmax(1, keepdim=True), cut=(real - kept).clamp(min=0))
     embeds = place(prompt, inputs, split, span)
     row = torch.arange(seq + length, device=inputs.device)
     occupied = (row >= span.start) & (row < span.start + real + length)
@@ -107,8 +108,8 @@ def _place(prompt: Tensor, inputs: Tensor, split: Tensor, span: _Span) -> Tensor
     length = prompt.shape[-2]
     to_inputs, to_prompt = (_flat(p, seq + length) for p in _positions(split, span, seq, length))
     out = inputs.new_empty(batch * (seq + length), dim)
-    out = out.index_copy(0, to_inputs, inputs.reshape(-1, dim))
-    out = out.index_copy(0, to_prompt, prompt.expand(batch, length, dim).reshape(-1, dim))
+    out.index_copy_(0, to_inputs, inputs.reshape(-1, dim))
+    out.index_copy_(0, to_prompt, prompt.expand(batch, length, dim).reshape(-1, dim))
     return out.view(batch, seq + length, dim)
 
 
@@ -221,12 +222,23 @@ def _check(prompt: Tensor, inputs: Tensor, mask: Tensor | None, keep_last: int) 
     if prompt.dtype != inputs.dtype:
         raise TypeError(f"prompt has dtype {prompt.dtype}, expected {inputs.dtype}, the dtype of inputs")
     _check_device("prompt", prompt, inputs)
-    if not isinstance(keep_last, int) or keep_last < 0:
-        raise ValueError(f"keep_last={keep_last!r} is not a number of tokens: expected an int >= 0")
+    _check_keep_last(keep_last, inputs)
     if mask is None:
         return torch.ones(batch, seq, dtype=torch.long, device=inputs.device)
     _check_mask(mask, inputs)
     return mask
+
+
+def _check_keep_last(keep_last: int | Tensor, inputs: Tensor) -> None:
+    if isinstance(keep_last, Tensor):
+        if keep_last.shape != inputs.shape[:1] or keep_last.dtype == torch.bool or keep_last.is_floating_point():
+            raise ValueError(f"keep_last has shape {tuple(keep_last.shape)} and dtype {keep_last.dtype}, "
+                             f"expected ({len(inputs)},) integers, one per instance")
+        _check_device("keep_last", keep_last, inputs)
+        if _values_are_free(keep_last) and (keep_last < 0).any():
+            raise ValueError(f"keep_last holds {int(keep_last.min())}, expected numbers of tokens >= 0")
+    elif not isinstance(keep_last, int) or keep_last < 0:
+        raise ValueError(f"keep_last={keep_last!r} is not a number of tokens: expected an int >= 0")
 
 
 def _check_mask(mask: Tensor, inputs: Tensor) -> None:

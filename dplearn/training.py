@@ -1,0 +1,89 @@
+"""The small things that `transformers.Trainer` needs to train a prompt: annealing, the loss over label words, groups.
+
+There is no trainer here: a PromptedModel is trained by `transformers.Trainer` as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from dplearn.model import PromptedModel
+
+
+class Annealing(TrainerCallback):
+    """Set the Gumbel-Softmax temperature before every optimiser step.
+
+    Parameters
+    ----------
+    schedule : function from the global step (int, from 0) to a temperature, such as those of
+        :func:`dplearn.choice.schedule`. It sees the global step, so a resumed run continues where it stopped.
+    """
+
+    def __init__(self, schedule: Callable[[int], float]):
+        self.schedule = schedule
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        unwrapped = getattr(model, "module", model)  # DistributedDataParallel
+        unwrapped.set_temperature(self.schedule(state.global_step))
+
+
+class LabelWordLoss:
+    """Cross-entropy over the label words' logits at the answer position, as the paper trains and reads T5.
+
+    The answer is the last column of ``labels``; each label is the token id of a label word. Pass it to the Trainer:
+    ``Trainer(..., compute_loss_func=loss, preprocess_logits_for_metrics=loss.predictions)``.
+
+    Parameters
+    ----------
+    word_ids : one distinct token id per label, in label order (``Task.word_ids``).
+
+    >>> loss = LabelWordLoss([7, 3])
+    >>> loss.predictions(torch.eye(10)[[[3], [7]]], labels=None)
+    tensor([1, 0])
+    """
+
+    def __init__(self, word_ids: Sequence[int]):
+        if len(set(word_ids)) != len(word_ids) or len(word_ids) < 2:
+            raise ValueError(f"word_ids={list(word_ids)} is not valid, expected at least two distinct token ids")
+        self.word_ids = torch.as_tensor(list(word_ids))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Label scores (B, labels) from decoder logits (B, L, vocabulary)."""
+        return logits[:, -1, self.word_ids.to(logits.device)].float()
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Label indices (B,) from label token ids (B, L)."""
+        return (labels[:, -1:] == self.word_ids.to(labels.device)).int().argmax(1)
+
+    def predictions(self, logits: Tensor | tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        """Predicted label indices (B,); has the signature of the Trainer's ``preprocess_logits_for_metrics``."""
+        return self.scores(logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+    def __call__(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Loss of a batch; has the signature of the Trainer's ``compute_loss_func``.
+
+        A mean over the batch, or a sum divided by ``num_items_in_batch`` token labels where the Trainer gives that
+        (gradient accumulation over unequal batches).
+        """
+        scores, targets = self.scores(outputs["logits"]), self.targets(labels)
+        if num_items_in_batch is None:
+            return nn.functional.cross_entropy(scores, targets)
+        total = nn.functional.cross_entropy(scores, targets, reduction="sum")
+        return total * labels.shape[1] / num_items_in_batch
+
+
+def parameter_groups(model: PromptedModel, prompt_lr: float, controller_lr: float) -> list[dict]:
+    """Optimiser groups: one for the prompt vectors, one for the controllers.
+
+    Prompt vectors live at the scale of embeddings and take large steps (0.3 with Adafactor, Lester et al. 2021);
+    logits of a controller saturate at such steps. The authors' code uses one rate for both.
+    """
+    named = model.trainable_parameters()
+    vectors = [parameter for name, parameter in named.items() if name == "prompt.vectors"]
+    controllers = [parameter for name, parameter in named.items() if name != "prompt.vectors"]
+    groups = [{"params": vectors, "lr": prompt_lr}]
+    return groups + ([{"params": controllers, "lr": controller_lr}] if controllers else [])
