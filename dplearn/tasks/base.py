@@ -1,8 +1,9 @@
 """What a text task is: examples in fixed splits, one template, one answer word per label, one metric.
 
-A task follows the word-level protocol of the paper: the filled template goes into the frozen model, the logits of the
-label words are read at the answer position (the last label position), cross-entropy is taken over these words alone,
-and the prediction is the argmax over them. This module holds the data side of it; losses live in `dplearn.training`.
+A task follows the word-level protocol of the paper: the filled template goes into the frozen model, the
+logits of the label words are read at the answer position (the last label position), cross-entropy is taken
+over these words alone, and the prediction is the argmax over them. This module holds the data side of it;
+losses live in `dplearn.training`.
 """
 
 import random
@@ -40,9 +41,21 @@ def cut(text: str, length: int) -> str:
     return head.rstrip()
 
 
-def _positive(argument: str, value) -> None:
+def _is_index(value, size: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
+
+
+def _check_positive(argument: str, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{argument}={value!r}: expected an integer of at least 1")
+
+
+def _known_tokens(tokenizer, text: str, what: str) -> list[int]:
+    """The tokens of a label word or an answer prefix; an unknown token among them is an error."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids or tokenizer.unk_token_id in ids:
+        raise ValueError(f"{what} {text!r} has tokens {ids}: expected text that this tokenizer knows")
+    return ids
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ class Task:
     labels    label names; an example's "label" is an index into them
     words     the answer word of each label, for example ("no", "yes")
     template  format string over the text fields of an example
-    splits    split name -> examples; "train" must exist. An example is a dict with the text fields, "label" (int)
-              and, where the metric groups examples, "group"
+    splits    split name -> examples; "train" must exist. An example is a dict with the text fields, "label"
+              (an int) and, where the metric groups examples, "group"
     metric    a key of `dplearn.tasks.metrics.METRICS`
     source    where the data is from, with its version or hash
     """
@@ -69,50 +82,42 @@ class Task:
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-            raise ValueError(
-                f"labels={self.labels!r} of task {self.name!r}: expected two or more distinct names"
-            )
+            raise ValueError(f"{self.name}: labels={self.labels!r}: expected two or more distinct names")
         if len(self.words) != len(self.labels) or len(set(self.words)) != len(self.words):
             raise ValueError(
-                f"words={self.words!r} of task {self.name!r}: expected one distinct word for each of the "
-                f"{len(self.labels)} labels {self.labels!r}"
+                f"{self.name}: words={self.words!r}: expected one distinct word for each of the labels "
+                f"{self.labels!r}"
             )
         if not self.fields or not all(field.isidentifier() for field in self.fields):
             raise ValueError(
-                f"template={self.template!r} of task {self.name!r}: expected a format string with at least one named "
-                "field, such as 'premise: {premise}'"
+                f"{self.name}: template={self.template!r}: expected a format string with named "
+                "fields, such as 'premise: {premise}'"
             )
         if self.metric not in METRICS:
-            raise ValueError(
-                f"metric={self.metric!r} of task {self.name!r}: expected one of {sorted(METRICS)}"
-            )
+            raise ValueError(f"{self.name}: metric={self.metric!r}: expected one of {sorted(METRICS)}")
         if "train" not in self.splits:
-            raise ValueError(
-                f"splits={sorted(self.splits)} of task {self.name!r}: expected one named 'train'"
-            )
+            raise ValueError(f"{self.name}: splits={list(self.splits)}: expected one named 'train'")
         for split, examples in self.splits.items():
-            self._check_examples(split, examples)
+            if len(examples) == 0:
+                raise ValueError(f"{self.name}: split {split!r} is empty: expected at least one example")
+            for number, example in enumerate(examples):
+                self._check_example(example, f"{self.name}: example {number} of split {split!r}")
 
-    def _check_examples(self, split, examples):
-        if len(examples) == 0:
-            raise ValueError(f"split {split!r} of task {self.name!r} has no examples: expected at least one")
-        for number, example in enumerate(examples):
-            where = f"example {number} of split {split!r} of task {self.name!r}"
-            for field in self.fields:
-                value = example.get(field)
-                if value is None or not isinstance(value, str):
-                    raise ValueError(
-                        f"field {field!r} of {where} is {value!r}: expected text, because the "
-                        f"template {self.template!r} uses it"
-                    )
-            label = example.get("label")
-            if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(self.labels):
+    def _check_example(self, example, where):
+        for field in self.fields:
+            value = example.get(field)
+            if value is None or not isinstance(value, str):
                 raise ValueError(
-                    f"label {label!r} of {where}: expected an int in 0..{len(self.labels) - 1}, an index into "
-                    f"{self.labels!r}"
+                    f"{where}: field {field!r} is {value!r}: expected text, the template uses it"
                 )
-            if METRICS[self.metric].grouped and example.get("group") is None:
-                raise ValueError(f"{where} has no 'group': metric {self.metric!r} needs one for each example")
+        label = example.get("label")
+        if not _is_index(label, len(self.labels)):
+            raise ValueError(
+                f"{where}: label {label!r}: expected an int in 0..{len(self.labels) - 1}, an index into "
+                f"{self.labels!r}"
+            )
+        if METRICS[self.metric].grouped and example.get("group") is None:
+            raise ValueError(f"{where}: no 'group': metric {self.metric!r} expects one for each example")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -123,7 +128,7 @@ class Task:
         """The examples of a split; an unknown name is an error that lists the names."""
         if split not in self.splits:
             raise ValueError(
-                f"split={split!r} of task {self.name!r}: expected one of {list(self.splits)}. {self.source}"
+                f"{self.name}: split={split!r}: expected one of {list(self.splits)} (data: {self.source})"
             )
         return self.splits[split]
 
@@ -132,8 +137,8 @@ class Task:
         missing = [field for field in self.fields if field not in example]
         if missing:
             raise ValueError(
-                f"example with fields {sorted(example)} lacks {missing}: the template {self.template!r} of task "
-                f"{self.name!r} expects {list(self.fields)}"
+                f"{self.name}: example with fields {sorted(example)} lacks {missing}: expected all fields "
+                f"of the template, {list(self.fields)}"
             )
         return self.template.format_map({field: example[field] for field in self.fields})
 
@@ -141,33 +146,27 @@ class Task:
         """The first token id of each label word, in label order; they must be known and distinct."""
         ids = []
         for word in self.words:
-            tokens = tokenizer(word, add_special_tokens=False)["input_ids"]
-            if not tokens or tokens[0] == tokenizer.unk_token_id:
+            first = _known_tokens(tokenizer, word, f"{self.name}: word")[0]
+            if first in ids:
                 raise ValueError(
-                    f"word {word!r} of task {self.name!r} starts with an unknown token in this tokenizer: expected "
-                    "words that it knows"
+                    f"{self.name}: words {self.words[ids.index(first)]!r} and {word!r} both start with token "
+                    f"{first}: expected a distinct first token for each word"
                 )
-            if tokens[0] in ids:
-                other = self.words[ids.index(tokens[0])]
-                raise ValueError(
-                    f"words {other!r} and {word!r} of task {self.name!r} start with the same token {tokens[0]}: "
-                    "expected a distinct first token for each word"
-                )
-            ids.append(tokens[0])
+            ids.append(first)
         return ids
 
     def encode(self, tokenizer, split: str, max_length: int = 480, answer_prefix: str = "") -> list[dict]:
         """Token ids of a split: dicts with "input_ids", "attention_mask" and "labels", not padded.
 
-        labels = tokens of `answer_prefix` (for T5 "<extra_id_0>") followed by the first token of the label word, so
-        the answer position is the last one. max_length counts all tokens, the end-of-sequence token too. Where an
-        input is longer, its longest text field is cut at a word (then the two longest to the same length, and so
-        on): the words of the template stay whole, its end included.
+        labels = tokens of `answer_prefix` (for T5 "<extra_id_0>") followed by the first token of the label
+        word, so the answer position is the last one. max_length counts all tokens, the end-of-sequence token
+        too. Where an input is longer, its longest text field is cut at a word (then the two longest to the
+        same number of characters, and so on). The template itself stays whole, its end included.
         """
-        _positive("max_length", max_length)
+        _check_positive("max_length", max_length)
         examples = self.examples(split)
         words = self.word_ids(tokenizer)
-        prefix = tokenizer(answer_prefix, add_special_tokens=False)["input_ids"] if answer_prefix else []
+        prefix = _known_tokens(tokenizer, answer_prefix, "answer_prefix") if answer_prefix else []
         inputs = tokenizer([self.text(example) for example in examples], verbose=False)["input_ids"]
         rows = []
         for example, ids in zip(examples, inputs):
@@ -178,7 +177,7 @@ class Task:
         return rows
 
     def _shorten(self, tokenizer, example, max_length):
-        """Token ids of the template with every field cut to the largest common number of characters that fits."""
+        """Token ids of the template, every field cut to the largest number of characters that fits."""
 
         def tokens(limit):
             short = {field: cut(example[field], limit) for field in self.fields}
@@ -188,8 +187,8 @@ class Task:
         best = tokens(low)
         if len(best) > max_length:
             raise ValueError(
-                f"max_length={max_length} is too short for task {self.name!r}: its template with empty fields, "
-                f"{self.template!r}, has {len(best)} tokens"
+                f"{self.name}: max_length={max_length}: expected at least {len(best)}, the tokens of the "
+                f"template {self.template!r} with empty fields"
             )
         while low + 1 < high:  # `low` fits, `high` does not: halve the gap
             middle = (low + high) // 2
@@ -203,10 +202,10 @@ class Task:
     def few_shot(self, per_label: int, seed: int) -> "Task":
         """The same task with `per_label` training examples of each label, drawn without replacement.
 
-        Only "train" is reduced, the other splits are the same objects. The examples keep their order. The draw uses
-        only `random.Random(seed).random()`, which Python keeps the same from version to version.
+        Only "train" is reduced, the other splits are the same objects. The examples keep their order. The
+        draw uses `random.Random(seed).random()` alone, which Python keeps the same between versions.
         """
-        _positive("per_label", per_label)
+        _check_positive("per_label", per_label)
         train = self.splits["train"]
         generator = random.Random(seed)
         keys = [generator.random() for _ in train]
@@ -215,8 +214,8 @@ class Task:
             members = [i for i, example in enumerate(train) if example["label"] == label]
             if len(members) < per_label:
                 raise ValueError(
-                    f"per_label={per_label}: label {name!r} of task {self.name!r} has only {len(members)} training "
-                    "examples"
+                    f"{self.name}: per_label={per_label}: expected at most {len(members)}, the training "
+                    f"examples of label {name!r}"
                 )
             chosen += sorted(members, key=keys.__getitem__)[:per_label]
         splits = {**self.splits, "train": tuple(train[i] for i in sorted(chosen))}
@@ -225,19 +224,19 @@ class Task:
         )
 
     def score(self, split: str, predictions) -> dict[str, float]:
-        """The task's metric for one predicted label index per example of the split; the first value is the headline."""
+        """The metric for one predicted label index per example; the first value is the headline."""
         examples = self.examples(split)
         predictions = predictions.tolist() if hasattr(predictions, "tolist") else list(predictions)
         if len(predictions) != len(examples):
             raise ValueError(
-                f"predictions has {len(predictions)} entries: expected {len(examples)}, one for each example of "
-                f"split {split!r} of task {self.name!r}"
+                f"{self.name}: {len(predictions)} predictions: expected {len(examples)}, one for each example "
+                f"of split {split!r}"
             )
         for number, value in enumerate(predictions):
-            if not isinstance(value, int) or not 0 <= value < len(self.labels):
+            if not _is_index(value, len(self.labels)):
                 raise ValueError(
-                    f"predictions[{number}]={value!r}: expected a label index in 0..{len(self.labels) - 1} for task "
-                    f"{self.name!r}"
+                    f"{self.name}: predictions[{number}]={value!r}: expected a label index in "
+                    f"0..{len(self.labels) - 1}"
                 )
         metric = METRICS[self.metric]
         labels = [example["label"] for example in examples]
