@@ -1,0 +1,87 @@
+# One command each: make book, make test, make notebooks. `make help` lists them all.
+#
+# Variables
+#   PYTHON       the interpreter that creates .venv (3.11 or newer); default python3
+#   TORCH_INDEX  address of a package index with another build of torch, for example the CPU-only or a CUDA build.
+#                PyTorch's install page names it: the address behind --index-url. Empty: what pip serves by itself.
+#   JOBS         test processes; default 2
+#   NB           the notebooks that `make notebooks` runs; default all
+#
+# Everything is installed in .venv and built in _build; nothing outside this folder is written.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+NB ?= $(NOTEBOOKS)
+TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
+
+# The cells of one notebook share a kernel, so they must stay in one process: loadscope, never the default distribution.
+NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 -n $(JOBS) --dist loadscope
+
+.DEFAULT_GOAL := help
+.PHONY: help book test test-package test-notebooks test-site notebooks robust lint clean distclean
+
+help: ## show this list
+	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"dplearn needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Name another one: make PYTHON=python3.11")'
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+ifneq ($(strip $(TORCH_INDEX)),)
+	@echo "installing torch $(TORCH_PIN) from the index in TORCH_INDEX"
+	@# --no-deps: the other pins need not exist on that index.
+	$(BIN)/python -m pip install --no-deps --index-url $(TORCH_INDEX) torch==$(TORCH_PIN)
+endif
+	@echo "installing the pinned versions (minutes the first time)"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[book,test]"
+	@touch $@
+
+book: $(VENV)/.ready ## build the HTML book from the stored outputs, warnings as errors, and check it
+	@# A fresh, complete build: Sphinx neither removes old pages nor repeats the warnings of unchanged ones.
+	rm -rf _build/html
+	$(BIN)/jupyter-book build . -W --keep-going -n --all
+	$(BIN)/python book/_tools/check_site.py _build/html
+	@echo "Open $(CURDIR)/_build/html/index.html"
+
+test: test-package test-notebooks ## all tests: the package, then every notebook, re-executed and compared
+
+test-package: $(VENV)/.ready ## the tests of the package, the project files and the built site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+
+test-notebooks: $(VENV)/.ready ## strict nbval: re-execute every notebook and compare each stored output
+ifeq ($(NOTEBOOKS),)
+	@echo "no notebooks yet"
+else
+	OMP_NUM_THREADS=1 $(NBVAL) notebooks
+endif
+
+test-site: $(VENV)/.ready ## only the browser test of the built pages (after make book)
+	$(BIN)/python -m pytest tests/test_site.py -ra
+
+notebooks: $(VENV)/.ready ## re-execute the notebooks and store them in the normal form
+	$(if $(NB),OMP_NUM_THREADS=1 $(BIN)/python book/_tools/refresh_notebooks.py $(NB),@echo "no notebooks yet")
+
+robust: $(VENV)/.ready ## strict nbval as on other machines: two instruction sets times two thread counts
+ifeq ($(NOTEBOOKS),)
+	@echo "no notebooks yet"
+else
+	@for cpu in default avx2; do for threads in 1 2; do \
+	    echo "ATEN_CPU_CAPABILITY=$$cpu OMP_NUM_THREADS=$$threads"; \
+	    ATEN_CPU_CAPABILITY=$$cpu OMP_NUM_THREADS=$$threads $(NBVAL) notebooks || exit 1; \
+	done; done
+endif
+
+lint: $(VENV)/.ready ## ruff, over the package, the tests, the tools and the notebooks
+	$(BIN)/ruff check .
+
+clean: ## remove what was built, keep .venv
+	rm -rf _build build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,28 @@
+"""What all tests share: no network, fixed seeds, and property tests that do not depend on the machine's speed."""
+
+import os
+
+import hypothesis
+import pytest
+
+# Set before transformers or datasets are imported: a test that asks a hub for anything fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# The same examples on every machine, and no limit on one example's time: cores may be shared.
+hypothesis.settings.register_profile("dplearn", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("dplearn")
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Start every test from the same random state, so that its result does not depend on the order of tests."""
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)

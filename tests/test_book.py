@@ -1,0 +1,210 @@
+"""The book's sources: notebooks are stored executed in the normal form, figures have words, the map is true."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted((ROOT / "book").glob("*.md"))
+PLACEHOLDER = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|TBD|lorem ipsum)\b|\?\?\?|\bX" r"XX\b", re.IGNORECASE)
+
+
+def tool(name):
+    """A script of book/_tools as a module; the folder is not a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def toc_files():
+    """The pages in _toc.yml, in order, without suffix."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+
+
+def source_of(name):
+    """The file behind an entry of _toc.yml."""
+    return next((path for path in (ROOT / f"{name}.md", ROOT / f"{name}.ipynb") if path.exists()), None)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def prose(path):
+    """The words of a page or of a notebook's markdown cells."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def execution_problems(notebook):
+    """What shows that a notebook was not run from top to bottom; strict nbval passes stripped notebooks silently."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in cells]
+    problems = [] if counts == list(range(1, len(cells) + 1)) else [f"execution counts are {counts}"]
+    if cells and not any(cell.outputs for cell in cells):
+        problems.append("no cell has an output")
+    for count, cell in enumerate(cells, start=1):
+        problems += [f"cell {count} raises {o.ename}" for o in cell.outputs if o.output_type == "error"]
+        if any(o.output_type == "stream" and o.name == "stderr" for o in cell.outputs):
+            problems.append(f"cell {count} writes to stderr")
+    return problems
+
+
+def figure_problems(cell):
+    """What a cell with an image lacks: words for those who do not see it, a caption, a name to refer to."""
+    if not any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in cell.outputs):
+        return []
+    metadata = cell.metadata.get("mystnb", {})
+    fields = {
+        "image.alt": metadata.get("image", {}).get("alt"),
+        "figure.caption": metadata.get("figure", {}).get("caption"),
+        "figure.name": metadata.get("figure", {}).get("name"),
+    }
+    return [f"mystnb.{field} is missing" for field, value in fields.items() if not value]
+
+
+def solutions_outside_dropdowns(text):
+    """The solutions of a page that show at once: each directive must have the class dropdown."""
+    pattern = re.compile(r"^(?:`{3,}|:{3,})\{solution(?:-start)?\}[^\n]*\n((?::[^\n]*\n)*)", re.MULTILINE)
+    return [m.group(0) for m in pattern.finditer(text) if not re.search(r"^:class:.*\bdropdown\b", m.group(1), re.M)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stored_executed(path):
+    assert execution_problems(nbformat.read(path, as_version=4)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_in_the_normal_form(path):
+    text = path.read_text(encoding="utf8")
+    expected = tool("refresh_notebooks").normal_form(nbformat.reads(text, as_version=4))
+    assert text == expected, f"run: make notebooks NB=notebooks/{path.name}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_figures_have_words(path):
+    problems = {n: figure_problems(cell) for n, cell in enumerate(code_cells(path), start=1)}
+    assert not {n: lines for n, lines in problems.items() if lines}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + PAGES, ids=lambda path: path.stem)
+def test_page_is_finished(path):
+    text = prose(path)
+    assert not PLACEHOLDER.findall(text)
+    assert solutions_outside_dropdowns(text) == []
+    exercises, solutions = (
+        len(re.findall(rf"^(?:`{{3,}}|:{{3,}})\{{{word}(?:-start)?\}}", text, re.MULTILINE))
+        for word in ("exercise", "solution")
+    )
+    assert exercises == solutions, f"{exercises} exercises but {solutions} solutions"
+
+
+def test_every_notebook_is_a_page_and_every_page_exists():
+    files = toc_files()
+    assert len(files) == len(set(files))
+    assert [name for name in files if source_of(name) is None] == []
+    assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(files)
+    assert {f"book/{path.stem}" for path in PAGES} <= set(files)
+
+
+def test_map_says_what_exists():
+    rows = re.findall(r"^\| (\d\d) \|.*\{(ready|planned)\}", (ROOT / "book" / "intro.md").read_text(), re.MULTILINE)
+    ready = {number for number, status in rows if status == "ready"}
+    assert [number for number, _ in rows] == [f"{number:02d}" for number in range(15)]
+    assert ready == {path.stem[:2] for path in NOTEBOOKS}
+
+
+def test_every_module_is_in_the_api_reference():
+    text = (ROOT / "book" / "api.md").read_text()
+    documented = re.findall(r"automodule:: (\S+)", text)
+    package = ROOT / "dplearn"
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in package.rglob("*.py")
+        if not path.name.startswith("_") or path.name == "__init__.py"
+    } - {"dplearn", "dplearn.backbones"}
+    assert len(documented) == len(set(documented))
+    assert set(documented) == modules
+
+
+def test_paper_map_names_things_that_exist():
+    text = (ROOT / "book" / "paper-map.md").read_text()
+    for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", text):
+        path = ROOT / "tests" / file
+        assert path.exists(), f"{file} does not exist"
+        assert f"def {name}(" in path.read_text(), f"{file} has no {name}"
+    for module, name in re.findall(r"`dplearn\.([\w.]+)\.(\w+)`", text):
+        path = ROOT / "dplearn" / Path(*module.split("."))
+        source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+        assert source.exists(), f"no module dplearn.{module}"
+        assert re.search(rf"^(?:def|class) {name}\b", source.read_text(), re.M), f"dplearn.{module} has no {name}"
+
+
+# The checks above can fail: each of these notebooks or pages is wrong in one way.
+
+
+def notebook_with(*cells):
+    return nbformat.v4.new_notebook(cells=list(cells))
+
+
+def executed_cell(count, output=None, **metadata):
+    outputs = [] if output is None else [output]
+    return nbformat.v4.new_code_cell("1 + 1", execution_count=count, outputs=outputs, metadata=metadata)
+
+
+TEXT = nbformat.v4.new_output("stream", name="stdout", text="2\n")
+PICTURE = nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "<Figure>"})
+
+
+@pytest.mark.parametrize(
+    "notebook, expected",
+    [
+        (notebook_with(executed_cell(1, TEXT), executed_cell(2)), []),
+        (notebook_with(executed_cell(None), executed_cell(None)), ["execution counts", "no cell has an output"]),
+        (notebook_with(executed_cell(1, TEXT), executed_cell(3)), ["execution counts"]),
+        (notebook_with(executed_cell(1, nbformat.v4.new_output("stream", name="stderr", text="w"))), ["stderr"]),
+        (notebook_with(executed_cell(1, nbformat.v4.new_output("error", ename="E", evalue="", traceback=[]))), ["raises E"]),
+    ],
+    ids=["right", "stripped", "out of order", "warning", "error"],
+)
+def test_execution_check_can_fail(notebook, expected):
+    problems = execution_problems(notebook)
+    assert len(problems) == len(expected)
+    assert all(part in problem for part, problem in zip(expected, problems))
+
+
+def test_figure_check_can_fail():
+    words = {"image": {"alt": "a line"}, "figure": {"caption": "A line.", "name": "fig-line"}}
+    assert figure_problems(executed_cell(1, PICTURE, mystnb=words)) == []
+    assert len(figure_problems(executed_cell(1, PICTURE))) == 3
+    assert figure_problems(executed_cell(1, PICTURE, mystnb={**words, "image": {}})) == ["mystnb.image.alt is missing"]
+
+
+def test_solution_check_can_fail():
+    hidden = "````{solution-start} ex-a\n:class: dropdown\n````\ntext\n"
+    assert solutions_outside_dropdowns(hidden) == []
+    assert len(solutions_outside_dropdowns(hidden.replace(":class: dropdown\n", ""))) == 1
+    assert len(solutions_outside_dropdowns("```{solution} ex-b\nIt is 2.\n```\n")) == 1
+
+
+def test_normal_form_is_stable_and_drops_what_depends_on_the_machine():
+    normal_form = tool("refresh_notebooks").normal_form
+    halves = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a\n", "b\n")]
+    cell = nbformat.v4.new_code_cell("print()", execution_count=7, outputs=halves, metadata={"execution": {"t": 1}})
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "mine", "display_name": "mine"}})
+    text = normal_form(notebook)
+    stored = nbformat.reads(text, as_version=4)
+    assert normal_form(stored) == text
+    assert [o.text for o in stored.cells[0].outputs] == ["a\nb\n"]
+    assert (stored.cells[0].execution_count, stored.cells[0].id, dict(stored.cells[0].metadata)) == (1, "cell-00", {})
+    assert stored.metadata.kernelspec.name == "python3"
+    assert cell.execution_count == 7

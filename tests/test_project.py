@@ -1,0 +1,133 @@
+"""The project's files agree with each other: versions, environments, pins, and what a tracked file may hold."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# The extras that `make` installs, with those that they name in turn.
+INSTALLED = ("book", "test", "experiments")
+
+
+def name_of(text):
+    """A distribution's name in the form in which two spellings compare equal."""
+    return re.sub(r"[-_.]+", "-", text).lower()
+
+
+def pins():
+    """constraints.txt as {normalized name: version}."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line.strip() and not line.startswith("#")]
+    return {name_of(name): version for name, version in pairs}
+
+
+def requirements():
+    """Every requirement that `make` asks pip for, by the place where it is written."""
+    found = [("dependencies", line) for line in PROJECT["dependencies"]]
+    found += [(extra, line) for extra in INSTALLED for line in EXTRAS[extra]]
+    return [(where, Requirement(line)) for where, line in found if not line.startswith("dplearn[")]
+
+
+def tracked_files():
+    """The files that git tracks; a source archive without git has none, and the tests that need them are skipped."""
+    run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip("not a git checkout, so there is no list of tracked files")
+    return [ROOT / name for name in run.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def text_of(path):
+    """The text of a file, or "" for a binary one."""
+    try:
+        return path.read_text(encoding="utf8")
+    except UnicodeDecodeError:
+        return ""
+
+
+@pytest.mark.parametrize("where, requirement", requirements(), ids=str)
+def test_every_requirement_is_pinned_within_its_range(where, requirement):
+    version = pins().get(name_of(requirement.name))
+    assert version is not None, f"{requirement.name} ({where}) has no pin in constraints.txt"
+    assert requirement.specifier.contains(version, prereleases=True), f"{requirement} ({where}) excludes {version}"
+
+
+def test_pins_fit_every_machine():
+    for name, version in pins().items():
+        assert not Version(version).local, f"{name}=={version}: a local version exists on one index only"
+        assert not re.match(r"nvidia|triton|cuda", name), f"{name}: which CUDA packages are needed is torch's choice"
+
+
+def test_environment_yml_is_in_step():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *packages, pip = environment["dependencies"]
+    python = next(line for line in packages if line.startswith("python="))
+    assert environment["name"] == PROJECT["name"]
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.split("=")[1] + ".0")
+    assert pip["pip"] == ["-c constraints.txt", "-e .[book,test]"]
+    # The Makefile asks for the same.
+    assert '-c constraints.txt -e ".[book,test]"' in (ROOT / "Makefile").read_text()
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+
+
+def test_readme_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md", "book/intro.md"):
+        used = set(re.findall(r"\bmake ([a-z-]+)\b", re.sub(r"(?s)[^`]*?(```.*?```|`[^`\n]*`)", r"\1\n", text_of(ROOT / name))))
+        assert used <= targets, f"{name} names targets that the Makefile lacks: {sorted(used - targets)}"
+
+
+# The parts are joined here, so that this file does not match itself.
+MACHINE_PATH = re.compile(r"(?<![\w.:/*<])/(?:" + "|".join(["work", "tmp", "root", "home", "Users", "opt"]) + r")/[\w.]")
+REGISTRY_HOST = re.compile("|".join(re.escape(".".join(parts)) for parts in [
+    ("pypi", "org"), ("pythonhosted", "org"), ("download.pytorch", "org"), ("conda.anaconda", "org"),
+]))  # fmt: skip
+
+
+def test_no_tracked_file_names_a_machine():
+    found = []
+    for path in tracked_files():
+        for number, line in enumerate(text_of(path).splitlines(), start=1):
+            for pattern in (MACHINE_PATH, REGISTRY_HOST):
+                if match := pattern.search(line):
+                    found.append(f"{path.relative_to(ROOT)}:{number}: {match.group()}")
+    assert not found, "\n".join(found[:20])
+
+
+@pytest.mark.parametrize(
+    "line, wrong",
+    [
+        ("open('" + "/".join(["", "work", "main", "x"]) + "')", True),
+        ("see " + "/".join(["", "home", "ann", "data"]), True),
+        ("https://example.org/home/page and notebooks/work/x", False),
+        ("a / b, and/or, /usr/bin/chromium", False),
+    ],
+)
+def test_machine_paths_are_recognized(line, wrong):
+    assert bool(MACHINE_PATH.search(line)) is wrong
+
+
+def test_shipped_weights_stay_small():
+    size = sum(path.stat().st_size for path in tracked_files() if path.suffix == ".safetensors")
+    assert size < 15e6, f"all weights together hold {size / 1e6:.1f} MB, expected less than 15 MB"
+
+
+def test_import_is_light():
+    heavy = ["datasets", "sklearn", "matplotlib", "accelerate", "peft", "pandas", "sympy", "IPython"]
+    code = f"import sys, dplearn; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]", f"import dplearn also imports {run.stdout.strip()}"

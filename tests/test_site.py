@@ -1,0 +1,209 @@
+"""The built pages in a real browser: what only a browser sees.
+
+Headless Chromium opens every page of _build/html, on a desktop and on a phone, in the light and in the dark theme.
+Checked are: all mathematics is drawn and has no error, the console is silent, nothing is asked of another host, no
+page is wider than a phone, and text can be read on its ground. The second half shows that each check can fail.
+
+Skipped where there is no browser or no built site; with DPLEARN_REQUIRE_BROWSER=1 that is a failure instead.
+"""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "_build" / "html"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+VIEWS = {
+    "desktop-light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "desktop-dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone-light": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light"},
+    "phone-dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+}
+
+# Runs in the page, once its mathematics is typeset; returns a list of problems in words.
+INSPECT = r"""
+async () => {
+  const problems = [];
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  await document.fonts.ready;
+  const article = document.querySelector("article") || document.body;
+  const short = (text) => (text || "").trim().replace(/\s+/g, " ").slice(0, 60);
+
+  for (const place of document.querySelectorAll("span.math, div.math")) {
+    const drawn = place.querySelector("mjx-container");
+    if (!drawn) problems.push("math not drawn: " + short(place.textContent));
+    else if (drawn.getBoundingClientRect().width < 1) problems.push("math has no width");
+  }
+  const errors = "mjx-merror, [data-mjx-error], mjx-mtext[style*='color: red'], [mathcolor='red']";
+  for (const error of document.querySelectorAll(errors))
+    problems.push("TeX error: " + short(error.getAttribute("data-mjx-error") || error.textContent));
+
+  for (const image of article.querySelectorAll("img"))
+    if (image.complete && image.naturalWidth === 0) problems.push("image not shown: " + image.getAttribute("src"));
+
+  const width = document.documentElement.scrollWidth;
+  if (width > window.innerWidth + 1) problems.push(`page is ${width} px wide, the window ${window.innerWidth} px`);
+
+  // Contrast of prose: WCAG's formula on the text colour and the nearest ground that is not transparent.
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].map((v, i) => (i === 3 ? v / 255 : v));
+  };
+  const over = (top, ground) => top.slice(0, 3).map((v, i) => v * top[3] + ground[i] * (1 - top[3]));
+  const ground = (element) => {
+    if (!element) return [255, 255, 255];
+    const color = rgba(getComputedStyle(element).backgroundColor);
+    return color[3] === 1 ? color.slice(0, 3) : over(color, ground(element.parentElement));
+  };
+  const luminance = (color) => {
+    const [r, g, b] = color.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const seen = new Set();
+  for (const element of article.querySelectorAll("p, li, td, th, dt, dd, h1, h2, h3, p a, td a, li a, code, pre")) {
+    if (!element.checkVisibility() || !element.textContent.trim()) continue;
+    const under = ground(element);
+    const text = over(rgba(getComputedStyle(element).color), under);
+    const [high, low] = [luminance(text), luminance(under)].sort((a, b) => b - a);
+    const ratio = (high + 0.05) / (low + 0.05);
+    const key = element.tagName + text + under;
+    if (ratio < 4.5 && !seen.has(key))
+      problems.push(`contrast ${ratio.toFixed(2)} of <${element.tagName.toLowerCase()}>: ${short(element.textContent)}`);
+    seen.add(key);
+  }
+  return problems;
+}
+"""
+
+
+def pages():
+    """Addresses of the pages below the site's root: the book's, from _toc.yml, and those that Sphinx adds."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    names = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [f"{name}.html" for name in names] + ["genindex.html", "search.html"]
+
+
+def missing(what):
+    """Skip with the reason, or fail where the browser test is required."""
+    if os.environ.get("DPLEARN_REQUIRE_BROWSER") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    """Serves files and logs nothing."""
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The address of a local server of the built site."""
+    if not (SITE / "index.html").exists():
+        missing("no built site in _build/html: run make book first")
+    handler = functools.partial(Silent, directory=SITE)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium: the one in DPLEARN_BROWSER, or the first that is installed."""
+    executable = os.environ.get("DPLEARN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        missing(f"no browser: none of {', '.join(BROWSERS)} is installed, and DPLEARN_BROWSER is not set")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # No sandbox: containers that run as root do not offer one; the pages are our own.
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def problems_of(browser, address, page_name, view, change=None):
+    """Open one page in one view; returns the problems found. change: a function of the HTML, applied on the way."""
+    problems = []
+    page = browser.new_page(**VIEWS[view])
+    page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+
+    def guard(route):
+        url = route.request.url
+        if not url.startswith((address, "data:", "blob:")):
+            problems.append(f"asks another host: {url}")
+            route.abort()
+        elif change is not None and route.request.is_navigation_request():
+            response = route.fetch()
+            route.fulfill(response=response, body=change(response.text()))
+        else:
+            route.continue_()
+
+    page.route("**/*", guard)
+    response = page.goto(f"{address}/{page_name}", wait_until="load")
+    if not response.ok:
+        problems.append(f"status {response.status}")
+    problems += page.evaluate(INSPECT)
+    theme = page.evaluate("document.documentElement.dataset.theme")
+    if theme != VIEWS[view]["color_scheme"]:
+        problems.append(f"theme is {theme}, the reader asked for {VIEWS[view]['color_scheme']}")
+    page.close()
+    return problems
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("page_name", pages())
+def test_page(browser, address, page_name, view):
+    assert problems_of(browser, address, page_name, view) == []
+
+
+def test_search_finds_a_page(browser, address):
+    page = browser.new_page()
+    page.goto(f"{address}/search.html?q=postfix", wait_until="networkidle")
+    page.wait_for_selector("#search-results li a", timeout=10_000)
+    assert "notation" in page.inner_html("#search-results")
+    page.close()
+
+
+BEFORE_END = "</article>"
+BROKEN = {
+    "undefined macro": (r'<span class="math">\(\nosuchmacro x\)</span>', "TeX error"),
+    "unbalanced braces": (r'<div class="math">\[\frac{1}{2\]</div>', "math not drawn|TeX error"),
+    "outside request": ('<script src="https://example.org/a.js"></script>', "asks another host"),
+    "console error": ("<script>console.error('broken')</script>", "console: broken"),
+    "script error": ("<script>undefinedFunction()</script>", "script error"),
+    "missing image": ('<img src="no-such-file.png" alt="none">', "image not shown"),
+    "too wide": ('<div style="width: 900px">wide</div>', "px wide"),
+    "pale text": ('<p style="color: #777; background: #888">pale</p>', "contrast"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_page_is_found(browser, address, name):
+    html, expected = BROKEN[name]
+    # The last piece of the article's own content: wide boxes elsewhere would be cut off by the theme.
+    found = problems_of(
+        browser, address, "book/notation.html", "phone-light", change=lambda text: text.replace(BEFORE_END, html + BEFORE_END, 1)
+    )
+    assert any(part in line for part in expected.split("|") for line in found), f"found only {found}"
+
+
+def test_raw_mathematics_is_found(browser, address):
+    def without_mathjax(text):
+        return text.replace("mathjax/tex-chtml-full.js", "mathjax/missing.js")
+
+    found = problems_of(browser, address, "book/notation.html", "desktop-light", change=without_mathjax)
+    assert any("math not drawn" in line for line in found)
