@@ -229,8 +229,8 @@ class Task:
         predictions = predictions.tolist() if hasattr(predictions, "tolist") else list(predictions)
         if len(predictions) != len(examples):
             raise ValueError(
-                f"{self.name}: {len(predictions)} predictions: expected {len(examples)}, one for each example "
-                f"of split {split!r}"
+                f"{self.name}: {len(predictions)} predictions: expected {len(examples)}, one for each "
+                f"example of split {split!r}"
             )
         for number, value in enumerate(predictions):
             if not _is_index(value, len(self.labels)):

@@ -1,12 +1,12 @@
 """The paper's five SuperGLUE tasks: BoolQ, MultiRC, RTE, CB and WiC, from the hub or from local files.
 
-    load("superglue/rte")                      the parquet repository of the hub, at a fixed revision
-    load("superglue/rte", path="folder")       files as SuperGLUE distributes them, or as `datasets` saves them
+    load("superglue/rte")                   the parquet repository of the hub, at a fixed revision
+    load("superglue/rte", path="folder")    files as SuperGLUE distributes them, or as `datasets` saves them
 
 SuperGLUE's own test split has no labels, so it is never used here. Two protocols say what is used instead:
 
-    "holdout"  (default) a part of train becomes "validation", for choices; the official validation set is kept
-               as "test", for the report. No number is chosen and reported on the same examples.
+    "holdout"  (default) a part of train becomes "validation", for choices; the official validation set is
+               kept as "test", for the report. No number is chosen and reported on the same examples.
     "paper"    "train" and the official "validation" alone: the paper's code chooses the best step on the
                validation set and reports that same number, which is optimistic.
 
@@ -99,6 +99,28 @@ def load(
     revision   of the hub repository
     cache_dir  where `datasets` keeps its files (its own default when None)
     """
+    share = _check_options(name, protocol, holdout)
+    key = name.partition("/")[2]
+    recipe = RECIPES[key]
+    rows = _from_hub(key, revision, cache_dir) if path is None else _from_path(recipe, Path(path), cache_dir)
+    official = {split: list(_examples(key, rows[split], split)) for split in FILES}
+    if protocol == "paper":
+        splits = official
+        note = "protocol paper: choices and report on the official validation set, no test split"
+    else:
+        train, validation = carve(official["train"], recipe.context, share, seed)
+        splits = {"train": train, "validation": validation, "test": official["validation"]}
+        note = (
+            f"protocol holdout: validation {share} of train (seed {seed}), test the official validation set"
+        )
+    origin = f"{HUB} revision {revision}" if path is None else "local files"
+    digest = hashlib.sha256(json.dumps(official, sort_keys=True).encode()).hexdigest()[:16]
+    source = f"SuperGLUE {recipe.folder} from {origin}, sha256 {digest}, {note}"
+    return Task(name, recipe.labels, recipe.words, recipe.template, splits, recipe.metric, source)
+
+
+def _check_options(name, protocol, holdout) -> float:
+    """The share of train to hold out, after a check of the options that `load` was called with."""
     if name not in NAMES:
         raise ValueError(f"name={name!r}: expected one of {list(NAMES)}")
     if protocol not in PROTOCOLS:
@@ -108,22 +130,7 @@ def load(
     share = HOLDOUT if holdout is None else holdout
     if not isinstance(share, (int, float)) or not 0 < share < 1:
         raise ValueError(f"holdout={holdout!r}: expected a share between 0 and 1, both excluded")
-
-    key = name.partition("/")[2]
-    recipe = RECIPES[key]
-    rows = _from_hub(key, revision, cache_dir) if path is None else _from_path(recipe, Path(path), cache_dir)
-    official = {split: list(_examples(key, rows[split], split)) for split in FILES}
-    origin = f"{HUB} revision {revision}" if path is None else "local files"
-    digest = hashlib.sha256(json.dumps(official, sort_keys=True).encode()).hexdigest()
-    source = f"SuperGLUE {recipe.folder} from {origin}, sha256 {digest[:16]}, "
-    if protocol == "paper":
-        splits = official
-        source += "protocol paper: choices and report both on the official validation set, no test split"
-    else:
-        train, validation = carve(official["train"], recipe.context, share, seed)
-        splits = {"train": train, "validation": validation, "test": official["validation"]}
-        source += f"protocol holdout: validation is {share} of train (seed {seed}), test is the official validation set"
-    return Task(name, recipe.labels, recipe.words, recipe.template, splits, recipe.metric, source)
+    return share
 
 
 def carve(examples: list[dict], context: str, share: float, seed: int) -> tuple[list[dict], list[dict]]:
@@ -150,7 +157,8 @@ def carve(examples: list[dict], context: str, share: float, seed: int) -> tuple[
             taken += len(members)
     if not held:
         raise ValueError(
-            f"holdout={share}: train has one {context} per label at most: expected two or more, to keep one in train"
+            f"holdout={share}: no label has two {context} texts in train: expected two or more, to hold out "
+            "one and keep one"
         )
     rest = [example for i, example in enumerate(examples) if i not in held]
     return rest, [examples[i] for i in sorted(held)]
@@ -182,8 +190,8 @@ def _from_path(recipe: Recipe, path: Path, cache_dir) -> Mapping:
     missing = [split for split in FILES if not files[split]]
     if missing:
         raise FileNotFoundError(
-            f"path={str(path)!r}: no {' and no '.join(missing)} data of {recipe.folder}: expected train.jsonl and "
-            "val.jsonl, or train and validation parquet files, or a saved DatasetDict (dataset_dict.json)"
+            f"path={str(path)!r}: no {' and no '.join(missing)} data of {recipe.folder}: expected "
+            "train.jsonl and val.jsonl, or train and validation parquet files, or a saved DatasetDict"
         )
     return {split: _read(files[split], cache_dir) for split in FILES}
 
@@ -199,7 +207,7 @@ def _saved(folder):
 
 
 def _split_files(folder: Path, stems) -> list[Path]:
-    """ "train.jsonl" or, as the hub names them, "train-00000-of-00001.parquet" and its sisters."""
+    """One split's files: train.jsonl, train.parquet or, as on the hub, train-00000-of-00001.parquet."""
     for stem in stems:
         for pattern in (f"{stem}.jsonl", f"{stem}.parquet", f"{stem}-*.parquet"):
             found = sorted(folder.glob(pattern))
@@ -239,7 +247,7 @@ def _read_jsonl(file: Path) -> Iterator[dict]:
 
 
 def _examples(key: str, rows, split: str) -> Iterator[dict]:
-    """Rows as SuperGLUE or the hub writes them -> dicts with text fields, "label", and "group" for MultiRC."""
+    """Rows as SuperGLUE or the hub writes them -> text fields, "label", and for MultiRC "group"."""
     recipe = RECIPES[key]
     names = getattr(getattr(rows, "features", {}).get("label"), "names", None)  # of a ClassLabel column
     number = -1
@@ -260,8 +268,10 @@ def label_index(value, labels: tuple[str, ...], where: str = "label", names=None
 
     names: what the numbers mean in a `datasets` label column (None: SuperGLUE's own order).
 
-    >>> label_index("neutral", ("entailment", "contradiction", "neutral")), label_index(True, ("False", "True"))
-    (2, 1)
+    >>> label_index("neutral", ("entailment", "contradiction", "neutral"))
+    2
+    >>> label_index(True, ("False", "True"))
+    1
     >>> label_index(0, ("entailment", "not_entailment"), names=["not_entailment", "entailment"])
     1
     """
@@ -291,7 +301,7 @@ def _text(row: Mapping, field: str, where: str) -> str:
 
 
 def _answers(row: Mapping, where: str) -> Iterator[dict]:
-    """MultiRC as SuperGLUE distributes it has one paragraph per row, with questions, with answers: flatten it.
+    """One dict per answer: SuperGLUE's own MultiRC rows are paragraphs with questions with answers.
 
     A row that is flat already, as on the hub, is passed on.
     """
