@@ -69,11 +69,14 @@ async () => {
     const [r, g, b] = color.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
+  const opacity = (element) => (element ? Number(getComputedStyle(element).opacity) * opacity(element.parentElement) : 1);
   const seen = new Set();
-  for (const element of article.querySelectorAll("p, li, td, th, dt, dd, h1, h2, h3, p a, td a, li a, code, pre")) {
-    if (!element.checkVisibility() || !element.textContent.trim()) continue;
+  for (const element of article.querySelectorAll("p, li, td, th, dt, dd, h1, h2, h3, p a, td a, li a, figcaption span, code, pre")) {
+    if (!element.checkVisibility() || !element.textContent.trim() || element.matches(".headerlink")) continue;
     const under = ground(element);
-    const text = over(rgba(getComputedStyle(element).color), under);
+    const ink = rgba(getComputedStyle(element).color);
+    ink[3] *= opacity(element);
+    const text = over(ink, under);
     const [high, low] = [luminance(text), luminance(under)].sort((a, b) => b - a);
     const ratio = (high + 0.05) / (low + 0.05);
     const key = element.tagName + text + under;
@@ -187,6 +190,7 @@ BROKEN = {
     "script error": ("<script>undefinedFunction()</script>", "script error"),
     "missing image": ('<img src="no-such-file.png" alt="none">', "image not shown"),
     "too wide": ('<div style="width: 900px">wide</div>', "px wide"),
+    "pale text by opacity": ('<p style="opacity: 0.4">pale</p>', "contrast"),
     "pale text": ('<p style="color: #777; background: #888">pale</p>', "contrast"),
 }
 

@@ -17,6 +17,7 @@ PROJECTS = {
             (f"collections.abc.{name}", "class", "library/collections.abc.html#collections.abc.$")
             for name in ("Callable", "Hashable", "Iterable", "Iterator", "Mapping", "MutableMapping", "Sequence")
         ),
+        ("Ellipsis", "data", "library/constants.html#Ellipsis"),
         ("os.PathLike", "class", "library/os.html#os.PathLike"),
         ("pathlib.Path", "class", "library/pathlib.html#pathlib.Path"),
         ("pathlib._local.Path", "class", "library/pathlib.html#pathlib.Path"),
@@ -87,7 +88,7 @@ def inventory(project, entries):
     header += "# The remainder of this file is compressed using zlib.\n"
     lines = []
     for name, role, address in entries:
-        address = address.replace("$", name.rsplit(".", 1)[1])
+        address = address.replace("$", name.rsplit(".", 1)[-1])
         lines.append(f"{name} py:{role} 1 {address} -\n")
     return header.encode() + zlib.compress("".join(lines).encode(), 9)
 

@@ -1,0 +1,141 @@
+"""Sphinx extension: make API pages of docstrings that are written to be read as plain text.
+
+The package's docstrings hold short paragraphs, numpy-style sections and two kinds of lists:
+
+    Parameters
+    ----------
+    length : l, the number of prompt vectors        an entry of a section, with a colon
+    path       folder with the task's files         an entry of a table, with two or more spaces
+
+`rewrite` turns entries into field lists, so that sphinx-autodoc-typehints can add their types, and other indented
+lines into literal blocks. A reference to a name that the package re-exports (`dplearn.Annealing`) is led to the
+module that defines it.
+"""
+
+import inspect
+import re
+
+ENTRY = re.compile(r"^(?P<indent>\s*)(?P<name>\S.*?) : (?P<text>.*)$")
+COLUMN = re.compile(r"^(?P<indent>\s*)(?P<name>\S+(?: \S+)*)\s{2,}(?P<text>\S.*)$")
+FIELDS = {"Parameters": "param", "Raises": "raises", "Returns": "returns", "Yields": "returns"}
+
+
+def indent_of(line):
+    """Number of leading blanks."""
+    return len(line) - len(line.lstrip())
+
+
+def is_column(line):
+    """True for "name    text": a sentence that only has two blanks after its full stop is none."""
+    match = COLUMN.match(line)
+    return bool(match) and len(match["name"]) <= 60 and match["name"][-1] not in ".;,?!" and ">>>" not in line
+
+
+def entry_at(lines, start, match):
+    """The entry that begins at lines[start] with its indented continuation: (name, text, next line)."""
+    text, end = [match["text"].strip()], start + 1
+    while end < len(lines) and lines[end].strip() and indent_of(lines[end]) > len(match["indent"]):
+        text.append(lines[end].strip())
+        end += 1
+    return match["name"].strip(), " ".join(text), end
+
+
+def field(kind, name, text):
+    """One line of a field list, or of a bullet list where the name is not one that a signature can have."""
+    if kind == "param" and name.replace("*", "").isidentifier():
+        return f":param {name.replace('*', '')}: {text}"
+    if kind == "raises" and name.replace(".", "").isidentifier():
+        return f":raises {name}: {text}"
+    return f"* ``{name}`` {text}"
+
+
+def rewrite(lines, callable_=True):
+    """The lines of a docstring as reStructuredText. callable_: entries of tables name parameters."""
+    result, section, i = [], None, 0
+    while i < len(lines):
+        line, after = lines[i], lines[i + 1] if i + 1 < len(lines) else ""
+        before = result[-1] if result else ""
+        if not line.strip():
+            result.append("")
+            i += 1
+        elif line.lstrip().startswith(">>>"):
+            # Examples stay as they are, up to the next blank line.
+            result += [""] if before.strip() else []
+            while i < len(lines) and lines[i].strip():
+                result.append(lines[i])
+                i += 1
+        elif re.fullmatch(r"-{3,}", after.strip()) and indent_of(line) == indent_of(after):
+            section, i = line.strip(), i + 2
+            result.append("")
+            if section not in FIELDS:
+                result += [f".. rubric:: {section}", ""]
+        elif FIELDS.get(section) in ("param", "raises") and ENTRY.match(line):
+            name, text, i = entry_at(lines, i, ENTRY.match(line))
+            result.append(field(FIELDS[section], name, text))
+        elif FIELDS.get(section) == "returns":
+            block = []
+            while i < len(lines) and lines[i].strip():
+                block.append(lines[i].strip())
+                i += 1
+            result.append(f":returns: {' '.join(block)}")
+            section = None
+        elif is_column(line) and not before.endswith("::"):
+            result.append("")
+            while i < len(lines) and is_column(lines[i]):
+                name, text, i = entry_at(lines, i, COLUMN.match(lines[i]))
+                result.append(field("param" if callable_ else None, name, text))
+            result.append("")
+        elif indent_of(line) and (not before.strip() or before[0] != " "):
+            # An indented block that is no entry: shown as it stands.
+            result += ["", "::", ""]
+            while i < len(lines) and (indent_of(lines[i]) or not lines[i].strip()):
+                result.append("    " + lines[i])
+                i += 1
+            result.append("")
+        else:
+            section = section if before.strip() else None
+            result.append(line)
+            i += 1
+    return result
+
+
+def process(app, what, name, obj, options, lines):
+    """Rewrite one docstring in place."""
+    lines[:] = rewrite(list(lines), callable_=what != "module")
+
+
+def skip(app, what, name, obj, skip_, options):
+    """Leave out the fields of named tuples, whose only text is "Alias for field number 0"."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def defined_name(target):
+    """The full name under which a re-exported object is documented, or None."""
+    import dplearn
+
+    thing = dplearn
+    for part in target.split(".")[1:]:
+        thing = getattr(thing, part, None)
+    if thing is None or inspect.ismodule(thing) or not hasattr(thing, "__qualname__"):
+        return None
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def resolve(app, env, node, contnode):
+    """Find dplearn.X where X is defined."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.startswith("dplearn."):
+        return None
+    name = defined_name(target)
+    if name is None or name == target:
+        return None
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)
+
+
+def setup(app):
+    """Register the handlers; the rewriting comes before that of other extensions."""
+    app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("autodoc-skip-member", skip)
+    app.connect("missing-reference", resolve)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
