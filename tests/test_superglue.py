@@ -244,13 +244,13 @@ def many(per_label=50, copies=1):
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("share", [0.1, 0.23, 0.5])
 def test_carve_takes_the_share_of_each_label(share, copies):
-    rest, held = carve(many(copies=copies), "text", share, seed=1)
+    rest, held = carve(many(47, copies), "text", share, seed=1)
     for label in (0, 1, 2):
         count = sum(example["label"] == label for example in held)
-        assert abs(count - share * 50 * copies) <= copies / 2
-    assert len(rest) + len(held) == 150 * copies
+        assert abs(count - share * 47 * copies) <= copies / 2
+    assert len(rest) + len(held) == 141 * copies
 
 
 def test_carve_is_seeded_and_keeps_something_of_each_label_on_both_sides():
