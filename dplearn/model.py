@@ -60,6 +60,14 @@ class PromptedModel(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         self.backbone.gradient_checkpointing_disable()
 
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Decoder inputs (B, L) for labels (B, L), as the backbone makes them.
+
+        ``transformers.DataCollatorForSeq2Seq(tokenizer, model)`` calls this; a Trainer with its own loss function
+        needs it, since it takes the labels away before the forward pass.
+        """
+        return self.backbone.prepare_decoder_input_ids_from_labels(labels)
+
     def train(self, mode: bool = True) -> PromptedModel:
         """Training mode of the prompt; the backbone follows only if ``prompt_config.backbone_dropout``."""
         super().train(mode)
@@ -105,6 +113,7 @@ class PromptedModel(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         summary: Tensor | None = None,
         **options,
@@ -112,10 +121,17 @@ class PromptedModel(nn.Module):
         """The backbone's own output for the prompted input.
 
         Takes what the backbone's ``forward`` takes (``options`` are handed on), plus ``summary`` as in
-        :meth:`insert_prompt`. ``labels`` (B, L) belong to the decoder and are not moved by the prompt.
+        :meth:`insert_prompt`. ``labels`` and ``decoder_input_ids`` (B, L) belong to the decoder and are not moved by
+        the prompt; one of them is needed.
         """
         placed = self.insert_prompt(input_ids, attention_mask, inputs_embeds, summary)
-        return self.backbone(inputs_embeds=placed.embeds, attention_mask=placed.mask, labels=labels, **options)
+        return self.backbone(
+            inputs_embeds=placed.embeds,
+            attention_mask=placed.mask,
+            decoder_input_ids=decoder_input_ids,
+            labels=labels,
+            **options,
+        )
 
     @torch.no_grad()
     def generate(
@@ -155,9 +171,19 @@ class PromptedModel(nn.Module):
         if (input_ids is None) == (inputs_embeds is None):
             both = "both" if input_ids is not None else "none"
             raise ValueError(f"expected one of input_ids and inputs_embeds, got {both}")
+        if input_ids is not None and (input_ids.ndim != 2 or input_ids.is_floating_point()):
+            shape, dtype = tuple(input_ids.shape), input_ids.dtype
+            raise ValueError(f"input_ids has shape {shape} and dtype {dtype}, expected integers (batch, seq)")
+        width = self.adapter.width
+        if inputs_embeds is not None and (inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width):
+            raise ValueError(f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, expected (batch, seq, {width})")
+        shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        if attention_mask is not None and attention_mask.shape != shape:
+            found = tuple(attention_mask.shape)
+            raise ValueError(f"attention_mask has shape {found}, expected {tuple(shape)} as the input")
         inputs = self.adapter.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if attention_mask is None:
-            attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+            attention_mask = torch.ones(shape, dtype=torch.long, device=inputs.device)
         return inputs, attention_mask
 
     def _summarize(self, inputs: Tensor, mask: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class LabelWordLoss:
     """Cross-entropy over the label words' logits at the answer position, as the paper trains and reads T5.
 
     The answer is the last column of ``labels``; each label is the token id of a label word. Pass it to the Trainer:
-    ``Trainer(..., compute_loss_func=loss, preprocess_logits_for_metrics=loss.predictions)``.
+    ``Trainer(..., compute_loss_func=loss, preprocess_logits_for_metrics=loss.predictions)``, with
+    ``data_collator=DataCollatorForSeq2Seq(tokenizer, model)``, which adds the decoder's inputs.
 
     Parameters
     ----------

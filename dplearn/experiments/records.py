@@ -1,0 +1,95 @@
+"""Records: results of runs as JSON, each with the command, versions and device that made it; tables from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "records"
+
+
+def provenance(command: str) -> dict:
+    """Who made a result: the command, the date, the commit, versions and device."""
+    import torch
+    import transformers
+
+    import dplearn
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "command": command,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "dplearn": dplearn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device,
+        "machine": platform.machine(),
+    }
+
+
+def _commit() -> str:
+    """The git commit of the working copy, with "+" where files differ from it, or "unknown" outside a checkout."""
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def save(path: str | os.PathLike, rows: Sequence[dict], command: str | None = None) -> None:
+    """Write rows with their provenance, in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = command or " ".join(["python -m dplearn.experiments", *sys.argv[1:]])
+    text = json.dumps({"provenance": provenance(command), "rows": list(rows)}, indent=1) + "\n"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def load(name: str) -> dict | None:
+    """The record ``name`` that ships with the package: {"provenance": …, "rows": […]}; None where it was not run."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval over seeds (Student's t; at least 2 values).
+
+    >>> mean, half = interval([0.8, 0.9])
+    >>> round(mean, 2), round(half, 3)
+    (0.85, 0.635)
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError(f"values={list(values)} has {len(values)} entries, expected at least 2 (one per seed)")
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), float(half)
+
+
+def headline(row: dict, split: str = "test") -> float:
+    """The first metric of a row's split."""
+    return next(iter(row["scores"][split].values()))
+
+
+def by(rows: Iterable[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """Rows grouped by the values of ``keys``, in order of appearance."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups

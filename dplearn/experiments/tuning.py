@@ -1,0 +1,220 @@
+"""Train and score one method on one task: a prompt, full fine-tuning, the frozen model, a bag of words.
+
+Every method sees the same examples in the same budget and is scored in the same way: cross-entropy over the label words
+in training, argmax over them in evaluation. Choices are made on "validation", "test" is only reported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, get_constant_schedule_with_warmup, set_seed
+from transformers.optimization import Adafactor
+
+from dplearn.choice import Chooser, schedule
+from dplearn.config import PromptConfig
+from dplearn.model import prompted
+from dplearn.tasks.base import Task
+from dplearn.training import Annealing, LabelWordLoss, parameter_groups
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The budget and the optimiser of one run.
+
+    steps : optimiser steps.  batch_size : examples in each.  learning_rate : of the prompt vectors (Adafactor without
+    relative steps, as Lester et al. 2021) or of all weights (full fine-tuning, AdamW).  controller_learning_rate : of
+    position logits and controllers.  warmup : steps of linear warm-up, then constant.  clip : largest gradient norm.
+    """
+
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 0.3
+    controller_learning_rate: float = 0.03
+    warmup: int = 20
+    clip: float = 1.0
+
+
+def _trainer(model, tokenizer, task: Task, settings: Settings, seed: int, optimizer, folder: str, **options) -> Trainer:
+    loss = LabelWordLoss(task.word_ids(tokenizer))
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=128,
+        max_grad_norm=settings.clip,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        logging_steps=max(settings.steps // 10, 1),
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    warmup = None if optimizer is None else get_constant_schedule_with_warmup(optimizer, settings.warmup)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        train_dataset=task.encode(tokenizer, "train", answer_prefix=options.pop("answer_prefix", "")),
+        optimizers=(optimizer, warmup),
+        compute_loss_func=loss,
+        preprocess_logits_for_metrics=loss.predictions,
+        **options,
+    )
+    trainer.remove_callback(_printer(trainer))
+    return trainer
+
+
+def _printer(trainer: Trainer):
+    """The callback that prints logs; a study prints its own table."""
+    return next(callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ == "PrinterCallback")
+
+
+def _score(trainer: Trainer, tokenizer, task: Task, splits: Sequence[str], answer_prefix: str) -> dict[str, dict[str, float]]:
+    scores = {}
+    for split in splits:
+        predictions = trainer.predict(task.encode(tokenizer, split, answer_prefix=answer_prefix)).predictions
+        scores[split] = task.score(split, predictions)
+    return scores
+
+
+def _fit(model, tokenizer, task, settings, seed, optimizer, splits, answer_prefix, callbacks=()) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(
+            model, tokenizer, task, settings, seed, optimizer, folder, callbacks=list(callbacks), answer_prefix=answer_prefix
+        )
+        start = time.perf_counter()
+        result = trainer.train()
+        seconds = time.perf_counter() - start
+        losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
+        return {
+            "task": task.name,
+            "seed": seed,
+            "settings": asdict(settings),
+            "train_loss": round(result.training_loss, 4),
+            "losses": losses,
+            "scores": _score(trainer, tokenizer, task, splits, answer_prefix),
+            "seconds": round(seconds, 1),
+        }
+
+
+def tune_prompt(
+    backbone,
+    tokenizer,
+    task: Task,
+    config: PromptConfig,
+    settings: Settings = Settings(),
+    seed: int = 0,
+    splits: Sequence[str] = ("validation", "test"),
+    answer_prefix: str = "",
+    temperature: str = "constant",
+) -> dict:
+    """Tune a prompt on a frozen backbone and score it.
+
+    ``temperature`` names the annealing schedule of learned decisions (:func:`dplearn.schedule`).
+
+    Returns a plain dict: task, seed, config, settings, losses (ten means over the run), scores by split and metric,
+    trained parameters, seconds, and for each split the share of instances whose prompt stands at each position.
+    """
+    set_seed(seed)
+    model = prompted(backbone, config)
+    optimizer = Adafactor(
+        parameter_groups(model, settings.learning_rate, settings.controller_learning_rate),
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+    )
+    learned = any(isinstance(module, Chooser) for module in model.modules())
+    callbacks = [Annealing(schedule(temperature))] if learned else []
+    row = _fit(model, tokenizer, task, settings, seed, optimizer, splits, answer_prefix, callbacks)
+    model.eval()
+    row["config"] = config.to_dict()
+    row["trained_parameters"] = sum(parameter.numel() for parameter in model.trainable_parameters().values())
+    if learned:
+        row["positions"] = {split: _positions(model, tokenizer, task, split) for split in splits}
+    return row
+
+
+@torch.no_grad()
+def _positions(model, tokenizer, task: Task, split: str) -> list[float]:
+    """Share of instances at each split k = 0..l, in evaluation."""
+    rows, collate = task.encode(tokenizer, split), DataCollatorForSeq2Seq(tokenizer)
+    counts = torch.zeros(model.prompt.length + 1)
+    for start in range(0, len(rows), 256):
+        batch = collate(rows[start : start + 256])
+        chosen = model.decide(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
+        counts += torch.bincount(chosen["position"].index.cpu(), minlength=len(counts))
+    return [round(share, 4) for share in (counts / counts.sum()).tolist()]
+
+
+def fine_tune(
+    backbone,
+    tokenizer,
+    task: Task,
+    settings: Settings = Settings(learning_rate=5e-4),
+    seed: int = 0,
+    splits: Sequence[str] = ("validation", "test"),
+    answer_prefix: str = "",
+) -> dict:
+    """Train all weights of ``backbone`` (changed in place) on the task without any prompt, and score it."""
+    set_seed(seed)
+    backbone.requires_grad_(True)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+    row = _fit(backbone, tokenizer, task, settings, seed, optimizer, splits, answer_prefix)
+    row["trained_parameters"] = sum(parameter.numel() for parameter in backbone.parameters())
+    return row
+
+
+def zero_shot(
+    backbone: nn.Module, tokenizer, task: Task, splits: Sequence[str] = ("validation", "test"), answer_prefix: str = ""
+) -> dict:
+    """Score the frozen backbone on the bare text, with no prompt at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(
+            backbone.eval(), tokenizer, task, Settings(), 0, None, folder, answer_prefix=answer_prefix
+        )
+        return {"task": task.name, "scores": _score(trainer, tokenizer, task, splits, answer_prefix), "trained_parameters": 0}
+
+
+def bag_of_words(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
+    """Logistic regression on counts of words and word pairs of each text field; its strength is chosen on validation.
+
+    What it solves needs no pretrained model. Fields have vocabularies of their own, so that it knows which text a word
+    stood in.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    def columns(split):
+        return [[example[field] for field in task.fields] for example in task.examples(split)]
+
+    def labels(split):
+        return [example["label"] for example in task.examples(split)]
+
+    def fitted(strength):
+        counts = ColumnTransformer(
+            [(name, CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), i) for i, name in enumerate(task.fields)]
+        )
+        model = make_pipeline(counts, LogisticRegression(C=strength, max_iter=2000))
+        return model.fit(_frame(columns("train"), task.fields), labels("train"))
+
+    def score(model, split):
+        return task.score(split, model.predict(_frame(columns(split), task.fields)).astype(int))
+
+    models = [fitted(strength) for strength in (0.01, 0.1, 1.0)]
+    best = max(models, key=lambda model: next(iter(score(model, "validation").values())))
+    return {"task": task.name, "scores": {split: score(best, split) for split in splits}}
+
+
+def _frame(rows, names):
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(names))
