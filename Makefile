@@ -23,7 +23,7 @@ TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-package test-notebooks test-site notebooks robust lint clean distclean
+.PHONY: help book test test-package test-notebooks test-site notebooks robust lint format clean distclean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
@@ -78,6 +78,10 @@ endif
 
 lint: $(VENV)/.ready ## ruff, over the package, the tests, the tools and the notebooks
 	$(BIN)/ruff check .
+
+format: $(VENV)/.ready ## let ruff lay out the code and sort the imports
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
 
 clean: ## remove what was built, keep .venv
 	rm -rf _build build dist .pytest_cache .ruff_cache .hypothesis

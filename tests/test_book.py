@@ -61,7 +61,9 @@ def execution_problems(notebook):
 
 def figure_problems(cell):
     """What a cell with an image lacks: words for those who do not see it, a caption, a name to refer to."""
-    if not any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in cell.outputs):
+    if not any(
+        "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in cell.outputs
+    ):
         return []
     metadata = cell.metadata.get("mystnb", {})
     fields = {
@@ -75,7 +77,11 @@ def figure_problems(cell):
 def solutions_outside_dropdowns(text):
     """The solutions of a page that show at once: each directive must have the class dropdown."""
     pattern = re.compile(r"^(?:`{3,}|:{3,})\{solution(?:-start)?\}[^\n]*\n((?::[^\n]*\n)*)", re.MULTILINE)
-    return [m.group(0) for m in pattern.finditer(text) if not re.search(r"^:class:.*\bdropdown\b", m.group(1), re.M)]
+    return [
+        m.group(0)
+        for m in pattern.finditer(text)
+        if not re.search(r"^:class:.*\bdropdown\b", m.group(1), re.M)
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -117,7 +123,9 @@ def test_every_notebook_is_a_page_and_every_page_exists():
 
 
 def test_map_says_what_exists():
-    rows = re.findall(r"^\| (\d\d) \|.*\{(ready|planned)\}", (ROOT / "book" / "intro.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\d\d) \|.*\{(ready|planned)\}", (ROOT / "book" / "intro.md").read_text(), re.MULTILINE
+    )
     ready = {number for number, status in rows if status == "ready"}
     assert [number for number, _ in rows] == [f"{number:02d}" for number in range(15)]
     assert ready == {path.stem[:2] for path in NOTEBOOKS}
@@ -146,7 +154,9 @@ def test_paper_map_names_things_that_exist():
         path = ROOT / "dplearn" / Path(*module.split("."))
         source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
         assert source.exists(), f"no module dplearn.{module}"
-        assert re.search(rf"^(?:def|class) {name}\b", source.read_text(), re.M), f"dplearn.{module} has no {name}"
+        assert re.search(rf"^(?:def|class) {name}\b", source.read_text(), re.M), (
+            f"dplearn.{module} has no {name}"
+        )
 
 
 # The checks above can fail: each of these notebooks or pages is wrong in one way.
@@ -169,10 +179,21 @@ PICTURE = nbformat.v4.new_output("display_data", data={"image/png": "", "text/pl
     "notebook, expected",
     [
         (notebook_with(executed_cell(1, TEXT), executed_cell(2)), []),
-        (notebook_with(executed_cell(None), executed_cell(None)), ["execution counts", "no cell has an output"]),
+        (
+            notebook_with(executed_cell(None), executed_cell(None)),
+            ["execution counts", "no cell has an output"],
+        ),
         (notebook_with(executed_cell(1, TEXT), executed_cell(3)), ["execution counts"]),
-        (notebook_with(executed_cell(1, nbformat.v4.new_output("stream", name="stderr", text="w"))), ["stderr"]),
-        (notebook_with(executed_cell(1, nbformat.v4.new_output("error", ename="E", evalue="", traceback=[]))), ["raises E"]),
+        (
+            notebook_with(executed_cell(1, nbformat.v4.new_output("stream", name="stderr", text="w"))),
+            ["stderr"],
+        ),
+        (
+            notebook_with(
+                executed_cell(1, nbformat.v4.new_output("error", ename="E", evalue="", traceback=[]))
+            ),
+            ["raises E"],
+        ),
     ],
     ids=["right", "stripped", "out of order", "warning", "error"],
 )
@@ -186,7 +207,9 @@ def test_figure_check_can_fail():
     words = {"image": {"alt": "a line"}, "figure": {"caption": "A line.", "name": "fig-line"}}
     assert figure_problems(executed_cell(1, PICTURE, mystnb=words)) == []
     assert len(figure_problems(executed_cell(1, PICTURE))) == 3
-    assert figure_problems(executed_cell(1, PICTURE, mystnb={**words, "image": {}})) == ["mystnb.image.alt is missing"]
+    assert figure_problems(executed_cell(1, PICTURE, mystnb={**words, "image": {}})) == [
+        "mystnb.image.alt is missing"
+    ]
 
 
 def test_solution_check_can_fail():
@@ -199,12 +222,44 @@ def test_solution_check_can_fail():
 def test_normal_form_is_stable_and_drops_what_depends_on_the_machine():
     normal_form = tool("refresh_notebooks").normal_form
     halves = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a\n", "b\n")]
-    cell = nbformat.v4.new_code_cell("print()", execution_count=7, outputs=halves, metadata={"execution": {"t": 1}})
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "mine", "display_name": "mine"}})
+    cell = nbformat.v4.new_code_cell(
+        "print()", execution_count=7, outputs=halves, metadata={"collapsed": True}
+    )
+    notebook = nbformat.v4.new_notebook(
+        cells=[cell], metadata={"kernelspec": {"name": "mine", "display_name": "mine"}}
+    )
     text = normal_form(notebook)
     stored = nbformat.reads(text, as_version=4)
     assert normal_form(stored) == text
     assert [o.text for o in stored.cells[0].outputs] == ["a\nb\n"]
-    assert (stored.cells[0].execution_count, stored.cells[0].id, dict(stored.cells[0].metadata)) == (1, "cell-00", {})
+    assert (stored.cells[0].execution_count, stored.cells[0].id, dict(stored.cells[0].metadata)) == (
+        1,
+        "cell-00",
+        {},
+    )
     assert stored.metadata.kernelspec.name == "python3"
     assert cell.execution_count == 7
+
+
+def test_docstrings_become_field_lists():
+    path = ROOT / "book" / "_ext" / "plain_docstrings.py"
+    spec = importlib.util.spec_from_file_location("plain_docstrings", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    numpy_style = [
+        "Parameters",
+        "----------",
+        "size : how many",
+        "    of them.",
+        "",
+        "Returns",
+        "-------",
+        "(B,) ids.",
+    ]
+    text = "\n".join(module.rewrite(numpy_style))
+    assert ":param size: how many of them." in text and ":returns: (B,) ids." in text
+    assert module.rewrite(["path    where", "        it lies"])[1] == ":param path: where it lies"
+    # Two blanks after a full stop are no table, and examples stay as they are.
+    for lines in (["One sentence.  Another one."], [">>> f(1,    2)", "3    4"]):
+        assert [line for line in module.rewrite(lines) if line] == lines
+    assert module.rewrite(["Like this:", "    a = 1"])[2:5] == ["::", "", "        a = 1"]

@@ -69,9 +69,11 @@ async () => {
     const [r, g, b] = color.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const opacity = (element) => (element ? Number(getComputedStyle(element).opacity) * opacity(element.parentElement) : 1);
+  const opacity = (element) =>
+    element ? Number(getComputedStyle(element).opacity) * opacity(element.parentElement) : 1;
   const seen = new Set();
-  for (const element of article.querySelectorAll("p, li, td, th, dt, dd, h1, h2, h3, p a, td a, li a, figcaption span, code, pre")) {
+  const prose = "p, li, td, th, dt, dd, h1, h2, h3, p a, td a, li a, figcaption span, code, pre";
+  for (const element of article.querySelectorAll(prose)) {
     if (!element.checkVisibility() || !element.textContent.trim() || element.matches(".headerlink")) continue;
     const under = ground(element);
     const ink = rgba(getComputedStyle(element).color);
@@ -80,8 +82,8 @@ async () => {
     const [high, low] = [luminance(text), luminance(under)].sort((a, b) => b - a);
     const ratio = (high + 0.05) / (low + 0.05);
     const key = element.tagName + text + under;
-    if (ratio < 4.5 && !seen.has(key))
-      problems.push(`contrast ${ratio.toFixed(2)} of <${element.tagName.toLowerCase()}>: ${short(element.textContent)}`);
+    const name = `<${element.tagName.toLowerCase()}> ${short(element.textContent)}`;
+    if (ratio < 4.5 && !seen.has(key)) problems.push(`contrast ${ratio.toFixed(2)} of ${name}`);
     seen.add(key);
   }
   return problems;
@@ -141,7 +143,9 @@ def problems_of(browser, address, page_name, view, change=None):
     """Open one page in one view; returns the problems found. change: a function of the HTML, applied on the way."""
     problems = []
     page = browser.new_page(**VIEWS[view])
-    page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
+    page.on(
+        "console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None
+    )
     page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
 
     def guard(route):
@@ -200,7 +204,11 @@ def test_broken_page_is_found(browser, address, name):
     html, expected = BROKEN[name]
     # The last piece of the article's own content: wide boxes elsewhere would be cut off by the theme.
     found = problems_of(
-        browser, address, "book/notation.html", "phone-light", change=lambda text: text.replace(BEFORE_END, html + BEFORE_END, 1)
+        browser,
+        address,
+        "book/notation.html",
+        "phone-light",
+        change=lambda text: text.replace(BEFORE_END, html + BEFORE_END, 1),
     )
     assert any(part in line for part in expected.split("|") for line in found), f"found only {found}"
 

@@ -32,7 +32,9 @@ def copy_mathjax(app, exception):
         shutil.copyfile(source, target)
         copied += 1
     if copied < 2:
-        raise RuntimeError(f"sphinx-mathjax-offline holds {copied} of the files {FILES}; expected the fonts too")
+        raise RuntimeError(
+            f"sphinx-mathjax-offline holds {copied} of the files {FILES}; expected the fonts too"
+        )
 
 
 def setup(app):

@@ -74,7 +74,9 @@ def main(folder):
     """Check every page below folder; returns the exit status."""
     root = Path(folder).resolve()
     # _static holds files of the theme, templates among them, and no pages.
-    pages = {path: Page(path) for path in sorted(root.rglob("*.html")) if root / "_static" not in path.parents}
+    pages = {
+        path: Page(path) for path in sorted(root.rglob("*.html")) if root / "_static" not in path.parents
+    }
     if not pages:
         print(f"{folder}: no pages; run make book first")
         return 1

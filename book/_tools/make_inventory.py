@@ -15,7 +15,15 @@ PROJECTS = {
     "python": [
         *(
             (f"collections.abc.{name}", "class", "library/collections.abc.html#collections.abc.$")
-            for name in ("Callable", "Hashable", "Iterable", "Iterator", "Mapping", "MutableMapping", "Sequence")
+            for name in (
+                "Callable",
+                "Hashable",
+                "Iterable",
+                "Iterator",
+                "Mapping",
+                "MutableMapping",
+                "Sequence",
+            )
         ),
         ("Ellipsis", "data", "library/constants.html#Ellipsis"),
         ("os.PathLike", "class", "library/os.html#os.PathLike"),
