@@ -1,8 +1,8 @@
 """Insertion of a soft prompt around embedded inputs: ``[P_1..P_k ; X ; P_{k+1}..P_l]``.
 
 Two functions place the rows alike. ``insert`` takes the split k as given. ``insert_weighted`` takes
-straight-through weights over the l+1 splits and gives them their gradient in closed form: the l+1 candidates are
-never built. Both copy every row once and follow the real tokens: padding stays outside, on its side.
+straight-through weights over the l+1 splits and gives them their gradient in closed form: the l+1 candidates
+are never built. Both copy every row once and follow the real tokens: padding stays outside, on its side.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-# Input rows per matrix product in the backward: many waste work outside the band, few waste BLAS. 16 to 64 measure
-# about alike on CPUs.
+# Input rows per matrix product in the backward. More waste work outside the band, fewer leave BLAS too little:
+# 16 to 64 measure about alike.
 BLOCK = 32
 
 
@@ -26,11 +26,16 @@ class Inserted(NamedTuple):
     prompt_positions: Tensor  # (B, l), the row of embeds that holds prompt vector i of instance b
 
 
-class _Span(NamedTuple):
-    """Per instance, the input rows that a split moves: start .. start+cut-1."""
+class _Plan(NamedTuple):
+    """Where every row goes. Of an instance's input rows, start .. end-1 stand between the two parts of the prompt."""
 
-    start: Tensor  # (B, 1), padding rows on the left
-    cut: Tensor  # (B, 1), real tokens between the two parts of the prompt
+    start: Tensor  # (B, 1), the first real row
+    end: Tensor  # (B, 1), the first row behind the prompt: one that is kept last, or padding
+    base: (
+        Tensor  # (B, 1), the instance's first row in the output of the whole batch, flattened to (B*(T+l), d)
+    )
+    input_positions: Tensor  # (B, T), within the instance
+    prompt_positions: Tensor  # (B, l), within the instance
 
 
 def insert(
@@ -60,7 +65,8 @@ def insert(
     """
     mask = _check(prompt, inputs, mask, keep_last)
     split = _check_split(split, prompt, inputs)
-    return _inserted(_place, prompt, inputs, mask, split, keep_last)
+    plan = _plan(prompt, inputs, mask, split, keep_last)
+    return _inserted(_place(prompt, inputs, plan), mask, plan)
 
 
 def insert_weighted(
@@ -85,57 +91,45 @@ def insert_weighted(
     mask = _check(prompt, inputs, mask, keep_last)
     _check_weights(weights, prompt, inputs)
 
-    def place(prompt, inputs, split, span):
-        return _WeightedPlace.apply(prompt, inputs, weights, split, *span)
-
-    return _inserted(place, prompt, inputs, mask, weights.argmax(1), keep_last)
+    plan = _plan(prompt, inputs, mask, weights.argmax(1), keep_last)
+    return _inserted(_WeightedPlace.apply(prompt, inputs, weights, *plan), mask, plan)
 
 
 # ---- where each row goes ----------------------------------------------------------------------------------
 
 
-def _inserted(place, prompt: Tensor, inputs: Tensor, mask: Tensor, split: Tensor, keep_last) -> Inserted:
-    """Find the span of real tokens, place the rows with ``place``, and mark what is real."""
-    length, seq = prompt.shape[-2], inputs.shape[1]
-    real = mask.sum(1, keepdim=True)  # (B, 1)
+def _plan(prompt: Tensor, inputs: Tensor, mask: Tensor, split: Tensor, keep_last: int | Tensor) -> _Plan:
+    (batch, seq, _), length = inputs.shape, prompt.shape[-2]
     kept = keep_last.unsqueeze(1) if isinstance(keep_last, Tensor) else keep_last
-    span = _Span(start=mask.long().argmax(1, keepdim=True), cut=(real - kept).clamp(min=0))
-    embeds = place(prompt, inputs, split, span)
-    row = torch.arange(seq + length, device=inputs.device)
-    occupied = (row >= span.start) & (row < span.start + real + length)
-    return Inserted(embeds, occupied.to(mask.dtype), *_positions(split, span, seq, length))
-
-
-def _positions(split: Tensor, span: _Span, seq: int, length: int) -> tuple[Tensor, Tensor]:
-    """Rows of the output for every input row (B, T) and every prompt vector (B, l)."""
-    start, cut = span
+    start = mask.long().argmax(1, keepdim=True)
+    end = start + (mask.sum(1, keepdim=True) - kept).clamp(min=0)
     k = split.unsqueeze(1)
-    t = torch.arange(seq, device=split.device)
-    i = torch.arange(length, device=split.device)
-    # Left padding stays, the span moves by k, what follows it by l.
-    return t + k * (t >= start) + (length - k) * (t >= start + cut), start + i + cut * (i >= k)
+    base, t, i = (torch.arange(n, device=inputs.device) for n in (batch, seq, length))
+    moved = k.masked_fill(t >= end, length).masked_fill(t < start, 0)  # (B, T), by how many rows
+    return _Plan(
+        start, end, (base * (seq + length)).unsqueeze(1), t + moved, i + torch.where(i < k, start, end)
+    )
 
 
-def _place(prompt: Tensor, inputs: Tensor, split: Tensor, span: _Span) -> Tensor:
+def _place(prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
     """Copy every row to its place, once: (B, T+l, d). Ordinary operations, so torch knows all derivatives."""
-    batch, seq, dim = inputs.shape
-    length = prompt.shape[-2]
-    to_inputs, to_prompt = (_flat(p, seq + length) for p in _positions(split, span, seq, length))
+    (batch, seq, dim), length = inputs.shape, prompt.shape[-2]
     out = inputs.new_empty(batch * (seq + length), dim)
-    out.index_copy_(0, to_inputs, inputs.reshape(-1, dim))
-    out.index_copy_(0, to_prompt, prompt.expand(batch, length, dim).reshape(-1, dim))
+    out.index_copy_(0, (plan.base + plan.input_positions).flatten(), inputs.reshape(-1, dim))
+    shared = prompt.expand(batch, length, dim).reshape(-1, dim)
+    out.index_copy_(0, (plan.base + plan.prompt_positions).flatten(), shared)
     return out.view(batch, seq + length, dim)
 
 
-def _flat(positions: Tensor, rows: int) -> Tensor:
-    """Row numbers per instance (B, n) as row numbers of the whole batch (B*n,)."""
-    return (positions + rows * torch.arange(len(positions), device=positions.device).unsqueeze(1)).flatten()
+def _inserted(embeds: Tensor, mask: Tensor, plan: _Plan) -> Inserted:
+    """All rows are real but those that hold padding."""
+    real = mask.new_ones(embeds.shape[:2]).scatter_(1, plan.input_positions, mask)
+    return Inserted(embeds, real, plan.input_positions, plan.prompt_positions)
 
 
 def _take(rows: Tensor, positions: Tensor) -> Tensor:
-    """rows[b, positions[b, n]]: (B, S, d) and (B, n) to (B, n, d), always a copy."""
-    batch, seq, dim = rows.shape
-    return rows.reshape(-1, dim).index_select(0, _flat(positions, seq)).view(*positions.shape, dim)
+    """Rows (N, d) of a flattened batch at positions (B, n): a copy, (B, n, d)."""
+    return rows.index_select(0, positions.flatten()).view(*positions.shape, -1)
 
 
 # ---- the gradient of the weights --------------------------------------------------------------------------
@@ -145,75 +139,74 @@ class _WeightedPlace(torch.autograd.Function):
     """``_place`` at the chosen split, with the gradients of the mixture over all splits."""
 
     @staticmethod
-    def forward(prompt, inputs, weights, split, start, cut):
-        return _place(prompt, inputs, split, _Span(start, cut))
+    def forward(prompt, inputs, weights, *plan):
+        return _place(prompt, inputs, _Plan(*plan))
 
     @staticmethod
     def setup_context(ctx, arguments, output):
-        prompt, inputs, weights, split, start, cut = arguments
+        prompt, inputs, weights, *plan = arguments
         ctx.weights_dtype = weights.dtype
-        ctx.save_for_backward(prompt, inputs, split, start, cut)
+        ctx.save_for_backward(prompt, inputs, *plan)
 
     @staticmethod
-    @once_differentiable  # the second derivative mixes splits that the first one never looked at: refuse it
+    @once_differentiable  # a second derivative would need the splits that were not chosen: refuse it
     def backward(ctx, grad):
-        prompt, inputs, split, *span = ctx.saved_tensors
-        span = _Span(*span)
-        to_inputs, to_prompt = _positions(split, span, inputs.shape[1], prompt.shape[-2])
+        prompt, inputs, *plan = ctx.saved_tensors
+        plan = _Plan(*plan)
+        rows = grad.reshape(-1, grad.shape[-1])
         d_prompt = d_inputs = d_weights = None
-        if ctx.needs_input_grad[0]:
-            d_prompt = _take(grad, to_prompt).sum_to_size(prompt.shape)
-        if ctx.needs_input_grad[1]:
-            d_inputs = _take(grad, to_inputs)
         if ctx.needs_input_grad[2]:
-            d_weights = _weights_gradient(grad, prompt, inputs, span).to(ctx.weights_dtype)
-        return d_prompt, d_inputs, d_weights, None, None, None
+            d_weights = _weights_gradient(grad, prompt, inputs, plan).to(ctx.weights_dtype)
+        if ctx.needs_input_grad[0]:
+            d_prompt = _take(rows, plan.base + plan.prompt_positions).sum_to_size(prompt.shape)
+        if ctx.needs_input_grad[1]:
+            d_inputs = _take(rows, plan.base + plan.input_positions)
+        return d_prompt, d_inputs, d_weights, *(None for _ in plan)
 
 
-def _weights_gradient(grad: Tensor, prompt: Tensor, inputs: Tensor, span: _Span) -> Tensor:
-    """<G, sequence inserted at k> for every split k: (B, l+1). Sums in float32 or wider, also under autocast."""
+def _weights_gradient(grad: Tensor, prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
+    """<G, sequence inserted at k> for every split k: (B, l+1), summed in float32 or wider, under autocast too."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
     device = grad.device.type if torch.amp.is_autocast_available(grad.device.type) else "cpu"
     with torch.autocast(device, enabled=False):
-        return _prompt_products(grad, prompt, span) + _input_products(grad, inputs, span)
+        return _prompt_products(grad, prompt, plan, wide) + _input_products(grad, inputs, plan, wide)
 
 
-def _prompt_products(grad: Tensor, prompt: Tensor, span: _Span) -> Tensor:
-    """The prompt's share: sum_{i<k} <G_i, P_i> + sum_{i>=k} <G_{i+cut}, P_i>, with rows counted from start.
+def _prompt_products(grad: Tensor, prompt: Tensor, plan: _Plan, dtype: torch.dtype) -> Tensor:
+    """The prompt's share: sum_{i<k} <G_{start+i}, P_i> + sum_{i>=k} <G_{end+i}, P_i>.
 
     From one split to the next a single vector changes sides, so the differences add up in a cumulative sum.
     """
-    i = torch.arange(prompt.shape[-2], device=grad.device)
-    wide = torch.promote_types(grad.dtype, torch.float32)
+    rows = grad.reshape(-1, grad.shape[-1])
+    i = plan.base + torch.arange(prompt.shape[-2], device=grad.device)
     # The taken rows are a copy, so the product may overwrite them: one (B, l, d) temporary at a time.
-    before = _take(grad, span.start + i).to(wide).mul_(prompt).sum(-1)
-    after = _take(grad, span.start + span.cut + i).to(wide).mul_(prompt).sum(-1)
+    before = _take(rows, plan.start + i).to(dtype).mul_(prompt).sum(-1)
+    after = _take(rows, plan.end + i).to(dtype).mul_(prompt).sum(-1)
     return after.sum(1, keepdim=True) + pad((before - after).cumsum(1), (1, 0))
 
 
-def _input_products(grad: Tensor, inputs: Tensor, span: _Span) -> Tensor:
-    """The input's share: sum_t <G_{t+lag}, X_t>, with lag 0, k or l for t left of, in or right of the span.
+def _input_products(grad: Tensor, inputs: Tensor, plan: _Plan, dtype: torch.dtype) -> Tensor:
+    """The input's share: sum_t <G_{t+lag}, X_t>, with lag 0 before start, k from start to end, l from end on.
 
     This is a correlation with l+1 lags. A block of n rows against the n+l rows of G that it can reach is one
     matrix product; its band of l+1 diagonals, read with a row stride one longer, holds the lag k in column k.
     """
     batch, seq, _ = inputs.shape
     length, n = grad.shape[1] - seq, min(seq, BLOCK)
-    wide = torch.promote_types(grad.dtype, torch.float32)
-    firsts = [min(first, seq - n) for first in range(0, seq, n)]  # the last block may overlap the one before
-    blocks = [
-        torch.bmm(inputs[:, first : first + n].to(wide), grad[:, first : first + n + length].to(wide).mT)
-        for first in firsts
+    width = n + length
+    products = [
+        torch.bmm(inputs[:, a : a + n].to(dtype), grad[:, a : a + width].to(dtype).mT)
+        for a in range(0, seq, n)
     ]
-    products = torch.stack(blocks)  # (blocks, B, n, n+l)
-    shape, row = (len(firsts), batch, n, length + 1), n + length
-    band = products.as_strided(shape, (batch * n * row, n * row, row + 1, 1))
-    fresh = n * torch.arange(len(firsts), device=grad.device).view(
-        -1, 1, 1, 1
-    )  # first row not counted before
-    t = fresh.clamp(max=seq - n) + torch.arange(n, device=grad.device).unsqueeze(1)  # (blocks, 1, n, 1)
-    start, end = span.start.unsqueeze(2), (span.start + span.cut).unsqueeze(2)  # (B, 1, 1)
-    lagged = torch.where(t < start, band[..., :1], torch.where(t < end, band, band[..., length:]))
-    return lagged.masked_fill(t < fresh, 0).sum((0, 2))
+    short = n - products[-1].shape[1]  # rows that the last block lacks
+    products[-1] = pad(products[-1], (0, short, 0, short)) if short else products[-1]
+    blocks = len(products)
+    band = torch.stack(products).as_strided(  # (blocks, B, n, l+1) of (blocks, B, n, n+l)
+        (blocks, batch, n, length + 1), (batch * n * width, n * width, width + 1, 1)
+    )
+    t = torch.arange(blocks * n, device=grad.device).view(blocks, 1, n, 1)
+    band = torch.where(t < plan.end.unsqueeze(2), band, band[..., length:])
+    return torch.where(t < plan.start.unsqueeze(2), band[..., :1], band).sum((0, 2))
 
 
 # ---- checks: shapes and dtypes always, values only where looking at them does not stall a device ----------
