@@ -115,8 +115,8 @@ def _place(prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
     """Copy every row to its place, once: (B, T+l, d). Ordinary operations, so torch knows all derivatives."""
     (batch, seq, dim), length = inputs.shape, prompt.shape[-2]
     out = inputs.new_empty(batch * (seq + length), dim)
-    out.index_copy_(0, (plan.base + plan.input_positions).flatten(), inputs.reshape(-1, dim))
-    shared = prompt.expand(batch, length, dim).reshape(-1, dim)
+    out.index_copy_(0, (plan.base + plan.input_positions).flatten(), inputs.flatten(0, 1))
+    shared = prompt.expand(batch, length, dim).flatten(0, 1)
     out.index_copy_(0, (plan.base + plan.prompt_positions).flatten(), shared)
     return out.view(batch, seq + length, dim)
 
@@ -129,7 +129,7 @@ def _inserted(embeds: Tensor, mask: Tensor, plan: _Plan) -> Inserted:
 
 def _take(rows: Tensor, positions: Tensor) -> Tensor:
     """Rows (N, d) of a flattened batch at positions (B, n): a copy, (B, n, d)."""
-    return rows.index_select(0, positions.flatten()).view(*positions.shape, -1)
+    return rows.index_select(0, positions.flatten()).view(*positions.shape, rows.shape[1])
 
 
 # ---- the gradient of the weights --------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class _WeightedPlace(torch.autograd.Function):
     def backward(ctx, grad):
         prompt, inputs, *plan = ctx.saved_tensors
         plan = _Plan(*plan)
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows = grad.flatten(0, 1)
         d_prompt = d_inputs = d_weights = None
         if ctx.needs_input_grad[2]:
             d_weights = _weights_gradient(grad, prompt, inputs, plan).to(ctx.weights_dtype)
@@ -177,7 +177,7 @@ def _prompt_products(grad: Tensor, prompt: Tensor, plan: _Plan, dtype: torch.dty
 
     From one split to the next a single vector changes sides, so the differences add up in a cumulative sum.
     """
-    rows = grad.reshape(-1, grad.shape[-1])
+    rows = grad.flatten(0, 1)
     i = plan.base + torch.arange(prompt.shape[-2], device=grad.device)
     # The taken rows are a copy, so the product may overwrite them: one (B, l, d) temporary at a time.
     before = _take(rows, plan.start + i).to(dtype).mul_(prompt).sum(-1)

@@ -1,0 +1,522 @@
+"""Tests of the insertion operator: values and gradients against a plain loop, and its promises about cost and form."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dplearn import insertion
+from dplearn.insertion import insert, insert_weighted
+
+EXACT = {"rtol": 0, "atol": 1e-12}
+
+# ---- references: one instance after the other, rows put together by hand ------------------------------------
+
+
+def naive_rows(real, length, k, kept):
+    """The layout of one instance as a list of ("x", t) and ("p", i). real: list of 0/1 over the input rows."""
+    tokens = [t for t, is_real in enumerate(real) if is_real]
+    left = list(range(tokens[0])) if tokens else []
+    right = [t for t in range(len(real)) if t not in tokens and t not in left]
+    kept = min(kept, len(tokens))
+    before, last = tokens[: len(tokens) - kept], tokens[len(tokens) - kept :]
+    x, p = [("x", t) for t in before], [("p", i) for i in range(length)]
+    return [("x", t) for t in left] + p[:k] + x + p[k:] + [("x", t) for t in last + right]
+
+
+def naive_insert(prompt, inputs, mask, split, keep_last):
+    """What ``insert`` returns, from one Python list per instance. split, keep_last: lists of ints."""
+    batch, seq, length = len(inputs), inputs.shape[1], prompt.shape[-2]
+    prompt = prompt.expand(batch, length, -1)
+    layouts = [naive_rows(mask[b].tolist(), length, split[b], keep_last[b]) for b in range(batch)]
+    source = [{"x": inputs[b], "p": prompt[b]} for b in range(batch)]
+    return SimpleNamespace(
+        embeds=torch.stack([torch.stack([source[b][s][n] for s, n in layouts[b]]) for b in range(batch)]),
+        mask=torch.tensor(
+            [[1 if s == "p" else int(mask[b, n]) for s, n in layouts[b]] for b in range(batch)]
+        ),
+        input_positions=torch.tensor([[layout.index(("x", t)) for t in range(seq)] for layout in layouts]),
+        prompt_positions=torch.tensor(
+            [[layout.index(("p", i)) for i in range(length)] for layout in layouts]
+        ),
+    )
+
+
+def dense_insert(prompt, inputs, mask, weights, keep_last):
+    """The mixture sum_k weights_k * (sequence inserted at k), built in full, for autograd to differentiate."""
+    candidates = [
+        naive_insert(prompt, inputs, mask, [k] * len(inputs), keep_last).embeds
+        for k in range(weights.shape[1])
+    ]
+    return torch.einsum("bk,kbsd->bsd", weights, torch.stack(candidates))
+
+
+# ---- cases --------------------------------------------------------------------------------------------------
+
+
+def make_case(
+    batch=3,
+    seq=6,
+    length=4,
+    dim=3,
+    shared=True,
+    padding="right",
+    lengths=None,
+    keep_last=0,
+    splits=None,
+    seed=0,
+    dtype=torch.float64,
+):
+    """Random tensors for one call; what is not given is drawn. padding: "left", "right" or "both"."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (length, dim) if shared else (batch, length, dim)
+    real = (
+        torch.randint(0, seq + 1, (batch,), generator=generator) if lengths is None else torch.tensor(lengths)
+    )
+    first = {"right": 0 * real, "left": seq - real, "both": (seq - real) // 2}[padding].unsqueeze(1)
+    t = torch.arange(seq)
+    draw = (
+        torch.randint(0, length + 1, (batch,), generator=generator)
+        if splits is None
+        else torch.tensor(splits)
+    )
+    return SimpleNamespace(
+        prompt=torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(),
+        inputs=torch.randn(batch, seq, dim, generator=generator, dtype=dtype).requires_grad_(),
+        mask=((t >= first) & (t < first + real.unsqueeze(1))).long(),
+        split=draw,
+        weights=torch.eye(length + 1, dtype=dtype)[draw].requires_grad_(),
+        keep_last=keep_last,
+        kept=keep_last.tolist() if isinstance(keep_last, torch.Tensor) else [keep_last] * batch,
+        # The loss is the product with fixed random numbers, so the gradient at every row differs.
+        probe=torch.randn(batch, seq + length, dim, generator=generator, dtype=dtype),
+    )
+
+
+@st.composite
+def cases(draw):
+    batch, seq, length = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
+    keep_last = draw(st.sampled_from([0, 1, 2, "tensor"]))
+    if keep_last == "tensor":
+        keep_last = torch.tensor(draw(st.lists(st.integers(0, 3), min_size=batch, max_size=batch)))
+    return make_case(
+        batch,
+        seq,
+        length,
+        dim=draw(st.integers(1, 4)),
+        shared=draw(st.booleans()),
+        padding=draw(st.sampled_from(["left", "right", "both"])),
+        lengths=draw(st.lists(st.integers(0, seq), min_size=batch, max_size=batch)),
+        keep_last=keep_last,
+        splits=draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def gradients(case, embeds, *names):
+    """Gradients of the probe's loss for prompt, inputs and weights, or for the named ones."""
+    return torch.autograd.grad(
+        (embeds * case.probe).sum(),
+        [getattr(case, name) for name in names or ("prompt", "inputs", "weights")],
+    )
+
+
+def weighted(case):
+    return insert_weighted(case.prompt, case.inputs, case.mask, case.weights, keep_last=case.keep_last)
+
+
+def check_against_loop(case):
+    """Both functions against the references: every returned tensor, every gradient."""
+    expected = naive_insert(case.prompt, case.inputs, case.mask, case.split.tolist(), case.kept)
+    given_split = insert(case.prompt, case.inputs, case.mask, case.split, keep_last=case.keep_last)
+    for found in (given_split, weighted(case)):
+        for name in found._fields:
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    rows = gradients(case, given_split.embeds, "prompt", "inputs")
+    assert_close(rows, gradients(case, expected.embeds, "prompt", "inputs"), **EXACT)
+    dense = dense_insert(case.prompt, case.inputs, case.mask, case.weights, case.kept)
+    assert_close(gradients(case, weighted(case).embeds), gradients(case, dense), **EXACT)
+
+
+# ---- values and gradients -----------------------------------------------------------------------------------
+
+
+@given(cases(), st.sampled_from([1, 2, 5, insertion.BLOCK]))
+def test_equals_the_loop_everywhere(case, block):
+    usual, insertion.BLOCK = (
+        insertion.BLOCK,
+        block,
+    )  # small blocks: many of them, and a last one that overlaps
+    try:
+        check_against_loop(case)
+    finally:
+        insertion.BLOCK = usual
+
+
+@pytest.mark.parametrize("seq", [31, 32, 33, 63, 64, 65, 97])
+@pytest.mark.parametrize("padding", ["left", "right", "both"])
+def test_equals_the_loop_across_blocks(seq, padding):
+    check_against_loop(make_case(3, seq, 5, lengths=[seq, seq // 2, 1], padding=padding, keep_last=1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seq": 1, "lengths": [1, 0, 1]},
+        {"seq": 2, "length": 9, "lengths": [2, 1, 0]},
+        {"seq": 3, "length": 40, "shared": False, "lengths": [3, 2, 0], "padding": "left"},
+        {"lengths": [0, 0, 0], "padding": "left"},
+        {"lengths": [2, 1, 0], "keep_last": 2},
+        {"dim": 1, "length": 1},
+    ],
+    ids=["one token", "long prompt", "very long prompt", "all rows empty", "shorter than kept", "smallest"],
+)
+def test_equals_the_loop_at_the_edges(options):
+    check_against_loop(make_case(**options))
+
+
+def test_gradcheck():
+    case = make_case(2, 4, 3, 2, lengths=[4, 2], keep_last=1)
+    for shared in (True, False):
+        prompt = case.prompt if shared else make_case(2, 4, 3, 2, shared=False).prompt
+
+        def placed(prompt, inputs):
+            return insert(prompt, inputs, case.mask, case.split, keep_last=1).embeds
+
+        def chosen(prompt, inputs):
+            return insert_weighted(prompt, inputs, case.mask, case.weights.detach(), keep_last=1).embeds
+
+        assert torch.autograd.gradcheck(placed, (prompt, case.inputs))
+        assert torch.autograd.gradgradcheck(placed, (prompt, case.inputs))
+        assert torch.autograd.gradcheck(chosen, (prompt, case.inputs))
+
+
+@given(cases())
+def test_weight_gradient_is_the_loss_at_each_split(case):
+    """The probe's loss is linear in the sequence, so column k of the gradient is the loss of inserting at k."""
+    (found,) = gradients(case, weighted(case).embeds, "weights")
+    for k in range(case.weights.shape[1]):
+        placed = insert(case.prompt, case.inputs, case.mask, k, keep_last=case.keep_last)
+        assert_close(found[:, k], (placed.embeds * case.probe).sum((1, 2)), **EXACT)
+
+
+def test_prefix_postfix_and_surround_are_concatenations():
+    case = make_case(padding="right", lengths=[6, 6, 6])
+    prompt = case.prompt.expand(3, -1, -1)
+    for k in range(5):
+        expected = torch.cat([prompt[:, :k], case.inputs, prompt[:, k:]], 1)
+        assert torch.equal(insert(case.prompt, case.inputs, split=k).embeds, expected)
+        assert torch.equal(insert(case.prompt, case.inputs, case.mask, split=k).embeds, expected)
+    prefix = torch.cat([prompt, case.inputs], 1)
+    assert torch.equal(insert(case.prompt, case.inputs).embeds, prefix)
+
+
+def test_kept_tokens_stay_last():
+    case = make_case(2, 5, 3, lengths=[5, 3], splits=[1, 0])
+    placed = insert(case.prompt, case.inputs, case.mask, case.split, keep_last=1)
+    assert torch.equal(placed.embeds[0, 7], case.inputs[0, 4])
+    assert torch.equal(placed.embeds[1, 5], case.inputs[1, 2])
+    assert placed.mask.tolist() == [[1] * 8, [1] * 6 + [0] * 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64, torch.uint8])
+def test_mask_keeps_its_dtype(dtype):
+    case = make_case(lengths=[6, 2, 0])
+    placed = insert(case.prompt, case.inputs, case.mask.to(dtype), 2)
+    assert placed.mask.dtype == dtype
+    assert placed.mask.long().sum(1).tolist() == [10, 6, 4]
+
+
+@pytest.mark.parametrize("keep_last", [0, 1])
+def test_padding_changes_nothing(keep_last):
+    """An instance's rows and gradients are the same alone, padded by any amount, on either side."""
+    alone = make_case(1, 5, 4, lengths=[5], splits=[2], keep_last=keep_last)
+    rows = weighted(alone).embeds
+    expected = gradients(alone, rows)
+    for amount in (1, 40):
+        for left in (0, amount):
+            pad = torch.randn(2, 1, amount, 3, dtype=torch.float64)
+            right = amount - left
+            padded = SimpleNamespace(**vars(alone))
+            padded.inputs = torch.cat([pad[0, :, :left], alone.inputs, pad[0, :, :right]], 1)
+            padded.mask = torch.cat([torch.zeros(1, left), torch.ones(1, 5), torch.zeros(1, right)], 1).long()
+            placed = weighted(padded)
+            real = placed.mask.bool()
+            assert torch.equal(placed.embeds[real], rows[0])
+            padded.probe = torch.zeros_like(placed.embeds)
+            padded.probe[real] = alone.probe[0]
+            padded.inputs = alone.inputs  # the leaf; padding rows have no gradient
+            assert_close(gradients(padded, placed.embeds), expected, **EXACT)
+
+
+def test_works_on_expanded_and_transposed_tensors():
+    case = make_case(3, 5, 4, lengths=[5, 3, 1])
+    dense = dense_insert(case.prompt, case.inputs, case.mask, case.weights, case.kept)
+    case.probe = torch.ones(()).double().expand_as(case.probe)
+    turned = SimpleNamespace(**vars(case))
+    turned.inputs = case.inputs.detach().mT.contiguous().mT.requires_grad_()
+    assert not turned.inputs.is_contiguous()
+    found = torch.autograd.grad(weighted(turned).embeds.sum(), [turned.prompt, turned.inputs, turned.weights])
+    assert_close(found, gradients(case, dense), **EXACT)
+
+
+def test_empty_batch():
+    placed = insert_weighted(
+        torch.ones(4, 3), torch.ones(0, 6, 3), weights=torch.ones(0, 5, requires_grad=True)
+    )
+    assert placed.embeds.shape == (0, 10, 3)
+    placed.embeds.sum().backward()
+
+
+def test_gumbel_softmax_weights_are_accepted():
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randn(64, 5, dtype=dtype, requires_grad=True)
+        weights = torch.nn.functional.gumbel_softmax(logits, hard=True)
+        insert_weighted(
+            torch.randn(4, 3), torch.randn(64, 6, 3), None, weights
+        ).embeds.square().sum().backward()
+        assert logits.grad.abs().sum() > 0
+
+
+# ---- precision ----------------------------------------------------------------------------------------------
+
+
+def in_float64(case):
+    exact = SimpleNamespace(**vars(case))
+    exact.probe = case.probe.double()
+    for name in ("prompt", "inputs", "weights"):
+        setattr(exact, name, getattr(case, name).detach().double().requires_grad_())
+    return exact
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_summed_in_float32(dtype):
+    """The error is that of rounding the result; a sum of rounded products has half as much again."""
+    case = make_case(4, 128, 20, 64, lengths=[128, 100, 60, 3], dtype=dtype)
+    exact = in_float64(case)
+    expected = gradients(
+        exact, dense_insert(exact.prompt, exact.inputs, exact.mask, exact.weights, exact.kept)
+    )
+    found = gradients(case, weighted(case).embeds)
+    rounding = [(e.to(dtype) - e).norm() for e in expected]
+    assert [g.dtype for g in found] == [dtype] * 3
+    for ours, reference, least in zip(found, expected, rounding):
+        assert (ours - reference).norm() <= 1.02 * least
+    candidates = [insert(case.prompt, case.inputs, case.mask, k).embeds for k in range(21)]
+    careless = torch.stack([(c * case.probe).sum(-1).sum(1) for c in candidates], 1)
+    assert (careless - expected[2]).norm() > 1.4 * rounding[2]
+
+
+def test_weights_keep_their_own_dtype():
+    case = make_case(4, 128, 20, 64, dtype=torch.bfloat16)
+    case.weights = case.weights.detach().float().requires_grad_()
+    (found,) = gradients(case, weighted(case).embeds, "weights")
+    exact = in_float64(case)
+    dense = dense_insert(exact.prompt, exact.inputs, exact.mask, exact.weights, exact.kept)
+    assert_close(found.double(), gradients(exact, dense, "weights")[0], rtol=0, atol=1e-4)
+
+
+def test_autocast_does_not_lower_the_sums():
+    case = make_case(3, 40, 5, 16, dtype=torch.float32)
+    expected = gradients(case, weighted(case).embeds)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(case, weighted(case).embeds)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+# ---- cost and form ------------------------------------------------------------------------------------------
+
+
+class Ops(TorchDispatchMode):
+    """Counts the operations that reach the device, and the size of the largest tensor that one makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.count += 1
+        made = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.largest = max([self.largest, *(t.numel() for t in made if t.untyped_storage().nbytes())])
+        return out
+
+
+def meta(case, *trainable):
+    """The case without values: any look at one raises an error, as it would make a device wait."""
+    moved = {k: v.detach().to("meta") if isinstance(v, torch.Tensor) else v for k, v in vars(case).items()}
+    for name in trainable:
+        moved[name].requires_grad_()
+    return SimpleNamespace(**moved)
+
+
+def count_ops(place, case, *names):
+    """Operations of one forward and backward, on the meta device, where the values are not checked."""
+    with Ops() as ops:
+        torch.autograd.grad(place(case), [getattr(case, name) for name in names], case.probe)
+    return ops
+
+
+def fixed(case):
+    """The floor: a prompt in front, without any decision."""
+    return torch.cat([case.prompt.expand(len(case.inputs), -1, -1), case.inputs], 1)
+
+
+def test_number_of_operations_is_small_and_fixed():
+    counts = []
+    for batch, length, dim in [(2, 4, 8), (16, 4, 8), (2, 50, 8), (2, 4, 64)]:
+        case = meta(make_case(batch, 64, length, dim), "prompt", "weights")
+        ours = count_ops(lambda c: weighted(c).embeds, case, "prompt", "weights")
+        counts.append(ours.count - count_ops(fixed, case, "prompt").count)
+    assert len(set(counts)) == 1, counts
+    assert counts[0] <= 80
+
+
+def test_backward_builds_nothing_larger_than_the_output():
+    case = meta(make_case(4, 100, 20, 64, shared=False), "prompt", "inputs", "weights")
+    ops = count_ops(lambda c: weighted(c).embeds, case, "prompt", "inputs", "weights")
+    assert ops.largest <= case.probe.numel()
+
+
+def test_never_waits_for_a_device():
+    case = meta(make_case(4, 70, 5, keep_last=torch.tensor([0, 1, 2, 3])), "prompt", "inputs", "weights")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        case.mask[0, 0].item()  # the control: this is what a look at a value does here
+    insert(case.prompt, case.inputs, case.mask, case.split, keep_last=case.keep_last).embeds.sum().backward()
+    weighted(case).embeds.sum().backward()
+    assert case.weights.grad.shape == (4, 6)
+
+
+@pytest.mark.parametrize("place", [insert, insert_weighted])
+def test_compiles_to_one_graph(place):
+    case = make_case(3, 40, 5, lengths=[40, 7, 0], keep_last=1)
+
+    def run(prompt, inputs, mask, choice):
+        placed = place(prompt, inputs, mask, choice, keep_last=1)
+        return (
+            (placed.embeds * case.probe).sum(),
+            placed.mask,
+            placed.input_positions,
+            placed.prompt_positions,
+        )
+
+    names = ["prompt", "inputs"] + ["weights"] * (place is insert_weighted)
+    arguments = (case.prompt, case.inputs, case.mask, case.split if place is insert else case.weights)
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    expected, found = run(*arguments), compiled(*arguments)
+    assert_close(found, expected, **EXACT)
+    leaves = [getattr(case, name) for name in names]
+    assert_close(torch.autograd.grad(found[0], leaves), torch.autograd.grad(expected[0], leaves), **EXACT)
+
+
+def test_second_derivatives_of_weights_are_refused():
+    case = make_case()
+    loss = weighted(case).embeds.square().sum()
+    (first,) = torch.autograd.grad(loss, [case.weights], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_only_what_is_trained_gets_a_gradient():
+    case = make_case()
+    case.inputs.requires_grad_(False)
+    case.prompt.requires_grad_(False)
+    weighted(case).embeds.sum().backward()
+    assert case.prompt.grad is None and case.inputs.grad is None
+    assert case.weights.grad is not None
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------
+
+SPLIT_SCALE = r"the prompt has 5 vectors \(0 is postfix, 5 is prefix\)"
+BAD = [
+    ({"split": 7}, ValueError, rf"split=7 is outside 0\.\.5: {SPLIT_SCALE}"),
+    ({"split": -1}, ValueError, rf"split=-1 is outside 0\.\.5: {SPLIT_SCALE}"),
+    ({"split": torch.tensor([0, 6])}, ValueError, rf"split=6 is outside 0\.\.5: {SPLIT_SCALE}"),
+    ({"split": torch.tensor([0, 1, 2])}, ValueError, r"split has shape \(3,\), expected \(2,\)"),
+    (
+        {"split": torch.tensor([0.0, 1.0])},
+        TypeError,
+        r"split has dtype torch.float32, expected an integer dtype",
+    ),
+    (
+        {"split": torch.tensor([True, False])},
+        TypeError,
+        r"split has dtype torch.bool, expected an integer dtype",
+    ),
+    ({"split": 1.0}, TypeError, r"split is float, expected an int or an integer tensor"),
+    ({"split": True}, TypeError, r"split is bool, expected an int"),
+    ({"prompt": torch.ones(5, 4)}, ValueError, r"prompt has width 4, expected 3, the width of inputs"),
+    ({"prompt": torch.ones(0, 3)}, ValueError, r"prompt has shape \(0, 3\), expected .* length >= 1"),
+    ({"prompt": torch.ones(3)}, ValueError, r"prompt has shape \(3,\), expected \(length, dim\)"),
+    ({"prompt": torch.ones(4, 5, 3)}, ValueError, r"prompt holds 4 instances, expected 2"),
+    (
+        {"prompt": torch.ones(5, 3).double()},
+        TypeError,
+        r"prompt has dtype torch.float64, expected torch.float32",
+    ),
+    ({"prompt": torch.ones(5, 3, device="meta")}, ValueError, r"prompt is on meta, expected cpu"),
+    ({"inputs": torch.ones(2, 4)}, ValueError, r"inputs has shape \(2, 4\), expected \(batch, seq, dim\)"),
+    ({"inputs": torch.ones(2, 0, 3)}, ValueError, r"inputs has shape \(2, 0, 3\), expected .* seq >= 1"),
+    ({"inputs": torch.ones(2, 4, 3).long()}, TypeError, r"inputs has dtype torch.int64, expected embeddings"),
+    ({"mask": torch.ones(2, 5).long()}, ValueError, r"mask has shape \(2, 5\), expected \(2, 4\)"),
+    (
+        {"mask": torch.ones(2, 4)},
+        TypeError,
+        r"mask has dtype torch.float32, expected bool or an integer dtype",
+    ),
+    (
+        {"mask": torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0]])},
+        ValueError,
+        r"mask row 1 has 2 runs of real tokens",
+    ),
+    (
+        {"mask": torch.tensor([[1, 1, 1, 1], [2, 0, 0, 0]])},
+        ValueError,
+        r"mask holds values 0\.\.2, expected 0",
+    ),
+    (
+        {"mask": torch.tensor([[1, 1, 1, 1], [-9, 0, 0, 0]])},
+        ValueError,
+        r"mask holds values -9\.\.1, expected 0",
+    ),
+    ({"mask": torch.ones(2, 4, device="meta").long()}, ValueError, r"mask is on meta, expected cpu"),
+    ({"keep_last": -1}, ValueError, r"keep_last=-1 is not a number of tokens"),
+    ({"keep_last": 1.5}, TypeError, r"keep_last is float, expected an int"),
+    ({"keep_last": torch.tensor([0, -2])}, ValueError, r"keep_last=-2 is not a number of tokens"),
+    ({"keep_last": torch.tensor([1])}, ValueError, r"keep_last has shape \(1,\), expected \(2,\)"),
+    (
+        {"weights": None},
+        TypeError,
+        r"weights is NoneType, expected a floating-point tensor of shape \(2, 6\)",
+    ),
+    (
+        {"weights": torch.eye(6)[:2].long()},
+        TypeError,
+        r"weights is torch.int64, expected a floating-point tensor",
+    ),
+    ({"weights": torch.eye(5)[:2]}, ValueError, r"weights has shape \(2, 5\), expected \(2, 6\)"),
+    ({"weights": torch.full((2, 6), 1 / 6)}, ValueError, r"weights row 0 is 0.83 away from one-hot"),
+    ({"weights": torch.eye(6)[:2] * torch.nan}, ValueError, r"weights row 0 is nan away from one-hot"),
+]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"), BAD, ids=[f"{n}-{next(iter(b[0]))}" for n, b in enumerate(BAD)]
+)
+def test_bad_input_is_named(bad, error, message):
+    usual = {"prompt": torch.ones(5, 3), "inputs": torch.ones(2, 4, 3), "mask": torch.ones(2, 4).long()}
+    with pytest.raises(error, match=message):
+        if "weights" in bad:
+            insert_weighted(**usual | bad)
+        else:
+            insert(**usual | bad)
+            raise AssertionError("accepted")
+    if "weights" not in bad and "split" not in bad:
+        with pytest.raises(error, match=message):
+            insert_weighted(**usual | {"weights": torch.eye(6)[:2]} | bad)
