@@ -91,6 +91,8 @@ def main():
     parser.add_argument("notebooks", nargs="+", type=Path)
     # One thread: the same order of additions on every machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # As in notebooks/conftest.py: no advice to install ipywidgets in the stored outputs.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     for path in parser.parse_args().notebooks:
         print(f"{path} ...", end=" ", flush=True)
         start = time.perf_counter()
