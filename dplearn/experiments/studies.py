@@ -82,7 +82,7 @@ def run_job(job: dict) -> dict:
     task = tasks.load(job["task"])
     splits = ("validation",) if job["purpose"] == "choice" else ("validation", "test")
     method, seed = job["method"], job["seed"]
-    rate = {"learning_rate": job["learning_rate"]} if "learning_rate" in job else {}
+    given = {name: job[name] for name in ("learning_rate", "bf16") if name in job}
     if method == "bag of words":
         row = tuning.bag_of_words(task, splits)
         return job | row
@@ -91,12 +91,13 @@ def run_job(job: dict) -> dict:
     if method == "no prompt":
         row = tuning.zero_shot(backbone, tokenizer, task, **options)
     elif method == "full fine-tuning":
-        row = tuning.fine_tune(backbone, tokenizer, task, tuning.Settings(**{"learning_rate": 5e-4} | rate), seed, **options)
+        settings = tuning.Settings(**{"learning_rate": 5e-4} | given)
+        row = tuning.fine_tune(backbone, tokenizer, task, settings, seed, **options)
     else:
         if method.endswith("random layers"):
             backbone = zoo.random_control(job["backbone"], seed)
         config = PromptConfig(length=20, position=POSITIONS[method.split(",")[0]])
-        row = tuning.tune_prompt(backbone, tokenizer, task, config, tuning.Settings(**rate), seed, **options)
+        row = tuning.tune_prompt(backbone, tokenizer, task, config, tuning.Settings(**given), seed, **options)
     return job | row
 
 
@@ -106,8 +107,14 @@ def _start(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def run(jobs: list[dict], path: str | os.PathLike, workers: int = 1) -> None:
-    """Run the jobs that the record at ``path`` does not hold yet; the record is rewritten after each."""
+def run(jobs: list[dict], path: str | os.PathLike, workers: int = 1, bf16: bool = False) -> None:
+    """Run the jobs that the record at ``path`` does not hold yet; the record is rewritten after each.
+
+    ``bf16`` sets the precision of matrix products in training (see :class:`~dplearn.experiments.tuning.Settings`).
+    """
+    from dplearn.zoo.pretraining import KEEP_MEMORY
+
+    os.environ.update(KEEP_MEMORY)  # read by the worker processes when they start
     path = Path(path)
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     done = {_key(row) for row in rows}
@@ -115,7 +122,7 @@ def run(jobs: list[dict], path: str | os.PathLike, workers: int = 1) -> None:
     print(f"{len(jobs)} runs, {len(jobs) - len(pending)} done before", flush=True)
     context = multiprocessing.get_context("spawn")  # forked copies of a torch process can hang
     for stage in ("choice", "report"):
-        batch = [job for job in pending if job["purpose"] == stage]
+        batch = [job | {"bf16": bf16} for job in pending if job["purpose"] == stage]
         batch = [job | {"learning_rate": chosen_rate(rows, job)} if job.get("learning_rate") == "chosen" else job for job in batch]
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(1,)) as pool:
             for future in as_completed([pool.submit(run_job, job) for job in batch]):

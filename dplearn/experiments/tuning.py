@@ -30,6 +30,7 @@ class Settings:
     steps : optimiser steps.  batch_size : examples in each.  learning_rate : of the prompt vectors (Adafactor without
     relative steps, as Lester et al. 2021) or of all weights (full fine-tuning, AdamW).  controller_learning_rate : of
     position logits and controllers.  warmup : steps of linear warm-up, then constant.  clip : largest gradient norm.
+    bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
     """
 
     steps: int = 300
@@ -38,6 +39,7 @@ class Settings:
     controller_learning_rate: float = 0.03
     warmup: int = 20
     clip: float = 1.0
+    bf16: bool = False
 
 
 def _trainer(model, tokenizer, task: Task, settings: Settings, seed: int, optimizer, folder: str, **options) -> Trainer:
@@ -48,6 +50,7 @@ def _trainer(model, tokenizer, task: Task, settings: Settings, seed: int, optimi
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=128,
         max_grad_norm=settings.clip,
+        bf16=settings.bf16,
         seed=seed,
         data_seed=seed,
         save_strategy="no",
