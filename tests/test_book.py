@@ -144,19 +144,13 @@ def test_every_module_is_in_the_api_reference():
     assert set(documented) == modules
 
 
-def test_paper_map_names_things_that_exist():
+def test_paper_map_names_tests_that_exist():
     text = (ROOT / "book" / "paper-map.md").read_text()
+    # The functions are references, which the build checks.
     for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", text):
         path = ROOT / "tests" / file
         assert path.exists(), f"{file} does not exist"
         assert f"def {name}(" in path.read_text(), f"{file} has no {name}"
-    for module, name in re.findall(r"`dplearn\.([\w.]+)\.(\w+)`", text):
-        path = ROOT / "dplearn" / Path(*module.split("."))
-        source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-        assert source.exists(), f"no module dplearn.{module}"
-        assert re.search(rf"^(?:def|class) {name}\b", source.read_text(), re.M), (
-            f"dplearn.{module} has no {name}"
-        )
 
 
 # The checks above can fail: each of these notebooks or pages is wrong in one way.
