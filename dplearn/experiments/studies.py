@@ -30,6 +30,7 @@ def gates() -> list[dict]:
     jobs = []
     for task in (*WORLD, *EASY, *DOCS):
         jobs += [_job("bag of words", task, 0), _job("no prompt", task, 0)]
+    jobs += [_job("MiniLM probe", task, 0) for task in DOCS]
     for seed in SEEDS:
         for task in (*WORLD, *DOCS):
             jobs.append(_job("prefix", task, seed))
@@ -83,9 +84,9 @@ def run_job(job: dict) -> dict:
     splits = ("validation",) if job["purpose"] == "choice" else ("validation", "test")
     method, seed = job["method"], job["seed"]
     given = {name: job[name] for name in ("learning_rate", "bf16") if name in job}
-    if method == "bag of words":
-        row = tuning.bag_of_words(task, splits)
-        return job | row
+    if method in ("bag of words", "MiniLM probe"):
+        probe = tuning.bag_of_words if method == "bag of words" else tuning.minilm_probe
+        return job | probe(task, splits)
     backbone, tokenizer = zoo.load(job["backbone"])
     options = {"splits": splits, "answer_prefix": zoo.ANSWER_PREFIX}
     if method == "no prompt":
