@@ -28,5 +28,4 @@ __all__ = [
     "prompted",
     "schedule",
     "tasks",
-
 ]

@@ -79,14 +79,18 @@ def read(folder: str | os.PathLike) -> Saved:
     folder = Path(folder)
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"folder={str(folder)!r} holds no {CONFIG}, expected a folder written by save_pretrained")
+        raise FileNotFoundError(
+            f"folder={str(folder)!r} holds no {CONFIG}, expected a folder written by save_pretrained"
+        )
     try:
         document = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged, expected JSON: {error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else None
-        raise ValueError(f"{path} has format={found!r}, expected {FORMAT}: it was written by another version of dplearn")
+        raise ValueError(
+            f"{path} has format={found!r}, expected {FORMAT}: it was written by another version of dplearn"
+        )
     try:
         options, backbone = dict(document["prompt"]), dict(document["backbone"])
         name, digest = document["weights"]["file"], document["weights"]["sha256"]
@@ -97,7 +101,9 @@ def read(folder: str | os.PathLike) -> Saved:
         raise ValueError(f"{path} names {name!r}, but there is no such file beside it")
     data = weights.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f"{weights} is damaged or truncated: {len(data)} bytes with another SHA-256 than {CONFIG} records")
+        raise ValueError(
+            f"{weights} is damaged or truncated: {len(data)} bytes with another SHA-256 than {CONFIG} records"
+        )
     return Saved(load_tensors(data), options, backbone)
 
 
@@ -111,7 +117,9 @@ def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> No
             )
 
 
-def check_tensor(folder: str | os.PathLike, tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
+def check_tensor(
+    folder: str | os.PathLike, tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]
+) -> None:
     """Raise ValueError where a tensor is missing or of another shape."""
     found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
     if found != shape:

@@ -30,7 +30,9 @@ class Choice(NamedTuple):
     logits: Tensor | None = None
 
 
-def gumbel_one_hot(logits: Tensor, temperature: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
+def gumbel_one_hot(
+    logits: Tensor, temperature: float | Tensor = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
     """Sample hard one-hot rows with straight-through gradients.
 
     Forward: ``one_hot(argmax(logits + g))`` with standard Gumbel noise g. Backward: the gradient of
@@ -61,7 +63,9 @@ def gumbel_one_hot(logits: Tensor, temperature: float | Tensor = 1.0, generator:
     return hard - soft.detach() + soft  # in this order the sum is exactly 0 or 1 in every dtype
 
 
-def straight_through(logits: Tensor, temperature: Tensor | float, generator: torch.Generator | None) -> Choice:
+def straight_through(
+    logits: Tensor, temperature: Tensor | float, generator: torch.Generator | None
+) -> Choice:
     """The paper's estimator: one Gumbel-Softmax sample, gradient by straight-through."""
     weights = gumbel_one_hot(logits, temperature, generator)
     return Choice(weights.argmax(-1), weights, logits)

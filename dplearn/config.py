@@ -38,8 +38,8 @@ class PromptConfig:
     ------
     ValueError : an option is unknown or out of range; the message names it, its value and what was expected.
 
-    >>> PromptConfig(length=5, position=2)
-    PromptConfig(length=5, position=2, summary='embeddings', estimator='straight-through', temperature=1.0, init='vocabulary', backbone_dropout=False)
+    >>> PromptConfig(length=5, position=2).to_dict()["position"]
+    2
     """
 
     length: int = 20
@@ -58,10 +58,18 @@ class PromptConfig:
             if getattr(self, name) not in options:
                 expected = ", ".join(repr(option) for option in options)
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown, expected {expected}")
-        if not (isinstance(self.temperature, (int, float)) and self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature!r} is not valid, expected a positive, finite number")
+        if not (
+            isinstance(self.temperature, (int, float))
+            and self.temperature > 0
+            and math.isfinite(self.temperature)
+        ):
+            raise ValueError(
+                f"temperature={self.temperature!r} is not valid, expected a positive, finite number"
+            )
         if not isinstance(self.backbone_dropout, bool):
-            raise ValueError(f"backbone_dropout={self.backbone_dropout!r} is not valid, expected True or False")
+            raise ValueError(
+                f"backbone_dropout={self.backbone_dropout!r} is not valid, expected True or False"
+            )
 
     def to_dict(self) -> dict:
         """The options as plain JSON values."""
@@ -73,7 +81,9 @@ class PromptConfig:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
-            raise ValueError(f"unknown option {unknown[0]!r}={options[unknown[0]]!r}, expected some of {known}")
+            raise ValueError(
+                f"unknown option {unknown[0]!r}={options[unknown[0]]!r}, expected some of {known}"
+            )
         return cls(**options)
 
     def initial_vectors(self, embedding: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -91,7 +101,9 @@ class PromptConfig:
         ``generator`` feeds the Gumbel noise of a learned position; None uses torch's global generator.
         """
         if vectors.ndim != 2 or vectors.shape[0] != self.length:
-            raise ValueError(f"vectors has shape {tuple(vectors.shape)}, expected ({self.length}, width): length={self.length}")
+            raise ValueError(
+                f"vectors has shape {tuple(vectors.shape)}, expected ({self.length}, width): length={self.length}"
+            )
         chooser = Chooser(self.estimator, self.temperature, generator=generator)
         position: nn.Module = make_position(self.position, self.length, vectors.shape[1], chooser)
         return DynamicPrompt(vectors, position)

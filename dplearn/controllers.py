@@ -21,7 +21,9 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     tensor([[3.]])
     """
     if mask.shape != states.shape[:2]:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {tuple(states.shape[:2])} as the states")
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, expected {tuple(states.shape[:2])} as the states"
+        )
     dtype = torch.float64 if states.dtype == torch.float64 else torch.float32
     weights = mask.to(dtype)
     total = torch.einsum("btd,bt->bd", states.to(dtype), weights)

@@ -30,7 +30,9 @@ class PromptedModel(nn.Module):
         self.adapter = adapt(backbone)
         width = prompt.vectors.shape[1]
         if width != self.adapter.width:
-            raise ValueError(f"prompt has width {width}, but {type(backbone).__name__} has width {self.adapter.width}")
+            raise ValueError(
+                f"prompt has width {width}, but {type(backbone).__name__} has width {self.adapter.width}"
+            )
         self.backbone = backbone.requires_grad_(False)
         self.prompt = prompt.to(backbone.device)
         self.prompt_config = prompt_config
@@ -105,7 +107,9 @@ class PromptedModel(nn.Module):
         if summary is None and self.prompt.needs_summary:
             summary = self._summarize(inputs, mask)
         elif summary is not None and summary.shape != (inputs.shape[0], inputs.shape[2]):
-            raise ValueError(f"summary has shape {tuple(summary.shape)}, expected {(inputs.shape[0], inputs.shape[2])}")
+            raise ValueError(
+                f"summary has shape {tuple(summary.shape)}, expected {(inputs.shape[0], inputs.shape[2])}"
+            )
         return self.prompt(inputs, mask, summary, keep_last)
 
     def forward(
@@ -176,7 +180,9 @@ class PromptedModel(nn.Module):
             raise ValueError(f"input_ids has shape {shape} and dtype {dtype}, expected integers (batch, seq)")
         width = self.adapter.width
         if inputs_embeds is not None and (inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width):
-            raise ValueError(f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, expected (batch, seq, {width})")
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, expected (batch, seq, {width})"
+            )
         shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         if attention_mask is not None and attention_mask.shape != shape:
             found = tuple(attention_mask.shape)
@@ -207,7 +213,9 @@ class PromptedModel(nn.Module):
         """Print how many parameters are trained, and of how many."""
         trained = sum(parameter.numel() for parameter in self.trainable_parameters().values())
         total = trained + sum(parameter.numel() for parameter in self.backbone.parameters())
-        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+        print(
+            f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
+        )
 
     def save_pretrained(self, folder: str) -> None:
         """Write the prompt (safetensors) and its configuration (JSON) to ``folder``; the backbone is not written.
@@ -215,7 +223,9 @@ class PromptedModel(nn.Module):
         A stop at any moment leaves the old or the new checkpoint, never half of one
         (:func:`dplearn.checkpoint.save`).
         """
-        checkpoint.save(folder, self.prompt.state_dict(), self.prompt_config.to_dict(), describe(self.backbone))
+        checkpoint.save(
+            folder, self.prompt.state_dict(), self.prompt_config.to_dict(), describe(self.backbone)
+        )
 
 
 def _drop_backbone(module: PromptedModel, state: dict, prefix: str, metadata: dict) -> None:
@@ -224,7 +234,9 @@ def _drop_backbone(module: PromptedModel, state: dict, prefix: str, metadata: di
 
 
 def _forgive_backbone(module: PromptedModel, keys) -> None:
-    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.startswith("backbone.") and ".backbone." not in name]
+    keys.missing_keys[:] = [
+        name for name in keys.missing_keys if not name.startswith("backbone.") and ".backbone." not in name
+    ]
 
 
 def describe(backbone: PreTrainedModel) -> dict:

@@ -16,20 +16,22 @@ def use_style() -> None:
     """Set matplotlib's defaults for the figures of the book: white ground, so that a dark page frames it."""
     import matplotlib as mpl
 
-    mpl.rcParams.update({
-        "figure.figsize": (7.0, 3.4),
-        "figure.dpi": 110,
-        "figure.facecolor": "white",
-        "savefig.facecolor": "white",
-        "axes.prop_cycle": mpl.cycler(color=COLOURS),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#dddddd",
-        "font.size": 10.5,
-        "legend.frameon": False,
-        "lines.markersize": 6,
-    })
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.4),
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "axes.prop_cycle": mpl.cycler(color=COLOURS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#dddddd",
+            "font.size": 10.5,
+            "legend.frameon": False,
+            "lines.markersize": 6,
+        }
+    )
 
 
 def strip(ax, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -45,8 +47,15 @@ def strip(ax, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
             values = scores[task]
             spread = [centre + width * 0.25 * (i / max(len(values) - 1, 1) - 0.5) for i in range(len(values))]
             ax.scatter(
-                spread, values, marker=MARKERS[m], color=COLOURS[m], s=26, linewidths=0.5, edgecolors="white",
-                label=method if t == 0 else None, zorder=3,
+                spread,
+                values,
+                marker=MARKERS[m],
+                color=COLOURS[m],
+                s=26,
+                linewidths=0.5,
+                edgecolors="white",
+                label=method if t == 0 else None,
+                zorder=3,
             )
             mean = sum(values) / len(values)
             ax.plot([centre - width * 0.3, centre + width * 0.3], [mean, mean], color=COLOURS[m], lw=1.5)

@@ -33,10 +33,14 @@ def resolve_split(position: str | int, length: int) -> int | None:
             return None
         if position not in NAMED:
             expected = ", ".join(repr(name) for name in (*NAMED, *LEARNED))
-            raise ValueError(f"position={position!r} is unknown, expected {expected} or a split in 0..{length}")
+            raise ValueError(
+                f"position={position!r} is unknown, expected {expected} or a split in 0..{length}"
+            )
         return length if position == "prefix" else 0
     if isinstance(position, bool) or not isinstance(position, int):
-        raise ValueError(f"position={position!r} is a {type(position).__name__}, expected a name or an integer split")
+        raise ValueError(
+            f"position={position!r} is a {type(position).__name__}, expected a name or an integer split"
+        )
     if not 0 <= position <= length:
         raise ValueError(
             f"position={position} is outside 0..{length}: the prompt has {length} vectors "
@@ -87,4 +91,6 @@ def make_position(position: str | int, length: int, width: int, chooser: Chooser
     if split is not None:
         return FixedPosition(split)
     task = position == "task"
-    return LearnedPosition(TaskController(length + 1) if task else InstanceController(width, length + 1), chooser)
+    return LearnedPosition(
+        TaskController(length + 1) if task else InstanceController(width, length + 1), chooser
+    )

@@ -60,7 +60,9 @@ class DynamicPrompt(nn.Module):
         """Whether a decision looks at the input."""
         return self.position.needs_summary
 
-    def forward(self, inputs: Tensor, mask: Tensor, summary: Tensor | None = None, keep_last: int | Tensor = 0) -> PromptedInput:
+    def forward(
+        self, inputs: Tensor, mask: Tensor, summary: Tensor | None = None, keep_last: int | Tensor = 0
+    ) -> PromptedInput:
         """Insert the prompt into a batch of embedded inputs.
 
         Parameters
@@ -71,11 +73,15 @@ class DynamicPrompt(nn.Module):
         keep_last : how many last real tokens stay last (1 keeps an end-of-sequence token last); int or (B,).
         """
         if self.needs_summary and summary is None:
-            raise ValueError("summary=None, expected a (batch, width) tensor: the position is decided per instance")
+            raise ValueError(
+                "summary=None, expected a (batch, width) tensor: the position is decided per instance"
+            )
         choice = self.position(inputs if summary is None else summary)
         vectors = self.vectors.to(inputs.dtype)
         if choice.weights is not None and torch.is_grad_enabled():
             placed = insert_weighted(vectors, inputs, mask, choice.weights, keep_last=keep_last)
         else:
             placed = insert(vectors, inputs, mask, choice.index, keep_last=keep_last)
-        return PromptedInput(placed.embeds, placed.mask, placed.input_positions, placed.prompt_positions, {"position": choice})
+        return PromptedInput(
+            placed.embeds, placed.mask, placed.input_positions, placed.prompt_positions, {"position": choice}
+        )

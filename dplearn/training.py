@@ -49,7 +49,9 @@ class LabelWordLoss:
 
     def __init__(self, word_ids: Sequence[int]):
         if len(set(word_ids)) != len(word_ids) or len(word_ids) < 2:
-            raise ValueError(f"word_ids={list(word_ids)} is not valid, expected at least two distinct token ids")
+            raise ValueError(
+                f"word_ids={list(word_ids)} is not valid, expected at least two distinct token ids"
+            )
         self.word_ids = torch.as_tensor(list(word_ids))
 
     def scores(self, logits: Tensor) -> Tensor:

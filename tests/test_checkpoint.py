@@ -19,7 +19,9 @@ LENGTH = 4
 
 
 def make(position="instance", backbone=None, **options):
-    return dp.prompted(backbone or tiny.t5(dtype=torch.float32), dp.PromptConfig(length=LENGTH, position=position, **options))
+    return dp.prompted(
+        backbone or tiny.t5(dtype=torch.float32), dp.PromptConfig(length=LENGTH, position=position, **options)
+    )
 
 
 @pytest.fixture
@@ -85,26 +87,84 @@ def rewrite(folder, tensors):
 
 
 DAMAGE = {
-    "no checkpoint": (lambda f: (f / "prompt_config.json").unlink(), FileNotFoundError, "holds no prompt_config.json, expected a folder"),
-    "truncated config": (lambda f: (f / "prompt_config.json").write_text('{"format": 1, '), ValueError, "prompt_config.json is damaged, expected JSON"),
-    "config of another kind": (lambda f: (f / "prompt_config.json").write_text("[1]"), ValueError, "format=None, expected 1"),
-    "newer format": (lambda f: edit(f, lambda d: d.update(format=99)), ValueError, "format=99, expected 1: it was written by another version"),
-    "missing part": (lambda f: edit(f, lambda d: d.pop("weights")), ValueError, "is incomplete, expected prompt, backbone and weights"),
-    "unknown option": (lambda f: edit(f, lambda d: d["prompt"].update(flavour="sweet")), ValueError, "unknown option 'flavour'='sweet'"),
-    "bad option": (lambda f: edit(f, lambda d: d["prompt"].update(position=17)), ValueError, "position=17 is outside 0..4"),
-    "truncated weights": (lambda f: weights(f).write_bytes(weights(f).read_bytes()[:-5]), ValueError, "is damaged or truncated"),
+    "no checkpoint": (
+        lambda f: (f / "prompt_config.json").unlink(),
+        FileNotFoundError,
+        "holds no prompt_config.json, expected a folder",
+    ),
+    "truncated config": (
+        lambda f: (f / "prompt_config.json").write_text('{"format": 1, '),
+        ValueError,
+        "prompt_config.json is damaged, expected JSON",
+    ),
+    "config of another kind": (
+        lambda f: (f / "prompt_config.json").write_text("[1]"),
+        ValueError,
+        "format=None, expected 1",
+    ),
+    "newer format": (
+        lambda f: edit(f, lambda d: d.update(format=99)),
+        ValueError,
+        "format=99, expected 1: it was written by another version",
+    ),
+    "missing part": (
+        lambda f: edit(f, lambda d: d.pop("weights")),
+        ValueError,
+        "is incomplete, expected prompt, backbone and weights",
+    ),
+    "unknown option": (
+        lambda f: edit(f, lambda d: d["prompt"].update(flavour="sweet")),
+        ValueError,
+        "unknown option 'flavour'='sweet'",
+    ),
+    "bad option": (
+        lambda f: edit(f, lambda d: d["prompt"].update(position=17)),
+        ValueError,
+        "position=17 is outside 0..4",
+    ),
+    "truncated weights": (
+        lambda f: weights(f).write_bytes(weights(f).read_bytes()[:-5]),
+        ValueError,
+        "is damaged or truncated",
+    ),
     "one flipped bit": (
-        lambda f: weights(f).write_bytes(bytes([weights(f).read_bytes()[0] ^ 1]) + weights(f).read_bytes()[1:]),
+        lambda f: weights(f).write_bytes(
+            bytes([weights(f).read_bytes()[0] ^ 1]) + weights(f).read_bytes()[1:]
+        ),
         ValueError,
         "is damaged or truncated",
     ),
     "missing weights": (lambda f: weights(f).unlink(), ValueError, "there is no such file beside it"),
-    "weights elsewhere": (lambda f: edit(f, lambda d: d["weights"].update(file="../../other.bin")), ValueError, "there is no such file beside it"),
-    "missing tensor": (lambda f: rewrite(f, {"vectors": torch.zeros(4, 16)}), ValueError, r"holds the tensors \['vectors'\], expected"),
-    "tensor of another length": (lambda f: rewrite(f, {"vectors": torch.zeros(3, 16)}), ValueError, r"expected shape \(4, 16\), found \(3, 16\)"),
-    "no vectors": (lambda f: rewrite(f, {"other": torch.zeros(3)}), ValueError, r"tensor 'vectors' .* found no such tensor"),
-    "another kind of backbone": (lambda f: edit(f, lambda d: d["backbone"].update(model_type="bart")), ValueError, "model_type='bart', this one has model_type='t5'"),
-    "wider backbone": (lambda f: edit(f, lambda d: d["backbone"].update(width=512)), ValueError, "width=512, this one has width=16"),
+    "weights elsewhere": (
+        lambda f: edit(f, lambda d: d["weights"].update(file="../../other.bin")),
+        ValueError,
+        "there is no such file beside it",
+    ),
+    "missing tensor": (
+        lambda f: rewrite(f, {"vectors": torch.zeros(4, 16)}),
+        ValueError,
+        r"holds the tensors \['vectors'\], expected",
+    ),
+    "tensor of another length": (
+        lambda f: rewrite(f, {"vectors": torch.zeros(3, 16)}),
+        ValueError,
+        r"expected shape \(4, 16\), found \(3, 16\)",
+    ),
+    "no vectors": (
+        lambda f: rewrite(f, {"other": torch.zeros(3)}),
+        ValueError,
+        r"tensor 'vectors' .* found no such tensor",
+    ),
+    "another kind of backbone": (
+        lambda f: edit(f, lambda d: d["backbone"].update(model_type="bart")),
+        ValueError,
+        "model_type='bart', this one has model_type='t5'",
+    ),
+    "wider backbone": (
+        lambda f: edit(f, lambda d: d["backbone"].update(width=512)),
+        ValueError,
+        "width=512, this one has width=16",
+    ),
 }
 
 

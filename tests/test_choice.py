@@ -97,7 +97,9 @@ def test_authors_schedule_equals_their_loop_and_meets_its_floor_at_step_680():
 @given(start=st.floats(0.1, 10), end=st.floats(0.1, 10), steps=st.integers(1, 500), step=st.integers(0, 1000))
 def test_linear_and_exponential_are_interpolations_that_end(start, end, steps, step):
     share = min(step / steps, 1)
-    assert schedule("linear", start=start, end=end, steps=steps)(step) == pytest.approx((1 - share) * start + share * end)
+    assert schedule("linear", start=start, end=end, steps=steps)(step) == pytest.approx(
+        (1 - share) * start + share * end
+    )
     in_logs = math.exp((1 - share) * math.log(start) + share * math.log(end))
     assert schedule("exponential", start=start, end=end, steps=steps)(step) == pytest.approx(in_logs)
 

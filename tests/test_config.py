@@ -16,8 +16,14 @@ from dplearn.prompt import DynamicPrompt
         ({"length": 0}, "length=0 is not valid, expected an integer of at least 1"),
         ({"length": 2.5}, "length=2.5 is not valid"),
         ({"length": True}, "length=True is not valid"),
-        ({"position": "middle"}, "position='middle' is unknown, expected 'prefix', 'postfix', 'task', 'instance'"),
-        ({"length": 5, "position": 7}, r"position=7 is outside 0..5: the prompt has 5 vectors \(0 is postfix, 5 is prefix\)"),
+        (
+            {"position": "middle"},
+            "position='middle' is unknown, expected 'prefix', 'postfix', 'task', 'instance'",
+        ),
+        (
+            {"length": 5, "position": 7},
+            r"position=7 is outside 0..5: the prompt has 5 vectors \(0 is postfix, 5 is prefix\)",
+        ),
         ({"length": 5, "position": -1}, "position=-1 is outside 0..5"),
         ({"position": 1.0}, "position=1.0 is a float"),
         ({"position": True}, "position=True is a bool"),
@@ -58,7 +64,9 @@ def test_fixed_positions_have_no_parameters(position, expected):
     assert not prompt.needs_summary
 
 
-@pytest.mark.parametrize(("position", "parameters", "looks"), [("task", 7, False), ("instance", 3 * 7 + 7, True)])
+@pytest.mark.parametrize(
+    ("position", "parameters", "looks"), [("task", 7, False), ("instance", 3 * 7 + 7, True)]
+)
 def test_learned_positions_have_the_papers_parameter_count(position, parameters, looks):
     prompt = PromptConfig(length=6, position=position).build(torch.zeros(6, 3))
     assert isinstance(prompt.position, LearnedPosition)

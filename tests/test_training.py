@@ -25,7 +25,12 @@ class Examples(torch.utils.data.Dataset):
     def __getitem__(self, i):
         # A Trainer with its own loss function takes the labels away, so the decoder's inputs are given too.
         decoder = torch.cat([torch.tensor([tiny.PAD]), self.labels[i, :-1]])
-        return {"input_ids": self.ids[i], "attention_mask": self.mask[i], "labels": self.labels[i], "decoder_input_ids": decoder}
+        return {
+            "input_ids": self.ids[i],
+            "attention_mask": self.mask[i],
+            "labels": self.labels[i],
+            "decoder_input_ids": decoder,
+        }
 
 
 def model(position="instance", seed=0, **options):
@@ -34,8 +39,16 @@ def model(position="instance", seed=0, **options):
 
 
 def arguments(folder, **options):
-    settings = {"max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 0.05, "report_to": "none", "disable_tqdm": True,
-                "logging_steps": 1, "save_strategy": "no", "dataloader_pin_memory": False}
+    settings = {
+        "max_steps": 12,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.05,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
     return TrainingArguments(output_dir=str(folder), **(settings | options))
 
 
@@ -56,7 +69,11 @@ def test_loss_and_predictions_equal_a_loop():
         best.append(int(scores.argmax()))
     loss = dp.LabelWordLoss(WORDS)
     torch.testing.assert_close(loss({"logits": logits}, labels), expected)
-    assert loss.predictions((logits, "other outputs"), labels).tolist() == best == loss.predictions(logits, None).tolist()
+    assert (
+        loss.predictions((logits, "other outputs"), labels).tolist()
+        == best
+        == loss.predictions(logits, None).tolist()
+    )
     assert loss.targets(labels).tolist() == targets
 
 
@@ -70,7 +87,13 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path, prefix):
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
         trainer = Trainer(
             prompted,
-            arguments(tmp_path, max_steps=1, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulate, max_grad_norm=0.0),
+            arguments(
+                tmp_path,
+                max_steps=1,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=accumulate,
+                max_grad_norm=0.0,
+            ),
             train_dataset=Examples(16, prefix),
             compute_loss_func=dp.LabelWordLoss(WORDS),
             optimizers=(optimizer, scheduler),
@@ -120,7 +143,13 @@ def test_checkpoints_hold_the_prompt_alone_and_resume_exactly(tmp_path):
         prompted = model()
         callbacks = [dp.Annealing(schedule)]
         options = {"save_strategy": "steps", "save_steps": 6, "max_steps": 12}
-        trainer = Trainer(prompted, arguments(folder, **options), train_dataset=Examples(), callbacks=callbacks, compute_loss_func=dp.LabelWordLoss(WORDS))
+        trainer = Trainer(
+            prompted,
+            arguments(folder, **options),
+            train_dataset=Examples(),
+            callbacks=callbacks,
+            compute_loss_func=dp.LabelWordLoss(WORDS),
+        )
         if stop:
             trainer.add_callback(Stop())
         trainer.train(resume_from_checkpoint=resume)
@@ -136,14 +165,30 @@ def test_checkpoints_hold_the_prompt_alone_and_resume_exactly(tmp_path):
     assert set(load_file(folder / "model.safetensors")) == set(whole.trainable_parameters())
     resumed, found = run(tmp_path / "parts", stop=False, resume=str(folder))
     assert found == expected and len(found) == 12
-    assert all(torch.equal(p, resumed.trainable_parameters()[name]) for name, p in whole.trainable_parameters().items())
+    assert all(
+        torch.equal(p, resumed.trainable_parameters()[name])
+        for name, p in whole.trainable_parameters().items()
+    )
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
     prompted = model("prefix")
-    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 3.0,
-               "load_best_model_at_end": True, "max_steps": 8}
-    trainer = Trainer(prompted, arguments(tmp_path, **options), train_dataset=Examples(), eval_dataset=Examples(24), compute_loss_func=dp.LabelWordLoss(WORDS))
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "learning_rate": 3.0,
+        "load_best_model_at_end": True,
+        "max_steps": 8,
+    }
+    trainer = Trainer(
+        prompted,
+        arguments(tmp_path, **options),
+        train_dataset=Examples(),
+        eval_dataset=Examples(24),
+        compute_loss_func=dp.LabelWordLoss(WORDS),
+    )
     trainer.train()
     scores = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
     best = min(scores, key=scores.get)
@@ -158,7 +203,12 @@ def test_annealing_sets_the_temperature_before_each_step(tmp_path):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             seen.append(model.prompt.position.chooser.temperature.item())
 
-    trainer = Trainer(model(), arguments(tmp_path, max_steps=4), train_dataset=Examples(), callbacks=[dp.Annealing(Linear(1.0, 0.5, 4)), Watch()])
+    trainer = Trainer(
+        model(),
+        arguments(tmp_path, max_steps=4),
+        train_dataset=Examples(),
+        callbacks=[dp.Annealing(Linear(1.0, 0.5, 4)), Watch()],
+    )
     trainer.train()
     assert seen == [1.0, 0.875, 0.75, 0.625]
 

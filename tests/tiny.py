@@ -10,8 +10,17 @@ def t5(seed: int = 0, dropout: float = 0.0, dtype=torch.float64, **options):
     """A random T5 with 2 + 2 layers, in float64 with sdpa where it has it, in evaluation mode."""
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2,
-        decoder_start_token_id=PAD, dropout_rate=dropout, initializer_factor=1.0, **options,
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=2,
+        decoder_start_token_id=PAD,
+        dropout_rate=dropout,
+        initializer_factor=1.0,
+        **options,
     )
     model = T5ForConditionalGeneration(config).to(dtype).eval()
     with torch.no_grad():  # a fresh relative bias is small; a trained one is not
@@ -29,10 +38,24 @@ def bart(seed: int = 0, dtype=torch.float64, **options):
     """A random BART with 2 + 2 layers and scaled embeddings."""
     torch.manual_seed(seed)
     config = BartConfig(
-        vocab_size=VOCABULARY, d_model=WIDTH, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, dropout=0.0,
-        pad_token_id=PAD, bos_token_id=2, eos_token_id=EOS, decoder_start_token_id=EOS, forced_eos_token_id=None,
-        scale_embedding=True, init_std=0.3, **options,
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=64,
+        dropout=0.0,
+        pad_token_id=PAD,
+        bos_token_id=2,
+        eos_token_id=EOS,
+        decoder_start_token_id=EOS,
+        forced_eos_token_id=None,
+        scale_embedding=True,
+        init_std=0.3,
+        **options,
     )
     return BartForConditionalGeneration(config).to(dtype).eval()
 

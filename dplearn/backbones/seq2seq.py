@@ -76,5 +76,7 @@ class Seq2SeqBackbone:
 
         Runs the encoder alone, without gradient; the authors' code runs the decoder too, where it has no effect.
         """
-        states = self.model.get_encoder()(inputs_embeds=inputs, attention_mask=mask, return_dict=True).last_hidden_state
+        states = self.model.get_encoder()(
+            inputs_embeds=inputs, attention_mask=mask, return_dict=True
+        ).last_hidden_state
         return masked_mean(states, mask)

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "records"
@@ -23,10 +23,14 @@ def provenance(command: str) -> dict:
 
     import dplearn
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     return {
         "command": command,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "dplearn": dplearn.__version__,
         "python": platform.python_version(),
@@ -39,13 +43,16 @@ def provenance(command: str) -> dict:
 
 def _commit() -> str:
     """The git commit of the working copy, with "+" where files differ from it, or "unknown" outside a checkout."""
+
     def git(*arguments):
         return subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -77,7 +84,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     from scipy.stats import t
 
     if len(values) < 2:
-        raise ValueError(f"values={list(values)} has {len(values)} entries, expected at least 2 (one per seed)")
+        raise ValueError(
+            f"values={list(values)} has {len(values)} entries, expected at least 2 (one per seed)"
+        )
     half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.mean(values), float(half)
 

@@ -21,8 +21,17 @@ SEEDS = (1, 2, 3, 4, 5)
 CHOICE_SEEDS = (101,)
 
 
-def _job(method: str, task: str, seed: int, purpose: str = "report", backbone: str = "t5-mini", **settings) -> dict:
-    return {"method": method, "task": task, "seed": seed, "purpose": purpose, "backbone": backbone, **settings}
+def _job(
+    method: str, task: str, seed: int, purpose: str = "report", backbone: str = "t5-mini", **settings
+) -> dict:
+    return {
+        "method": method,
+        "task": task,
+        "seed": seed,
+        "purpose": purpose,
+        "backbone": backbone,
+        **settings,
+    }
 
 
 def gates() -> list[dict]:
@@ -68,9 +77,13 @@ def chosen_rate(rows: list[dict], job: dict) -> float:
     scores: dict[float, list[float]] = {}
     for row in rows:
         if row["purpose"] == "choice" and (row["method"], row["task"]) == (job["method"], job["task"]):
-            scores.setdefault(row["settings"]["learning_rate"], []).append(records.headline(row, "validation"))
+            scores.setdefault(row["settings"]["learning_rate"], []).append(
+                records.headline(row, "validation")
+            )
     if not scores:
-        raise ValueError(f"no choice runs for method={job['method']!r} on task={job['task']!r}, expected some before {job}")
+        raise ValueError(
+            f"no choice runs for method={job['method']!r} on task={job['task']!r}, expected some before {job}"
+        )
     return max(scores, key=lambda rate: sum(scores[rate]) / len(scores[rate]))
 
 
@@ -124,7 +137,10 @@ def run(jobs: list[dict], path: str | os.PathLike, workers: int = 1, bf16: bool 
     context = multiprocessing.get_context("spawn")  # forked copies of a torch process can hang
     for stage in ("choice", "report"):
         batch = [job | {"bf16": bf16} for job in pending if job["purpose"] == stage]
-        batch = [job | {"learning_rate": chosen_rate(rows, job)} if job.get("learning_rate") == "chosen" else job for job in batch]
+        batch = [
+            job | {"learning_rate": chosen_rate(rows, job)} if job.get("learning_rate") == "chosen" else job
+            for job in batch
+        ]
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(1,)) as pool:
             for future in as_completed([pool.submit(run_job, job) for job in batch]):
                 rows.append(future.result())
@@ -140,4 +156,5 @@ def _key(job: dict) -> tuple:
 
 def _line(row: dict) -> str:
     scores = ", ".join(f"{split} {records.headline(row, split):.3f}" for split in row["scores"])
-    return f"{row['purpose']:7} {row['task']:16} {row['method']:24} seed {row['seed']}: {scores} ({row.get('seconds', 0)} s)"
+    name = f"{row['purpose']:7} {row['task']:16} {row['method']:24} seed {row['seed']}"
+    return f"{name}: {scores} ({row.get('seconds', 0)} s)"

