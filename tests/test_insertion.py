@@ -438,6 +438,7 @@ BAD = [
     ({"split": 7}, ValueError, rf"split=7 is outside 0\.\.5: {SPLIT_SCALE}"),
     ({"split": -1}, ValueError, rf"split=-1 is outside 0\.\.5: {SPLIT_SCALE}"),
     ({"split": torch.tensor([0, 6])}, ValueError, rf"split=6 is outside 0\.\.5: {SPLIT_SCALE}"),
+    ({"split": torch.tensor([-1, 2])}, ValueError, rf"split=-1 is outside 0\.\.5: {SPLIT_SCALE}"),
     ({"split": torch.tensor([0, 1, 2])}, ValueError, r"split has shape \(3,\), expected \(2,\)"),
     (
         {"split": torch.tensor([0.0, 1.0])},
