@@ -14,9 +14,9 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 PLACEHOLDER = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|TBD|lorem ipsum)\b|\?\?\?|\bX" r"XX\b", re.IGNORECASE)
 
 
-def tool(name):
-    """A script of book/_tools as a module; the folder is not a package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_tools" / f"{name}.py")
+def tool(name, folder="_tools"):
+    """A script of book/_tools or book/_ext as a module; the folders are no packages."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -236,10 +236,7 @@ def test_normal_form_is_stable_and_drops_what_depends_on_the_machine():
 
 
 def test_docstrings_become_field_lists():
-    path = ROOT / "book" / "_ext" / "plain_docstrings.py"
-    spec = importlib.util.spec_from_file_location("plain_docstrings", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool("plain_docstrings", "_ext")
     numpy_style = [
         "Parameters",
         "----------",
@@ -257,3 +254,10 @@ def test_docstrings_become_field_lists():
     for lines in (["One sentence.  Another one."], [">>> f(1,    2)", "3    4"]):
         assert [line for line in module.rewrite(lines) if line] == lines
     assert module.rewrite(["Like this:", "    a = 1"])[2:5] == ["::", "", "        a = 1"]
+    assert module.rewrite(["the distance |u - v| of `a|b`"]) == [r"the distance \|u - v\| of `a|b`"]
+
+
+def test_a_model_card_becomes_a_section():
+    card = "---\nlicense: apache-2.0\n---\n# t5-mini\n\ntext\n\n## Data\n\n```bash\n# a comment\n```\n"
+    text = tool("model_cards", "_ext").as_section(card)
+    assert text == "## t5-mini\n\ntext\n\n### Data\n\n```bash\n# a comment\n```"

@@ -40,8 +40,15 @@ def entry_at(lines, start, match):
     return match["name"].strip(), " ".join(text), end
 
 
+def escaped(text):
+    """Prose with its bars taken as bars (|u - v|), not as the marks of a substitution; `code` stays as it is."""
+    parts = re.split(r"(`+[^`]*`+)", text)
+    return "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in parts)
+
+
 def field(kind, name, text):
     """One line of a field list, or of a bullet list where the name is not one that a signature can have."""
+    text = escaped(text)
     if kind == "param" and name.replace("*", "").isidentifier():
         return f":param {name.replace('*', '')}: {text}"
     if kind == "raises" and name.replace(".", "").isidentifier():
@@ -77,7 +84,7 @@ def rewrite(lines, callable_=True):
             while i < len(lines) and lines[i].strip():
                 block.append(lines[i].strip())
                 i += 1
-            result.append(f":returns: {' '.join(block)}")
+            result.append(f":returns: {escaped(' '.join(block))}")
             section = None
         elif is_column(line) and not before.endswith("::"):
             result.append("")
@@ -94,7 +101,7 @@ def rewrite(lines, callable_=True):
             result.append("")
         else:
             section = section if before.strip() else None
-            result.append(line)
+            result.append(escaped(line))
             i += 1
     return result
 
