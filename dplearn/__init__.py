@@ -5,13 +5,13 @@ task, or decided for each input. Reading order of the package: insertion, choice
 backbones, model, training.
 """
 
-from dplearn import tasks
+from importlib import import_module
+
 from dplearn.choice import schedule
 from dplearn.config import PromptConfig
 from dplearn.insertion import insert, insert_weighted
 from dplearn.model import PromptedModel, from_pretrained, prompted
 from dplearn.prompt import DynamicPrompt
-from dplearn.training import Annealing, LabelWordLoss, parameter_groups
 
 __version__ = "0.1.0"
 
@@ -28,4 +28,25 @@ __all__ = [
     "prompted",
     "schedule",
     "tasks",
+    "zoo",
 ]
+
+# Loaded at first use: transformers' trainer doubles the time that `import dplearn` takes.
+_LATER = {
+    "Annealing": "training",
+    "LabelWordLoss": "training",
+    "parameter_groups": "training",
+    "tasks": None,
+    "zoo": None,
+}
+
+
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f"module 'dplearn' has no attribute {name!r}")
+    module = import_module(f"dplearn.{_LATER[name] or name}")
+    return module if _LATER[name] is None else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

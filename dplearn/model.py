@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dplearn import checkpoint
 from dplearn.backbones import adapt
@@ -12,6 +13,9 @@ from dplearn.choice import Choice, Chooser
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
 from dplearn.prompt import DynamicPrompt, PromptedInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PromptedModel(nn.Module):

@@ -7,12 +7,15 @@ labels stay as they are. Where an input ends with the end-of-sequence token, tha
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dplearn.controllers import masked_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Seq2SeqBackbone:
@@ -27,6 +30,8 @@ class Seq2SeqBackbone:
     @staticmethod
     def refusal(model: nn.Module) -> str | None:
         """Why this adapter cannot serve the model, or None if it can."""
+        from transformers import PreTrainedModel  # slow to import, and a model at hand has imported it
+
         if not isinstance(model, PreTrainedModel):
             return f"expected a transformers PreTrainedModel, got {type(model).__module__}.{type(model).__name__}"
         if not model.config.is_encoder_decoder:
