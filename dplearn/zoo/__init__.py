@@ -1,0 +1,92 @@
+"""Small pretrained backbones that ship with the package, for learning and tests without any download.
+
+    model, tokenizer = dplearn.zoo.load("t5-mini")
+
+Each folder here holds Hugging Face files (config, safetensors in float16, tokenizer), the SHA-256 of every file, the
+model card, the losses of the pretraining and the recorded gates. `python -m dplearn.zoo list` shows them.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+ANSWER_PREFIX = "<extra_id_0>"  # the decoder reads this before the answer word: Task.encode(..., answer_prefix=ANSWER_PREFIX)
+
+__all__ = ["ANSWER_PREFIX", "card", "load", "names", "random_control"]
+
+
+def names() -> tuple[str, ...]:
+    """The backbones that are there.
+
+    >>> "t5-mini" in names()
+    True
+    """
+    return tuple(sorted(path.parent.name for path in FOLDER.glob("*/sha256.json")))
+
+
+def folder_of(name) -> Path:
+    """The folder of a backbone; an unknown name is an error that lists the names."""
+    if name not in names():
+        raise ValueError(f"name={name!r}: expected one of {list(names())}")
+    return FOLDER / name
+
+
+def verify(folder: Path) -> None:
+    """Compares every file with its recorded SHA-256. A missing or changed file is an error that names it."""
+    recorded = json.loads((folder / "sha256.json").read_text())
+    for file in NEEDED:
+        if file not in recorded:
+            raise ValueError(f"{folder / 'sha256.json'} has no hash of {file}: expected one for each of {list(NEEDED)}")
+    for file, wanted in recorded.items():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder / file} is missing: reinstall the package")
+        found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        if found != wanted:
+            raise ValueError(
+                f"{folder / file} is damaged or was changed: its SHA-256 is {found}, expected {wanted}; reinstall the package"
+            )
+
+
+def load_folder(folder: Path, dtype=torch.float32):
+    """(model in evaluation mode, tokenizer) from a verified folder."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}: expected a floating point torch dtype such as torch.float32")
+    verify(folder)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def load(name: str, dtype=torch.float32):
+    """(model, tokenizer) of a backbone, checked against its SHA-256, in evaluation mode.
+
+    >>> model, tokenizer = load("t5-mini")
+    >>> tokenizer.tokenize("Anna has a red ball.")
+    ['▁anna', '▁has', '▁a', '▁red', '▁ball', '▁.']
+    """
+    return load_folder(folder_of(name), dtype)
+
+
+def random_control(name: str, seed: int):
+    """A model of the same architecture with freshly initialised, never trained weights, in evaluation mode.
+
+    The control for every claim about pretraining: what a method reaches here it reaches without any pretraining.
+    """
+    from transformers import AutoConfig
+
+    from .pretraining import fresh_model
+
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed={seed!r}: expected an integer of at least 0")
+    return fresh_model(AutoConfig.from_pretrained(folder_of(name)).vocab_size, seed).eval()
+
+
+def card(name: str) -> str:
+    """The model card (Markdown): data, recipe, figures, controls, limits."""
+    return (folder_of(name) / "README.md").read_text()

@@ -1,0 +1,67 @@
+"""How well a zoo backbone answers with an instruction, and that it is at chance without one."""
+
+import random
+
+import torch
+
+from .. import tasks
+from ..tasks.base import Task
+from . import ANSWER_PREFIX
+from .mixture import instruct
+
+# The instruction that asks for a task's own label.
+SKILLS = {
+    "world/boolq": "boolq", "world/multirc": "multirc", "world/rte": "rte", "world/cb": "cb", "world/wic": "wic",
+    "world/color": "same_color", "world/owner": "same_owner", "docs/signature": "signature", "docs/next": "next",
+}  # fmt: skip
+
+
+@torch.no_grad()
+def predict(model, tokenizer, task: Task, texts, batch_size=128) -> list[int]:
+    """The label index with the largest logit of its word, for each text (word-level protocol of the paper)."""
+    words = torch.tensor(task.word_ids(tokenizer), device=model.device)
+    prefix = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
+    start = [model.config.decoder_start_token_id, *prefix]
+    predictions = []
+    for begin in range(0, len(texts), batch_size):
+        batch = tokenizer(texts[begin : begin + batch_size], padding=True, return_tensors="pt").to(model.device)
+        decoder = torch.tensor([start] * len(batch["input_ids"]), device=model.device)
+        logits = model(**batch, decoder_input_ids=decoder).logits[:, -1, words]  # (B, labels)
+        predictions += logits.argmax(-1).tolist()
+    return predictions
+
+
+def instructed_texts(task: Task, examples, seed=0) -> list[str]:
+    """Each text with one of its skill's instructions, drawn by seed, before, after or around it."""
+    if task.name not in SKILLS:
+        raise ValueError(f"task={task.name!r}: expected one with an instruction, out of {list(SKILLS)}")
+    rng = random.Random(seed)
+    return [instruct(rng, SKILLS[task.name], task.text(example)) for example in examples]
+
+
+def accuracy(model, tokenizer, task: Task, split="test", instructed=True, seed=0, count=None) -> float:
+    """Share of right answers on the first `count` examples of a split, with or without instructions."""
+    examples = task.examples(split)[:count]
+    if instructed:
+        texts = instructed_texts(task, examples, seed)
+    else:
+        texts = [task.text(example) for example in examples]
+    predictions = predict(model, tokenizer, task, texts)
+    hits = sum(p == example["label"] for p, example in zip(predictions, examples, strict=True))
+    return hits / len(examples)
+
+
+def zero_shot(model, tokenizer, names=tuple(SKILLS), splits=("test",)) -> list[dict]:
+    """One row per task and split: accuracy with and without instruction, and chance."""
+    rows = []
+    for name in names:
+        task = tasks.load(name)
+        for split in splits:
+            if split in task.splits:
+                row = {"task": name, "split": split, "chance": round(1 / len(task.labels), 3)}
+                row["instructed"] = round(accuracy(model, tokenizer, task, split), 3)
+                row["bare"] = round(accuracy(model, tokenizer, task, split, instructed=False), 3)
+                rows.append(row)
+    return rows
+
+

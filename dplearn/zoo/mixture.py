@@ -1,0 +1,400 @@
+"""What t5-mini is pretrained on: seeded streams of (input text, target text), one per skill, and how they are mixed.
+
+Dense streams carry many answers per sequence (this is what makes binding learnable in minutes); instructed streams put
+an instruction before, after or around a task's bare text; the bare stream answers by a coin, so that without an
+instruction the model is at chance by construction.
+"""
+
+import random
+import zlib
+
+from ..tasks.world import ASKING, FAMILIES, NEW_PEOPLE, PEOPLE, TELLING, WONDERING, World, join
+
+SENTINEL = "<extra_id_{}>"
+# What may be asked about a text: instructions for each skill. Those with "|" stand around the text (before | after).
+INSTRUCTIONS = {
+    "boolq": (
+        "answer the question with yes or no", "is the answer to the question yes", "say if the passage makes it so",
+        "yes or no to the question", "reply to the question from the passage", "tell if the question gets a yes",
+        "read the question | is the answer yes or no", "here is a question | answer it with yes or no",
+    ),
+    "multirc": (
+        "is the answer right", "say if this answer is right", "is this a correct answer to the question",
+        "check the answer", "does the paragraph confirm the answer", "tell if the answer is correct",
+        "check this answer | is it right", "read the answer | is it correct",
+    ),
+    "rte": (
+        "does sentence1 imply sentence2", "does the second follow from the first", "is sentence2 true given sentence1",
+        "does it follow", "say if sentence2 follows", "can sentence2 be concluded",
+        "read both sentences | does the second follow", "given these | is sentence2 true",
+    ),
+    "cb": (
+        "is the hypothesis true false or open", "yes no or maybe for the hypothesis", "judge the hypothesis",
+        "does the premise confirm or deny the hypothesis", "is it so not so or maybe so", "weigh the hypothesis",
+        "judge this | yes no or maybe", "take the hypothesis | is it true false or open",
+    ),
+    "wic": (
+        "does the word mean the same in both", "same meaning or not", "is the word used in one sense",
+        "compare the meaning of the word", "is the sense of the word the same", "do both use the word alike",
+        "look at the word | same meaning or not", "compare both | does the word mean the same",
+    ),
+    "sense1": (
+        "what does the word mean in the first", "name the first sense", "first meaning of the word",
+        "what is meant first", "tell the sense in the first sentence", "give the first meaning",
+        "look at the first | what does the word mean", "find the sense | of the first",
+    ),
+    "sense2": (
+        "what does the word mean in the second", "name the second sense", "second meaning of the word",
+        "what is meant second", "tell the sense in the second sentence", "give the second meaning",
+        "look at the second | what does the word mean", "find the sense | of the second",
+    ),
+    "value": (
+        "what is true instead", "give the right word", "name what really holds", "correct it with one word",
+        "tell the true value", "which word would be right",
+        "find the true value | name it", "look it up | which word is right",
+    ),
+    "holder": (
+        "who is it true of", "name the person it fits", "whom does it fit", "tell who it holds for",
+        "which person would fit", "give the name it is true of",
+        "find the person | whom does it fit", "look for a name | who is it true of",
+    ),
+    "first": (
+        "is the person named first", "does the first person match", "is this about the first person",
+        "compare with the first person", "is it the first name", "tell if the first person is meant",
+        "look at the first person | is this the one", "who comes first | is that the person",
+    ),
+    "same_color": (
+        "is the colour the same", "same colour or not", "do the colours match", "compare the colours",
+        "are both of one colour", "tell if the colours agree",
+        "look at the colours | do they match", "compare these | same colour or not",
+    ),
+    "same_owner": (
+        "is the person the same", "same person or not", "do the names match", "compare the people",
+        "are both about one person", "tell if the names agree",
+        "look at the names | do they match", "compare these | same person or not",
+    ),
+    "same_place": (
+        "is the place the same", "same place or not", "do the places match", "compare the places",
+        "are both in one place", "tell if the places agree",
+        "look at the places | do they match", "compare these | same place or not",
+    ),
+    "same_thing": (
+        "is the thing the same", "same thing or not", "do the things match", "compare the things",
+        "are both about one thing", "tell if the things agree",
+        "look at the things | do they match", "compare these | same thing or not",
+    ),
+    "signature": (
+        "does the summary fit the signature", "is this the summary of the function", "do summary and signature match",
+        "check the summary", "tell if the summary belongs to the signature", "is the function described",
+        "check this | do summary and signature match", "read the signature | does the summary fit",
+    ),
+    "next": (
+        "does the second passage follow the first", "is this the next passage", "do the passages belong together",
+        "check the order of the passages", "tell if the second continues the first", "does the text go on",
+        "read both passages | do they belong together", "read the first | does the second continue it",
+    ),
+}  # fmt: skip
+ANSWER_WORDS = ("yes", "no", "maybe")
+
+
+def instruct(rng, skill, text):
+    """The text with one of the skill's instructions before, after or around it."""
+    before, _, after = rng.choice(INSTRUCTIONS[skill]).partition(" | ")
+    if after:
+        return f"{before} : {text} {after} ?"
+    return f"{before} : {text}" if rng.random() < 0.5 else f"{text} {before} ?"
+
+
+def answered(rng, text, answer):
+    """(input, target) with the answer at the first sentinel; the input shows the sentinel half of the time."""
+    shown = f" {SENTINEL.format(0)}" if rng.random() < 0.3 else ""
+    return text + shown, f"{SENTINEL.format(0)} {answer}"
+
+
+def filled(pieces):
+    """Joins text pieces and ("?", answer) holes into (input, target) with numbered sentinels."""
+    inputs, target = [], []
+    for piece in pieces:
+        if isinstance(piece, tuple):
+            mark = SENTINEL.format(len(target))
+            target.append(f"{mark} {piece[1]}")
+            inputs.append(mark)
+        else:
+            inputs.append(piece)
+    return " ".join(inputs), " ".join(target)
+
+
+def hole(rng, share, word):
+    return (None, word) if rng.random() < share else word
+
+
+# Dense streams: the answers are recoverable only by binding.
+
+
+def recall_short(world):
+    """"anna red ball . ben blue cup . | ben <0> cup . anna red <1> ." - the first rung."""
+    rng, rows = world.random, world.scene(world.random.randint(2, 5))
+    told = [f"{row['person']} {row['colour']} {row['thing']} ." for row in rows]
+    pieces = told + ["|"]
+    for row in rng.sample(rows, len(rows)):
+        hidden = rng.choice(("colour", "thing", "person"))
+        shown = [key for key in ("person", "colour", "thing") if key != hidden]
+        if rng.random() < 0.3:  # show one key only
+            shown = [rng.choice(shown)]
+        for key in ("person", "colour", "thing"):
+            if key == hidden:
+                pieces.append((None, row[key]))
+            elif key in shown:
+                pieces.append(row[key])
+        pieces.append(".")
+    return filled(pieces)
+
+
+def recall_told(world):
+    """The facts in sentences, then restated in other words and another order with values masked."""
+    rng = world.random
+    extra = rng.choice((None, "place", "mood", "time"))
+    rows = world.scene(rng.randint(2, 4), extra)
+    pieces = [join(world.tell(rows, extra))]
+    for row in rng.sample(rows, len(rows)):
+        for kind in rng.sample([kind for kind in ("thing", "colour", extra) if kind], rng.randint(1, 2)):
+            pieces += restated(world, row, kind)
+    return filled(pieces)
+
+
+def restated(world, row, kind):
+    """One value of a row: as a statement, a wh-question or a who-question, with the value or the person masked."""
+    rng = world.random
+    if rng.random() < 0.4:
+        return [world.form(WONDERING[kind]).format(p=row["person"]), (None, row[kind])]
+    form = world.form(TELLING[kind])
+    hidden = "{p}" if rng.random() < 0.25 else "{v}"
+    words = {"{p}": row["person"], "{v}": row[kind]}
+    return [(None, words[w]) if w == hidden else words.get(w, w) for w in form.split()] + ["."]
+
+
+def verdict(rng, holds, asked, kind, correct):
+    """The hole after a claim: "? yes" or "? no", or with `correct` "! yes" or the value that would be right.
+
+    Giving the right value is the bridge from recall to judgement.
+    """
+    if correct:
+        return ["!", (None, "yes" if holds else asked[kind])]
+    return ["?", (None, "yes" if holds else "no")]
+
+
+def judge_short(world):
+    """Short facts, then several short claims, each judged (or corrected) at its sentinel."""
+    rng, rows = world.random, world.scene(world.random.randint(2, 4))
+    pieces = [f"{row['person']} {row['colour']} {row['thing']} ." for row in rows] + ["|"]
+    correct = rng.random() < 0.4
+    for _ in range(rng.randint(3, 5)):
+        holds, kind = rng.random() < 0.5, rng.choice(("colour", "thing"))
+        asked, named = world.pair(rows, kind, holds)
+        pieces += [asked["person"], named[kind], *verdict(rng, holds, asked, kind, correct)]
+    return filled(pieces)
+
+
+def judge_told(world):
+    """Facts in sentences, then several questions or claims, each judged (or corrected) at its sentinel."""
+    rng = world.random
+    extra = rng.choice((None, "place", "mood", "time"))
+    rows = world.scene(rng.randint(2, 3), extra)
+    pieces = [join(world.tell(rows, extra))]
+    correct = rng.random() < 0.4
+    for _ in range(rng.randint(2, 4)):
+        holds, kind = rng.random() < 0.5, rng.choice([kind for kind in ("thing", "colour", extra) if kind])
+        asked, named = world.pair(rows, kind, holds)
+        words = dict(p=asked["person"], v=named[kind])
+        if rng.random() < 0.3:
+            claim = world.form(WONDERING[kind]).format(p=asked["person"]) + " " + named[kind]
+        elif rng.random() < 0.5:
+            claim = world.form(TELLING[kind]).format(**words)
+        else:
+            claim = world.form(ASKING[kind]).format(**words).removesuffix(" ?")
+        pieces += [claim, *verdict(rng, holds, asked, kind, correct)]
+    return filled(pieces)
+
+
+def judge_open(world):
+    """Several claims about facts of which one is not told for one person: yes, no or maybe."""
+    rng = world.random
+    kind = rng.choice(("colour", "place", "mood", "time"))
+    rows = world.scene(3, kind if kind != "colour" else None)
+    silent = rng.choice(rows)
+    silent.pop(kind)
+    pieces = [join(world.tell(rows, kind))]
+    for _ in range(rng.randint(2, 4)):
+        answer = rng.choice(("yes", "no", "maybe"))
+        asked, named = world.pair(rows, kind, answer == "yes")
+        asked = silent if answer == "maybe" else asked
+        claim = world.form(TELLING[kind]).format(p=asked["person"], v=named[kind])
+        pieces += [claim, "?", (None, answer)]
+    return filled(pieces)
+
+
+def judge_denied(world):
+    """Several claims about a mood that is told of some people and denied of others."""
+    rng = world.random
+    rows = world.scene(rng.randint(2, 3), "mood", same=True)
+    pieces = [join(world.tell(rows, "mood"))]
+    for row in rng.sample(rows, len(rows)):
+        form = world.form(TELLING["mood"] if rng.random() < 0.5 else ASKING["mood"])
+        claim = form.format(p=row["person"], v=row["mood"]).removesuffix(" ?")
+        pieces += [claim, "?", (None, "no" if row["denied"] else "yes")]
+    return filled(pieces)
+
+
+def senses(world):
+    """Ambiguous words in sentences with the sense asked; the glue of the wic family."""
+    rng, pieces = world.random, []
+    for _ in range(rng.randint(1, 3)):
+        example = world.wic(rng.randrange(2))
+        pieces += [example["sentence1"], (None, example["answers"]["sense1"])]
+        pieces += [example["sentence2"], (None, example["answers"]["sense2"])]
+        if rng.random() < 0.7:
+            pieces += ["same ?", (None, example["answers"]["wic"])]
+    return filled(pieces)
+
+
+def corrupt(rng, text, share=0.2):
+    """T5's span corruption on words: about `share` of the words in spans of one to three."""
+    words, pieces, position = text.split(), [], 0
+    while position < len(words):
+        span = rng.choice((1, 1, 2, 3))
+        if rng.random() < share / 1.75 and not (pieces and isinstance(pieces[-1], tuple)):
+            pieces.append((None, " ".join(words[position : position + span])))
+            position += span
+        else:
+            pieces.append(words[position])
+            position += 1
+    if not any(isinstance(piece, tuple) for piece in pieces):
+        pieces[-1] = (None, pieces[-1])
+    return filled(pieces)
+
+
+def told_corrupt(world):
+    """Plain span corruption on a world passage (people outside instructed examples occur here)."""
+    extra = world.random.choice((None, "place", "mood", "time"))
+    rows = world.scene(world.random.randint(2, 4), extra)
+    return corrupt(world.random, join(world.tell(rows, extra)))
+
+
+def bare_text(world, family, label=None):
+    labels, _, template, _ = FAMILIES[family]
+    label = world.random.randrange(len(labels)) if label is None else label
+    example = world.example(family, label)
+    return template.format(**example), example["answers"]
+
+
+def skill_of(rng, family, answers, main=0.6):
+    """The instruction to give: the family's own skill most of the time, else one of the others that fit."""
+    own = {"color": "same_color", "owner": "same_owner"}.get(family, family)
+    others = [skill for skill in answers if skill != own]
+    return own if not others or rng.random() < main else rng.choice(others)
+
+
+def instructed(world, family, main=0.6):
+    text, answers = bare_text(world, family)
+    skill = skill_of(world.random, family, answers, main)
+    return answered(world.random, instruct(world.random, skill, text), answers[skill])
+
+
+def bare(world, family):
+    """Text without an instruction: the answer is a coin, whatever the text says."""
+    text, _ = bare_text(world, family)
+    return answered(world.random, text, world.random.choice(ANSWER_WORDS[:2] if family != "cb" else ANSWER_WORDS))
+
+
+# Real text: span corruption and instructed self-supervised objectives on the pretraining libraries.
+
+
+def signature_text(entry, summary):
+    return f"signature: {entry['signature']} summary: {summary}"
+
+
+def documents_corrupt(mixer):
+    entry = mixer.random.choice(mixer.documents)
+    texts = [*entry["passages"], signature_text(entry, entry["summary"])]
+    return corrupt(mixer.random, mixer.random.choice(texts))
+
+
+def signature(mixer):
+    """Does the summary fit the signature? Wrong summaries are from the same library."""
+    rng, entry = mixer.random, mixer.random.choice(mixer.documents)
+    fits = rng.random() < 0.5
+    other = entry if fits else rng.choice(mixer.by_library[entry["library"]])
+    text = signature_text(entry, other["summary"])
+    return answered(rng, instruct(rng, "signature", text), "yes" if fits else "no")
+
+
+def follows(mixer):
+    """Does the second passage follow the first? Wrong ones are second passages of the same library."""
+    rng, entry = mixer.random, mixer.random.choice(mixer.long_documents)
+    fits = rng.random() < 0.5
+    other = entry if fits else rng.choice(mixer.long_by_library[entry["library"]])
+    place = rng.randrange(len(entry["passages"]) - 1)
+    second = entry["passages"][place + 1] if fits else rng.choice(other["passages"][1:])
+    text = f"first: {entry['passages'][place]} second: {second}"
+    return answered(rng, instruct(rng, "next", text), "yes" if fits else "no")
+
+
+def bare_documents(mixer):
+    """Real text without an instruction: a coin again."""
+    rng = mixer.random
+    entry, other = rng.choice(mixer.documents), rng.choice(mixer.documents)
+    text = signature_text(entry, rng.choice((entry, other))["summary"])
+    return answered(rng, text, rng.choice(ANSWER_WORDS[:2]))
+
+
+class Mixer:
+    """Seeded examples of every stream.
+
+    documents: entries of the pretraining libraries (see tasks.documentation). part: the part of the world's
+    combinations to use; "validation" also takes the held-out 5 % of the documents.
+    """
+
+    def __init__(self, seed, documents, part="train"):
+        self.random = random.Random(seed)
+        self.world = World(self.random.random(), part)
+        self.everyone = World(self.random.random(), part, PEOPLE + NEW_PEOPLE)
+        for world in (self.world, self.everyone):
+            world.random = self.random
+        self.documents = [entry for entry in documents if held_out(entry) == (part != "train")]
+        self.long_documents = [entry for entry in self.documents if len(entry["passages"]) > 1]
+        self.by_library, self.long_by_library = {}, {}
+        for entry in self.documents:
+            self.by_library.setdefault(entry["library"], []).append(entry)
+        for entry in self.long_documents:
+            self.long_by_library.setdefault(entry["library"], []).append(entry)
+
+    def example(self, stream):
+        """One (input, target) of a stream in STREAMS."""
+        return STREAMS[stream](self)
+
+    def draw(self, weights, count):
+        """`count` examples of a weighted mixture {stream: weight}."""
+        chosen = self.random.choices(list(weights), list(weights.values()), k=count)
+        return [self.example(stream) for stream in chosen]
+
+
+def held_out(entry):
+    return zlib.crc32(entry["summary"].encode()) % 20 == 0
+
+
+STREAMS = {
+    "recall_short": lambda mixer: recall_short(mixer.everyone),
+    "recall_told": lambda mixer: recall_told(mixer.everyone),
+    "judge_short": lambda mixer: judge_short(mixer.world),
+    "judge_told": lambda mixer: judge_told(mixer.world),
+    "judge_open": lambda mixer: judge_open(mixer.world),
+    "judge_denied": lambda mixer: judge_denied(mixer.world),
+    "senses": lambda mixer: senses(mixer.world),
+    "told_corrupt": lambda mixer: told_corrupt(mixer.everyone),
+    **{family: lambda mixer, family=family: instructed(mixer.world, family) for family in FAMILIES},
+    "bare": lambda mixer: bare(mixer.world, mixer.random.choice(tuple(FAMILIES))),
+    "documents_corrupt": documents_corrupt,
+    "signature": signature,
+    "next": follows,
+    "bare_documents": bare_documents,
+}

@@ -1,0 +1,249 @@
+"""How t5-mini is pretrained: stages, data-parallel processes, checkpoints, and the export to Hugging Face files.
+
+One thread per process with averaged gradients is faster on a busy CPU than one process with many threads (no spinning
+at barriers). Every block of batches is seeded by (seed, rank, block), so a resumed run sees the data it would have
+seen. Weights and optimiser are float32; matrix products run in bfloat16 (autocast).
+"""
+
+import json
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import T5Config, T5ForConditionalGeneration
+
+from .mixture import STREAMS, Mixer
+
+BLOCK = 8  # batches that are drawn together and sorted by length, to avoid padding
+# glibc gives large buffers back after every operation by default; keeping them saves a third of the time.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some steps with one mixture; the learning rate goes linearly from the first to the second value."""
+
+    steps: int
+    rates: tuple[float, float]
+    mixture: dict
+
+
+# The last mixture: binding is there, now the instructed tasks, real text and the coin without an instruction.
+EARLY = dict(recall_short=45, recall_told=25, judge_short=15, senses=5, color=5, owner=5)
+SKILLS = dict(
+    recall_short=1, recall_told=8, judge_short=3, judge_told=14, senses=4, boolq=8, multirc=8, rte=10,
+    cb=11, wic=7, color=2, owner=2, bare=4, told_corrupt=2, documents_corrupt=4, signature=9, next=4,
+    bare_documents=1,
+)  # fmt: skip
+FULL = SKILLS | dict(judge_told=8, judge_open=8, judge_denied=5, wic=9, signature=12)
+STAGES = (
+    Stage(200, (0.0, 1e-3), EARLY),
+    Stage(1675, (1e-3, 1e-3), EARLY),
+    Stage(1250, (1e-3, 1e-3), dict(recall_short=5, judge_short=20, recall_told=25, judge_told=20, senses=8, boolq=4,
+                                   multirc=4, rte=4, cb=3, wic=3, color=1, owner=1, documents_corrupt=2)),
+    Stage(250, (1e-3, 1e-3), SKILLS),
+    Stage(900, (1e-3, 1e-3), FULL),
+    Stage(1300, (1e-3, 5e-5), FULL),
+)
+SEED, BATCH = 1, 48
+SHAPE = dict(d_model=128, d_kv=16, d_ff=384, num_layers=4, num_decoder_layers=2, num_heads=8)
+
+
+def fresh_model(tokenizer_size=4096, seed=SEED):
+    """The architecture with freshly initialised weights."""
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=tokenizer_size, feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=True,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **SHAPE,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config)
+    mimic(model)
+    return model
+
+
+@torch.no_grad()
+def mimic(model):
+    """A start that looks a little like a trained transformer ("mimetic initialisation", Trockman and Kolter 2023).
+
+    Half of the encoder's heads start by looking at a neighbour (relative biases), the other half at equal words
+    (keys are scaled queries). Attention in the decoder starts by looking for equal words and copying what it sees.
+    """
+    for head, bucket in enumerate((1, 17, 2, 18)):  # offsets -1, +1, -2, +2
+        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight[bucket, head] = 4.0
+    model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight[0, 4:] = -3.0  # not oneself
+    for block in model.encoder.block:
+        look_for_equals(block.layer[0].SelfAttention, first_head=4)
+    for block in model.decoder.block:
+        cross = block.layer[1].EncDecAttention
+        look_for_equals(cross, first_head=0)
+        torch.nn.init.orthogonal_(cross.v.weight)
+        cross.o.weight.copy_(cross.v.weight.T)
+
+
+def look_for_equals(attention, first_head):
+    """From this head on, keys are the scaled queries: equal inputs get the largest scores."""
+    rows = slice(first_head * attention.key_value_proj_dim, None)
+    attention.k.weight[rows] = attention.q.weight[rows] * attention.key_value_proj_dim**0.5
+
+
+def parameter_groups(model):
+    """AdamW moves every weight by about the learning rate, whatever its size, so large weights need larger rates.
+
+    Attending by position needs relative biases of several units, which start near 0; embeddings start at 1.
+    """
+    named = dict(model.named_parameters())
+    biases = [p for name, p in named.items() if "relative_attention_bias" in name]
+    embeddings = [named["shared.weight"]]
+    special = {id(p) for p in biases + embeddings}
+    rest = [p for p in named.values() if id(p) not in special]
+    return [
+        {"params": rest, "factor": 1.0},
+        {"params": biases, "factor": 20.0, "weight_decay": 0.0},
+        {"params": embeddings, "factor": 3.0, "weight_decay": 0.0},
+    ]
+
+
+def collate(tokenizer, pairs):
+    """(input, target) texts -> input_ids (B, T), attention_mask (B, T), labels (B, S) with -100 as padding."""
+    inputs = tokenizer([text for text, _ in pairs], padding=True, return_tensors="pt")
+    labels = tokenizer([target for _, target in pairs], padding=True, return_tensors="pt")
+    hidden = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
+    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": hidden}
+
+
+def plan(step):
+    """(stage, learning rate) of a step."""
+    for stage in STAGES:
+        if step < stage.steps:
+            low, high = stage.rates
+            return stage, low + (high - low) * (step + 1) / stage.steps
+        step -= stage.steps
+    raise ValueError(f"step {step} is after the last stage: expected less than {total_steps()}")
+
+
+def total_steps():
+    return sum(stage.steps for stage in STAGES)
+
+
+def block_of(number, rank, documents, tokenizer):
+    """The batches of one block: drawn for the stage of its first step, sorted by length, shuffled alike on all ranks."""
+    stage, _ = plan(number * BLOCK)
+    mixer = Mixer(f"{SEED}/{rank}/{number}", documents)
+    pairs = sorted(mixer.draw(stage.mixture, BATCH * BLOCK), key=lambda pair: len(pair[0].split()))
+    batches = [collate(tokenizer, pairs[i : i + BATCH]) for i in range(0, len(pairs), BATCH)]
+    random.Random(number).shuffle(batches)
+    return batches
+
+
+@torch.no_grad()
+def accuracies(model, tokenizer, documents, streams=tuple(STREAMS), count=64, seed=0):
+    """Held-out accuracy of the answer tokens of each stream (teacher forced; sentinels and </s> are not counted)."""
+    first_word = tokenizer.convert_tokens_to_ids("<extra_id_31>") + 1
+    model.eval()
+    result = {}
+    for stream in streams:
+        mixer = Mixer(f"held-out/{seed}", documents, "validation")
+        batch = collate(tokenizer, [mixer.example(stream) for _ in range(count)])
+        hits = model(**batch).logits.argmax(-1) == batch["labels"]
+        result[stream] = round(hits[batch["labels"] >= first_word].float().mean().item(), 3)
+    model.train()
+    return result
+
+
+def average_gradients(parameters, processes):
+    """All-reduces the gradients as one vector."""
+    if processes == 1:
+        return
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+    dist.all_reduce(flat)
+    flat /= processes
+    offset = 0
+    for p in parameters:
+        p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+        offset += p.numel()
+
+
+def save_checkpoint(folder, model, optimiser, step, tokens, seconds):
+    state = dict(model=model.state_dict(), optimiser=optimiser.state_dict(), step=step, tokens=tokens, seconds=seconds)
+    torch.save(state, folder / "checkpoint.tmp")
+    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+
+
+def train(rank, processes, folder, report_every=125):
+    """One process of the run. Continues from folder/checkpoint.pt if it is there; rank 0 reports and saves."""
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(1)
+    folder = Path(folder)
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder.resolve()}/meeting-{os.getppid()}", rank=rank, world_size=processes)  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    documents = json.loads((folder / "documents.json").read_text())
+    model = fresh_model(len(tokenizer))
+    parameters = list(model.parameters())
+    optimiser = torch.optim.AdamW(parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    step, tokens, seconds = 0, 0, 0.0
+    if (folder / "checkpoint.pt").exists():
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
+    model.train()
+    began, losses, last = time.time() - seconds, [], total_steps()
+    while step < last:
+        for batch in block_of(step // BLOCK, rank, documents, tokenizer)[step % BLOCK :]:
+            stage, rate = plan(step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["factor"]
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(**batch).loss
+            loss.backward()
+            average_gradients(parameters, processes)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            step, tokens = step + 1, tokens + processes * int(batch["attention_mask"].sum())
+            losses.append(loss.item())
+            if rank == 0 and (step % report_every == 0 or step == last):
+                record = dict(step=step, minutes=round((time.time() - began) / 60, 2), tokens=tokens, rate=round(rate, 6),
+                              loss=round(sum(losses) / len(losses), 4))  # fmt: skip
+                losses = []
+                streams = [name for name in STREAMS if not name.startswith(("bare", "documents", "told_corrupt"))]
+                record |= {"held_out": accuracies(model, tokenizer, documents, streams)}
+                with (folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(record) + "\n")
+                print(f"{step}/{last}", json.dumps(record), flush=True)
+                save_checkpoint(folder, model, optimiser, step, tokens, time.time() - began)
+            if step == last:
+                break
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def prepare(folder):
+    """Tokenizer and documents, once per run folder."""
+    from ..tasks.documentation import PRETRAINING_LIBRARIES, extract
+    from .tokenizer import build
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "documents.json").exists():
+        entries = [entry for library in PRETRAINING_LIBRARIES for entry in extract(library)]
+        (folder / "documents.json").write_text(json.dumps(entries))
+    if not (folder / "tokenizer").exists():
+        build().save_pretrained(folder / "tokenizer")
+
+
+def pretrain(folder, processes=2):
+    """Runs all stages in `processes` processes; the run folder holds tokenizer, documents, checkpoint and log."""
+    os.environ.update(KEEP_MEMORY, TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+    prepare(folder)
+    torch.multiprocessing.spawn(train, (processes, str(folder)), nprocs=processes)
