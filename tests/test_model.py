@@ -423,7 +423,7 @@ IDS, MASK = tiny.batch([6, 3, 8])
         (
             lambda: make(tiny.t5())(IDS, 1 - MASK.roll(4, 1), labels=LABELS),
             ValueError,
-            "separate runs of real tokens",
+            "runs of real tokens, expected one",
         ),
         (lambda: make(tiny.t5())(IDS, 2 * MASK, labels=LABELS), ValueError, "mask holds values"),
         (
