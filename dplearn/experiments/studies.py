@@ -42,14 +42,13 @@ def gates() -> list[dict]:
     jobs += [_job("MiniLM probe", task, 0) for task in DOCS]
     for seed in SEEDS:
         for task in (*WORLD, *DOCS):
-            jobs.append(_job("prefix", task, seed))
-            jobs.append(_job("prefix, random layers", task, seed))
-            jobs.append(_job("full fine-tuning", task, seed))
+            jobs += [_job("prefix", task, seed), _job("prefix, random layers", task, seed)]
+        jobs += [_job("full fine-tuning", task, seed) for task in WORLD]
     return jobs
 
 
 POSITIONS = {"prefix": "prefix", "postfix": "postfix", "surround": 10, "learned per task": "task"}
-POSITION_TASKS = ("world/boolq", "world/rte", "docs/signature")
+POSITION_TASKS = ("world/cb", "docs/library")
 RATES = (0.1, 0.3)
 
 

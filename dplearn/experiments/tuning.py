@@ -40,11 +40,11 @@ class Settings:
     bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
     """
 
-    steps: int = 300
+    steps: int = 100
     batch_size: int = 32
     learning_rate: float = 0.3
     controller_learning_rate: float = 0.03
-    warmup: int = 20
+    warmup: int = 10
     clip: float = 1.0
     bf16: bool = False
 
