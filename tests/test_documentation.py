@@ -41,7 +41,12 @@ def test_entries_are_public_and_hold_signature_summary_and_following_prose():
 
 @pytest.mark.parametrize(
     "name, words",
-    [("max_pool2d", "max pool 2 d"), ("MaxPool2d", "max pool 2 d"), ("HTMLParser", "html parser"), ("x", "x")],
+    [
+        ("max_pool2d", "max pool 2 d"),
+        ("MaxPool2d", "max pool 2 d"),
+        ("HTMLParser", "html parser"),
+        ("x", "x"),
+    ],
 )
 def test_identifiers_become_words(name, words):
     assert docs.split_name(name) == words
@@ -94,13 +99,23 @@ def test_splits_are_balanced_and_share_no_text(name):
     for split, examples in task.splits.items():
         counts = [sum(e["label"] == label for e in examples) for label in range(len(task.labels))]
         assert max(counts) - min(counts) <= 1 and len(examples) >= 100
-        texts[split] = {e["passage"] if name == "docs/library" else (e[task.fields[0]], e[task.fields[1]]) for e in examples}
-    if name != "docs/library":  # the same sentence may stand in two modules' docstrings, whole examples may not
+        texts[split] = {
+            e["passage"] if name == "docs/library" else (e[task.fields[0]], e[task.fields[1]])
+            for e in examples
+        }
+    if (
+        name != "docs/library"
+    ):  # the same sentence may stand in two modules' docstrings, whole examples may not
         assert not texts["train"] & texts["test"] and not texts["validation"] & texts["test"]
 
 
 def test_signature_labels_follow_from_the_sources():
-    pairs = {(e["signature"], e["summary"]) for split in docs.SIZES for found in docs.entries(split).values() for e in found}
+    pairs = {
+        (e["signature"], e["summary"])
+        for split in docs.SIZES
+        for found in docs.entries(split).values()
+        for e in found
+    }
     for example in tasks.load("docs/signature").splits["test"]:
         assert ((example["signature"], example["summary"]) in pairs) == (example["label"] == 1)
 
@@ -126,7 +141,12 @@ def test_library_passages_do_not_name_the_library():
 
 def test_nothing_is_imported():
     """The sources are parsed: `ast` sees a file that would fail on import."""
-    assert docs.entries_of('import nothing_like_this\n\n\ndef f(a):\n    """Return the value of a as it is."""\n')[0]["name"] == "f"
+    assert (
+        docs.entries_of(
+            'import nothing_like_this\n\n\ndef f(a):\n    """Return the value of a as it is."""\n'
+        )[0]["name"]
+        == "f"
+    )
 
 
 def test_unknown_names_are_errors():

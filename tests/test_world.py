@@ -45,7 +45,9 @@ def triples(task, split):
     for example in task.splits[split]:
         for sentence in re.split(r" \.", task.text(example)):
             pair = re.search(rf"\b({colour}) ({thing})\b", sentence)
-            people = [word for word in re.findall(r"\w+", sentence) if word in world.PEOPLE + world.NEW_PEOPLE]
+            people = [
+                word for word in re.findall(r"\w+", sentence) if word in world.PEOPLE + world.NEW_PEOPLE
+            ]
             if pair and len(people) == 1:
                 found.add((people[0], *pair.groups()))
     return found
@@ -78,7 +80,7 @@ def read_facts(passage):
 
 
 def derive(claim, passage):
-    """"yes", "no" or "maybe" for a claim or question that names one person and one value."""
+    """ "yes", "no" or "maybe" for a claim or question that names one person and one value."""
     facts, moods = read_facts(passage)
     words = re.findall(r"\w+", claim)
     person = next(word for word in words if word in world.PEOPLE + world.NEW_PEOPLE)
@@ -121,7 +123,9 @@ def test_wic_labels_follow_from_the_cues():
         senses = []
         for field in ("sentence1", "sentence2"):
             words = set(example[field].split())
-            senses += [i for i, (_, cues) in enumerate(world.SENSES[example["word"]]) if words & set(cues.split())]
+            senses += [
+                i for i, (_, cues) in enumerate(world.SENSES[example["word"]]) if words & set(cues.split())
+            ]
         assert len(senses) == 2
         assert (senses[0] == senses[1]) == (example["label"] == 1)
 
@@ -130,7 +134,8 @@ def test_wic_labels_follow_from_the_cues():
 def test_equality_labels(name, pool):
     for example in tasks.load(name).splits["test"]:
         one, two = (
-            next(word for word in example[field].split() if word in pool) for field in ("sentence1", "sentence2")
+            next(word for word in example[field].split() if word in pool)
+            for field in ("sentence1", "sentence2")
         )
         assert (one == two) == (example["label"] == 1)
 

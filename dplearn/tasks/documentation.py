@@ -27,19 +27,34 @@ from dplearn.tasks.base import Task
 TASK_LIBRARIES = {
     "networkx": ("networkx", ()),
     "sklearn": ("scikit-learn", ()),
-    "scipy": ("scipy", ("stats", "signal", "optimize", "linalg", "sparse", "spatial", "special", "ndimage", "interpolate")),
-}  # fmt: skip
+    "scipy": (
+        "scipy",
+        ("stats", "signal", "optimize", "linalg", "sparse", "spatial", "special", "ndimage", "interpolate"),
+    ),
+}
 PRETRAINING_LIBRARIES = {
     "numpy": ("numpy", ()),
     "pandas": ("pandas", ()),
     "matplotlib": ("matplotlib", ()),
-    "torch": ("torch", ("nn", "optim", "distributions", "utils/data", "linalg", "fft", "special", "autograd")),
-    "sympy": ("sympy", ("core", "functions", "matrices", "ntheory", "sets", "stats", "combinatorics", "geometry", "solvers")),
-}  # fmt: skip
+    "torch": (
+        "torch",
+        ("nn", "optim", "distributions", "utils/data", "linalg", "fft", "special", "autograd"),
+    ),
+    "sympy": (
+        "sympy",
+        ("core", "functions", "matrices", "ntheory", "sets", "stats", "combinatorics", "geometry", "solvers"),
+    ),
+}
 LIBRARY_WORDS = {
-    "networkx": "graphs", "sklearn": "learning", "scipy": "science",
-    "numpy": "arrays", "pandas": "tables", "matplotlib": "plots", "torch": "tensors", "sympy": "symbols",
-}  # fmt: skip
+    "networkx": "graphs",
+    "sklearn": "learning",
+    "scipy": "science",
+    "numpy": "arrays",
+    "pandas": "tables",
+    "matplotlib": "plots",
+    "torch": "tensors",
+    "sympy": "symbols",
+}
 # Recorded with the versions in constraints.txt: library -> (version, first 16 hex digits of the data's SHA-256).
 RECORDED = {
     "networkx": ("3.6.1", "44cb207c36dfb131"),
@@ -49,7 +64,17 @@ RECORDED = {
 SIZES = {"train": 2000, "validation": 500, "test": 1000}  # at most; see load
 NAMES = ("docs/library", "docs/signature", "docs/next")
 LONGEST = 26  # words of a passage or summary that are kept
-SKIPPED_FOLDERS = {"tests", "test", "testing", "conftest", "_vendor", "vendor", "externals", "_external", "array_api_compat"}
+SKIPPED_FOLDERS = {
+    "tests",
+    "test",
+    "testing",
+    "conftest",
+    "_vendor",
+    "vendor",
+    "externals",
+    "_external",
+    "array_api_compat",
+}
 
 
 def plain(text: str) -> str:
@@ -63,7 +88,9 @@ def plain(text: str) -> str:
 def prose(paragraph: str) -> bool:
     """True for a paragraph of running text: no doctest, table, heading, list, directive or field."""
     lines = paragraph.strip().splitlines()
-    if not lines or any(re.match(r"\s*(>>>|\.\.|[-=~^*+#]{3,}|[-*+|] |\d+\.|:\w+|@)", line) for line in lines):
+    if not lines or any(
+        re.match(r"\s*(>>>|\.\.|[-=~^*+#]{3,}|[-*+|] |\d+\.|:\w+|@)", line) for line in lines
+    ):
         return False
     if any(re.search(r"\s:\s|::$|\\|\$", line) for line in lines):
         return False
@@ -110,7 +137,14 @@ def entries_of(source: str) -> list[dict]:
             if following:
                 passages.append(first_words(plain(paragraph)))
         if good and 4 <= len(summary.split()):
-            found.append({"name": node.name, "signature": signature_of(node), "summary": first_words(summary), "passages": passages})
+            found.append(
+                {
+                    "name": node.name,
+                    "signature": signature_of(node),
+                    "summary": first_words(summary),
+                    "passages": passages,
+                }
+            )
     return found
 
 
@@ -119,12 +153,18 @@ def sources(library: str, folders) -> list[Path]:
     spec = util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         name = {**TASK_LIBRARIES, **PRETRAINING_LIBRARIES}[library][0]
-        raise ModuleNotFoundError(f"documentation of {name!r} is needed but it is not installed: pip install {name}")
+        raise ModuleNotFoundError(
+            f"documentation of {name!r} is needed but it is not installed: pip install {name}"
+        )
     root = Path(next(iter(spec.submodule_search_locations)))
     starts = [root / folder for folder in folders] or [root]
     files = [path for start in starts for path in start.rglob("*.py")]
     inside = [(path.relative_to(root), path) for path in files]
-    return [path for short, path in sorted(inside) if not SKIPPED_FOLDERS.intersection(short.with_suffix("").parts)]
+    return [
+        path
+        for short, path in sorted(inside)
+        if not SKIPPED_FOLDERS.intersection(short.with_suffix("").parts)
+    ]
 
 
 @cache
@@ -133,7 +173,11 @@ def extract(library: str) -> tuple[dict, ...]:
     folders = {**TASK_LIBRARIES, **PRETRAINING_LIBRARIES}[library][1]
     seen, entries = set(), []
     for path in sources(library, folders):
-        module = ".".join(path.with_suffix("").parts[path.parts.index(library) :]) if library in path.parts else path.stem
+        module = (
+            ".".join(path.with_suffix("").parts[path.parts.index(library) :])
+            if library in path.parts
+            else path.stem
+        )
         try:
             found = entries_of(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):  # a template or a file for another Python
@@ -172,7 +216,9 @@ def split_of(module: str) -> str:
 
 def entries(split: str) -> dict[str, list[dict]]:
     """Entries of the task libraries whose module is in this split: library -> entries."""
-    return {library: [e for e in extract(library) if split_of(e["module"]) == split] for library in TASK_LIBRARIES}
+    return {
+        library: [e for e in extract(library) if split_of(e["module"]) == split] for library in TASK_LIBRARIES
+    }
 
 
 def nameless(text: str) -> str:
@@ -223,11 +269,19 @@ def next_examples(split, size, rng):
 # name -> (labels, words, template, how the examples are made)
 TASKS = {
     "docs/library": (
-        tuple(TASK_LIBRARIES), tuple(LIBRARY_WORDS[library] for library in TASK_LIBRARIES), "passage: {passage}", library_examples,
+        tuple(TASK_LIBRARIES),
+        tuple(LIBRARY_WORDS[library] for library in TASK_LIBRARIES),
+        "passage: {passage}",
+        library_examples,
     ),
-    "docs/signature": (("other", "own"), ("no", "yes"), "signature: {signature} summary: {summary}", signature_examples),
+    "docs/signature": (
+        ("other", "own"),
+        ("no", "yes"),
+        "signature: {signature} summary: {summary}",
+        signature_examples,
+    ),
     "docs/next": (("other", "next"), ("no", "yes"), "first: {first} second: {second}", next_examples),
-}  # fmt: skip
+}
 
 
 @cache
@@ -247,5 +301,7 @@ def load(name: str) -> Task:
         examples = make(split, size, rng)
         rng.shuffle(examples)
         splits[split] = tuple(examples)
-    versions = ", ".join(f"{library} {metadata.version(TASK_LIBRARIES[library][0])} ({key})" for library, key in hashes.items())
+    versions = ", ".join(
+        f"{library} {metadata.version(TASK_LIBRARIES[library][0])} ({key})" for library, key in hashes.items()
+    )
     return Task(name, labels, words, template, splits, "accuracy", f"docstrings of {versions}")

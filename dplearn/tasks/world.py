@@ -35,71 +35,193 @@ PEOPLE = tuple(
     " amir bruno clara david elsa frank greta henry ida jonas kim luis marta nils oscar peter rita simon tara ulf"
     " viola willy alma boris celia doris ezra fiona george helen igor julia kurt lara mona noah olive pedro".split()
 )
-NEW_PEOPLE = tuple("rena stefan thea urban violet werner yves zelda albert berta conrad edith felix gloria".split())
+NEW_PEOPLE = tuple(
+    "rena stefan thea urban violet werner yves zelda albert berta conrad edith felix gloria".split()
+)
 POOLS = {"colour": COLOURS, "thing": THINGS, "place": PLACES, "mood": MOODS, "time": TIMES}
 EXTRAS = ("place", "mood", "time")
 
 # Sentence forms: the last one or two of each list are held out (used only in the split "test_wordings").
 OWNING = (
-    "{p} has a {c} {o}", "{p} keeps a {c} {o}", "a {c} {o} belongs to {p}", "the {c} {o} is owned by {p}",
-    "{p} holds the {c} {o}", "there is a {c} {o} that {p} owns", "{p} carries a {c} {o}", "with {p} is a {c} {o}",
-)  # fmt: skip
+    "{p} has a {c} {o}",
+    "{p} keeps a {c} {o}",
+    "a {c} {o} belongs to {p}",
+    "the {c} {o} is owned by {p}",
+    "{p} holds the {c} {o}",
+    "there is a {c} {o} that {p} owns",
+    "{p} carries a {c} {o}",
+    "with {p} is a {c} {o}",
+)
 TELLING = {
-    "thing": ("{p} has a {v}", "a {v} belongs to {p}", "{p} keeps a {v}", "the {v} is owned by {p}", "{p} carries a {v}"),
-    "colour": ("{p} has something {v}", "what {p} has is {v}", "something {v} belongs to {p}", "{p} carries something {v}"),
-    "place": ("{p} is in the {v}", "{p} stays in the {v}", "in the {v} is {p}", "{p} waits in the {v}", "the {v} is where {p} is"),
+    "thing": (
+        "{p} has a {v}",
+        "a {v} belongs to {p}",
+        "{p} keeps a {v}",
+        "the {v} is owned by {p}",
+        "{p} carries a {v}",
+    ),
+    "colour": (
+        "{p} has something {v}",
+        "what {p} has is {v}",
+        "something {v} belongs to {p}",
+        "{p} carries something {v}",
+    ),
+    "place": (
+        "{p} is in the {v}",
+        "{p} stays in the {v}",
+        "in the {v} is {p}",
+        "{p} waits in the {v}",
+        "the {v} is where {p} is",
+    ),
     "mood": ("{p} is {v}", "{p} feels {v}", "{v} is how {p} feels", "{p} seems {v}"),
     "time": ("{p} came at {v}", "at {v} {p} came", "{v} is when {p} came", "{p} arrived at {v}"),
-}  # fmt: skip
+}
 TAILS = {"place": ("{s} in the {v}", "in the {v} {s}"), "time": ("{s} at {v}", "at {v} {s}")}
 DENYING = ("{p} is not {v}", "{p} does not feel {v}", "not {v} is how {p} feels", "{p} does not seem {v}")
 ASKING = {
-    "thing": ("does {p} have the {v} ?", "is the {v} with {p} ?", "does the {v} belong to {p} ?", "is {p} the owner of the {v} ?"),
-    "colour": ("does {p} have something {v} ?", "is the thing of {p} {v} ?", "is it something {v} that {p} has ?", "is {p} with something {v} ?"),
-    "place": ("is {p} in the {v} ?", "does {p} stay in the {v} ?", "is the {v} where {p} is ?", "does {p} wait in the {v} ?"),
+    "thing": (
+        "does {p} have the {v} ?",
+        "is the {v} with {p} ?",
+        "does the {v} belong to {p} ?",
+        "is {p} the owner of the {v} ?",
+    ),
+    "colour": (
+        "does {p} have something {v} ?",
+        "is the thing of {p} {v} ?",
+        "is it something {v} that {p} has ?",
+        "is {p} with something {v} ?",
+    ),
+    "place": (
+        "is {p} in the {v} ?",
+        "does {p} stay in the {v} ?",
+        "is the {v} where {p} is ?",
+        "does {p} wait in the {v} ?",
+    ),
     "mood": ("is {p} {v} ?", "does {p} feel {v} ?", "is {v} how {p} feels ?", "does {p} seem {v} ?"),
-    "time": ("did {p} come at {v} ?", "was it at {v} that {p} came ?", "is {v} when {p} came ?", "did {p} arrive at {v} ?"),
-}  # fmt: skip
+    "time": (
+        "did {p} come at {v} ?",
+        "was it at {v} that {p} came ?",
+        "is {v} when {p} came ?",
+        "did {p} arrive at {v} ?",
+    ),
+}
 WONDERING = {
-    "thing": ("what does {p} have ?", "which thing belongs to {p} ?", "what is with {p} ?", "what does {p} carry ?"),
-    "colour": ("what colour is the thing of {p} ?", "which colour has {p} ?", "what colour does {p} have ?", "which colour is with {p} ?"),
+    "thing": (
+        "what does {p} have ?",
+        "which thing belongs to {p} ?",
+        "what is with {p} ?",
+        "what does {p} carry ?",
+    ),
+    "colour": (
+        "what colour is the thing of {p} ?",
+        "which colour has {p} ?",
+        "what colour does {p} have ?",
+        "which colour is with {p} ?",
+    ),
     "place": ("where is {p} ?", "in which place is {p} ?", "where does {p} stay ?", "where does {p} wait ?"),
     "mood": ("how does {p} feel ?", "how is {p} ?", "in which mood is {p} ?", "how does {p} seem ?"),
-    "time": ("when did {p} come ?", "at which time did {p} come ?", "when was it that {p} came ?", "when did {p} arrive ?"),
-}  # fmt: skip
+    "time": (
+        "when did {p} come ?",
+        "at which time did {p} come ?",
+        "when was it that {p} came ?",
+        "when did {p} arrive ?",
+    ),
+}
 
 # Ambiguous words: two senses, each with a name and six cues.
 SENSES = {
-    "bank": (("ground", "water shore boat fish mud reeds"), ("money", "loan cash vault cheque teller account")),
+    "bank": (
+        ("ground", "water shore boat fish mud reeds"),
+        ("money", "loan cash vault cheque teller account"),
+    ),
     "bat": (("animal", "cave wings fur roof insects moth"), ("tool", "game pitch team player wicket helmet")),
-    "spring": (("season", "blossom april rain seeds birds nest"), ("metal", "wire mattress steel bounce toy coil")),
-    "seal": (("animal", "ice whale beach flippers waves rocks"), ("paper", "wax letter envelope stamp document king")),
-    "crane": (("animal", "marsh feathers eggs lake beak heron"), ("tool", "bricks builder concrete hook cargo scaffold")),
-    "pitcher": (("vessel", "lemonade milk juice tray glass cream"), ("sport", "inning batter stadium coach umpire mound")),
-    "mouse": (("animal", "cheese cat hole tail trap whiskers"), ("tool", "screen keyboard cable click desk laptop")),
-    "organ": (("body", "heart doctor blood surgeon nurse kidney"), ("music", "pipes hymn choir pedals concert tune")),
-    "pupil": (("child", "teacher lesson exam class homework chalk"), ("body", "eye lens vision light lashes glare")),
-    "trunk": (("tree", "bark branch leaves roots oak squirrel"), ("box", "luggage car tyre journey driver motor")),
-    "match": (("fire", "flame smoke stove fuse torch ash"), ("sport", "goal score referee league fans whistle")),
-    "palm": (("body", "finger thumb wrist skin fist sweat"), ("tree", "island coconut sand desert dates oasis")),
-}  # fmt: skip
+    "spring": (
+        ("season", "blossom april rain seeds birds nest"),
+        ("metal", "wire mattress steel bounce toy coil"),
+    ),
+    "seal": (
+        ("animal", "ice whale beach flippers waves rocks"),
+        ("paper", "wax letter envelope stamp document king"),
+    ),
+    "crane": (
+        ("animal", "marsh feathers eggs lake beak heron"),
+        ("tool", "bricks builder concrete hook cargo scaffold"),
+    ),
+    "pitcher": (
+        ("vessel", "lemonade milk juice tray glass cream"),
+        ("sport", "inning batter stadium coach umpire mound"),
+    ),
+    "mouse": (
+        ("animal", "cheese cat hole tail trap whiskers"),
+        ("tool", "screen keyboard cable click desk laptop"),
+    ),
+    "organ": (
+        ("body", "heart doctor blood surgeon nurse kidney"),
+        ("music", "pipes hymn choir pedals concert tune"),
+    ),
+    "pupil": (
+        ("child", "teacher lesson exam class homework chalk"),
+        ("body", "eye lens vision light lashes glare"),
+    ),
+    "trunk": (
+        ("tree", "bark branch leaves roots oak squirrel"),
+        ("box", "luggage car tyre journey driver motor"),
+    ),
+    "match": (
+        ("fire", "flame smoke stove fuse torch ash"),
+        ("sport", "goal score referee league fans whistle"),
+    ),
+    "palm": (
+        ("body", "finger thumb wrist skin fist sweat"),
+        ("tree", "island coconut sand desert dates oasis"),
+    ),
+}
 MENTIONING = (
-    "{p} saw the {w} and the {x}", "near the {x} {p} found the {w}", "the {w} and the {x} pleased {p}",
-    "{p} spoke of the {x} and the {w}", "the {x} made {p} think of the {w}", "{p} drew the {w} beside the {x}",
-)  # fmt: skip
+    "{p} saw the {w} and the {x}",
+    "near the {x} {p} found the {w}",
+    "the {w} and the {x} pleased {p}",
+    "{p} spoke of the {x} and the {w}",
+    "the {x} made {p} think of the {w}",
+    "{p} drew the {w} beside the {x}",
+)
 
 SIZES = {"train": 2000, "validation": 500, "test": 1000, "test_entities": 500, "test_wordings": 500}
 YES_NO = ("no", "yes")
 # name -> (labels, words, template, metric); the label order and templates follow the paper's scripts.
 FAMILIES = {
     "boolq": (("no", "yes"), ("no", "yes"), "hypothesis: {question} premise: {passage}", "accuracy"),
-    "multirc": (("wrong", "right"), ("no", "yes"), "question: {question} answer: {answer}. paragraph: {passage}", "f1a_em"),
-    "rte": (("entailment", "not_entailment"), ("yes", "no"), "sentence1: {premise} sentence2: {hypothesis}", "accuracy"),
-    "cb": (("entailment", "contradiction", "neutral"), ("yes", "no", "maybe"), "hypothesis: {hypothesis} premise: {premise}", "accuracy_f1"),
+    "multirc": (
+        ("wrong", "right"),
+        ("no", "yes"),
+        "question: {question} answer: {answer}. paragraph: {passage}",
+        "f1a_em",
+    ),
+    "rte": (
+        ("entailment", "not_entailment"),
+        ("yes", "no"),
+        "sentence1: {premise} sentence2: {hypothesis}",
+        "accuracy",
+    ),
+    "cb": (
+        ("entailment", "contradiction", "neutral"),
+        ("yes", "no", "maybe"),
+        "hypothesis: {hypothesis} premise: {premise}",
+        "accuracy_f1",
+    ),
     "wic": (("different", "same"), ("no", "yes"), "{sentence1} {sentence2} word: {word}", "accuracy"),
-    "color": (("different", "same"), ("no", "yes"), "sentence1: {sentence1} sentence2: {sentence2}", "accuracy"),
-    "owner": (("different", "same"), ("no", "yes"), "sentence1: {sentence1} sentence2: {sentence2}", "accuracy"),
-}  # fmt: skip
+    "color": (
+        ("different", "same"),
+        ("no", "yes"),
+        "sentence1: {sentence1} sentence2: {sentence2}",
+        "accuracy",
+    ),
+    "owner": (
+        ("different", "same"),
+        ("no", "yes"),
+        "sentence1: {sentence1} sentence2: {sentence2}",
+        "accuracy",
+    ),
+}
 
 NAMES = tuple(f"world/{family}" for family in FAMILIES)
 
@@ -118,7 +240,12 @@ class World:
     """
 
     def __init__(self, seed, part="train", people=PEOPLE, new_wordings=False):
-        self.random, self.part, self.people, self.new_wordings = random.Random(seed), part, people, new_wordings
+        self.random, self.part, self.people, self.new_wordings = (
+            random.Random(seed),
+            part,
+            people,
+            new_wordings,
+        )
 
     def form(self, forms):
         """One sentence form; the last quarter of each list is held out."""
@@ -136,7 +263,9 @@ class World:
         for person in draw(self.people, size):
             row = {"person": person}
             for colour in pools["colour"]:
-                thing = next((t for t in pools["thing"][:12] if part_of(person, colour, t) == self.part), None)
+                thing = next(
+                    (t for t in pools["thing"][:12] if part_of(person, colour, t) == self.part), None
+                )
                 if thing:
                     row.update(colour=colour, thing=thing)
                     break
@@ -198,7 +327,9 @@ class World:
         extra = kind if kind in EXTRAS else self.random.choice((None, None, *EXTRAS))
         rows = self.scene(size, extra)
         asked, named = self.pair(rows, kind, holds)
-        return dict(rows=rows, sentences=self.tell(rows, extra), kind=kind, asked=asked, named=named, same=False)
+        return dict(
+            rows=rows, sentences=self.tell(rows, extra), kind=kind, asked=asked, named=named, same=False
+        )
 
     def words(self, case):
         return dict(p=case["asked"]["person"], v=case["named"][case["kind"]])
@@ -208,11 +339,15 @@ class World:
     def boolq(self, label, size=2):
         case = self.case(size, label == 1)
         question = self.form(ASKING[case["kind"]]).format(**self.words(case))
-        return self.finish({"question": question, "passage": join(case["sentences"]), "label": label}, "boolq", case)
+        return self.finish(
+            {"question": question, "passage": join(case["sentences"]), "label": label}, "boolq", case
+        )
 
     def multirc(self, label, size=2, case=None):
         case = case or self.case(size, label == 1, ("thing", "colour", *EXTRAS))
-        question = case.setdefault("question", self.form(WONDERING[case["kind"]]).format(p=case["asked"]["person"]))
+        question = case.setdefault(
+            "question", self.form(WONDERING[case["kind"]]).format(p=case["asked"]["person"])
+        )
         answer = case["named"][case["kind"]]
         fields = {"question": question, "answer": answer, "passage": join(case["sentences"]), "label": label}
         return self.finish(fields, "multirc", case)
@@ -220,7 +355,9 @@ class World:
     def rte(self, label, size=2):
         case = self.case(size, label == 0)
         hypothesis = self.form(TELLING[case["kind"]]).format(**self.words(case)) + " ."
-        return self.finish({"premise": join(case["sentences"]), "hypothesis": hypothesis, "label": label}, "rte", case)
+        return self.finish(
+            {"premise": join(case["sentences"]), "hypothesis": hypothesis, "label": label}, "rte", case
+        )
 
     def cb(self, label, size=3):
         """Yes, no or maybe: one person of the passage always lacks the kind in question (maybe asks about them)."""
@@ -232,7 +369,9 @@ class World:
         case = dict(rows=rows, sentences=self.tell(rows, kind), kind=kind, named=named, same=label == 2)
         case["asked"] = silent if label == 2 else asked
         hypothesis = self.form(TELLING[kind]).format(**self.words(case)) + " ."
-        return self.finish({"hypothesis": hypothesis, "premise": join(case["sentences"]), "label": label}, "cb", case)
+        return self.finish(
+            {"hypothesis": hypothesis, "premise": join(case["sentences"]), "label": label}, "cb", case
+        )
 
     def finish(self, fields, family, case):
         """Adds the answers to every instruction that fits this text."""
@@ -254,14 +393,23 @@ class World:
             if cues[0] != cues[1] and part_of(word, *cues) == self.part:
                 break
         sentences = [
-            self.form(MENTIONING).format(p=self.random.choice(self.people), w=word, x=cue) + " ." for cue in cues
+            self.form(MENTIONING).format(p=self.random.choice(self.people), w=word, x=cue) + " ."
+            for cue in cues
         ]
         answers = {"wic": YES_NO[label], "sense1": SENSES[word][one][0], "sense2": SENSES[word][two][0]}
-        return {"sentence1": sentences[0], "sentence2": sentences[1], "word": word, "label": label, "answers": answers}
+        return {
+            "sentence1": sentences[0],
+            "sentence2": sentences[1],
+            "word": word,
+            "label": label,
+            "answers": answers,
+        }
 
     def equal(self, about, label):
         """Two facts about one or two people: same colour? same owner? same place? each independently a coin."""
-        wanted = {name: self.random.random() < 0.5 for name in ("color", "owner", "place", "thing")} | {about: label == 1}
+        wanted = {name: self.random.random() < 0.5 for name in ("color", "owner", "place", "thing")} | {
+            about: label == 1
+        }
         fact = None
         while fact is None:
             rows = self.scene(2, "place")
@@ -277,10 +425,13 @@ class World:
         return {"sentence1": sentences[0], "sentence2": sentences[1], "label": label, "answers": answers}
 
     def second_fact(self, first, wanted, tries=200):
-        """Person, colour and thing of a second fact, equal to the first's where wanted, in this part (None: none found)."""
+        """Person, colour and thing of a second fact, equal to the first's where wanted (None: not found)."""
         pools = {"owner": ("person", self.people), "color": ("colour", COLOURS), "thing": ("thing", THINGS)}
         for _ in range(tries):
-            fact = {key: first[key] if wanted[name] else self.random.choice(pool) for name, (key, pool) in pools.items()}
+            fact = {
+                key: first[key] if wanted[name] else self.random.choice(pool)
+                for name, (key, pool) in pools.items()
+            }
             in_part = part_of(fact["person"], fact["colour"], fact["thing"]) == self.part
             if in_part and all((fact[key] == first[key]) == wanted[name] for name, (key, _) in pools.items()):
                 return fact
@@ -345,7 +496,15 @@ def join(sentences):
 
 def vocabulary() -> Iterator[str]:
     """Every word that world text can contain (each is one token of the package's tokenizer)."""
-    forms = [OWNING, DENYING, MENTIONING, *TAILS.values(), *TELLING.values(), *ASKING.values(), *WONDERING.values()]
+    forms = [
+        OWNING,
+        DENYING,
+        MENTIONING,
+        *TAILS.values(),
+        *TELLING.values(),
+        *ASKING.values(),
+        *WONDERING.values(),
+    ]
     seen = dict.fromkeys((*PEOPLE, *NEW_PEOPLE, *SENSES, "yes", "no", "maybe"))
     for pool in POOLS.values():
         seen.update(dict.fromkeys(pool))

@@ -15,7 +15,8 @@ import torch
 FOLDER = Path(__file__).parent
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
-ANSWER_PREFIX = "<extra_id_0>"  # the decoder reads this before the answer word: Task.encode(..., answer_prefix=ANSWER_PREFIX)
+# The decoder reads this before the answer word: task.encode(..., answer_prefix=ANSWER_PREFIX).
+ANSWER_PREFIX = "<extra_id_0>"
 
 __all__ = ["ANSWER_PREFIX", "card", "load", "names", "random_control"]
 
@@ -41,14 +42,17 @@ def verify(folder: Path) -> None:
     recorded = json.loads((folder / "sha256.json").read_text())
     for file in NEEDED:
         if file not in recorded:
-            raise ValueError(f"{folder / 'sha256.json'} has no hash of {file}: expected one for each of {list(NEEDED)}")
+            raise ValueError(
+                f"{folder / 'sha256.json'} has no hash of {file}: expected one for each of {list(NEEDED)}"
+            )
     for file, wanted in recorded.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: reinstall the package")
         found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
         if found != wanted:
             raise ValueError(
-                f"{folder / file} is damaged or was changed: its SHA-256 is {found}, expected {wanted}; reinstall the package"
+                f"{folder / file} is damaged or was changed: its SHA-256 is {found}, expected {wanted}; "
+                "reinstall the package"
             )
 
 

@@ -7,7 +7,7 @@ import torch
 from .. import tasks
 from ..tasks.base import Task
 from . import ANSWER_PREFIX
-from .mixture import instruct
+from .instructions import instruct
 
 # The instruction that asks for a task's own label.
 SKILLS = {
@@ -24,7 +24,9 @@ def predict(model, tokenizer, task: Task, texts, batch_size=128) -> list[int]:
     start = [model.config.decoder_start_token_id, *prefix]
     predictions = []
     for begin in range(0, len(texts), batch_size):
-        batch = tokenizer(texts[begin : begin + batch_size], padding=True, return_tensors="pt").to(model.device)
+        batch = tokenizer(texts[begin : begin + batch_size], padding=True, return_tensors="pt").to(
+            model.device
+        )
         decoder = torch.tensor([start] * len(batch["input_ids"]), device=model.device)
         logits = model(**batch, decoder_input_ids=decoder).logits[:, -1, words]  # (B, labels)
         predictions += logits.argmax(-1).tolist()
@@ -63,5 +65,3 @@ def zero_shot(model, tokenizer, names=tuple(SKILLS), splits=("test",)) -> list[d
                 row["bare"] = round(accuracy(model, tokenizer, task, split, instructed=False), 3)
                 rows.append(row)
     return rows
-
-

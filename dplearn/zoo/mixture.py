@@ -9,100 +9,10 @@ import random
 import zlib
 
 from ..tasks.world import ASKING, FAMILIES, NEW_PEOPLE, PEOPLE, TELLING, WONDERING, World, join
+from .instructions import instruct
 
 SENTINEL = "<extra_id_{}>"
-# What may be asked about a text: instructions for each skill. Those with "|" stand around the text (before | after).
-INSTRUCTIONS = {
-    "boolq": (
-        "answer the question with yes or no", "is the answer to the question yes", "say if the passage makes it so",
-        "yes or no to the question", "reply to the question from the passage", "tell if the question gets a yes",
-        "read the question | is the answer yes or no", "here is a question | answer it with yes or no",
-    ),
-    "multirc": (
-        "is the answer right", "say if this answer is right", "is this a correct answer to the question",
-        "check the answer", "does the paragraph confirm the answer", "tell if the answer is correct",
-        "check this answer | is it right", "read the answer | is it correct",
-    ),
-    "rte": (
-        "does sentence1 imply sentence2", "does the second follow from the first", "is sentence2 true given sentence1",
-        "does it follow", "say if sentence2 follows", "can sentence2 be concluded",
-        "read both sentences | does the second follow", "given these | is sentence2 true",
-    ),
-    "cb": (
-        "is the hypothesis true false or open", "yes no or maybe for the hypothesis", "judge the hypothesis",
-        "does the premise confirm or deny the hypothesis", "is it so not so or maybe so", "weigh the hypothesis",
-        "judge this | yes no or maybe", "take the hypothesis | is it true false or open",
-    ),
-    "wic": (
-        "does the word mean the same in both", "same meaning or not", "is the word used in one sense",
-        "compare the meaning of the word", "is the sense of the word the same", "do both use the word alike",
-        "look at the word | same meaning or not", "compare both | does the word mean the same",
-    ),
-    "sense1": (
-        "what does the word mean in the first", "name the first sense", "first meaning of the word",
-        "what is meant first", "tell the sense in the first sentence", "give the first meaning",
-        "look at the first | what does the word mean", "find the sense | of the first",
-    ),
-    "sense2": (
-        "what does the word mean in the second", "name the second sense", "second meaning of the word",
-        "what is meant second", "tell the sense in the second sentence", "give the second meaning",
-        "look at the second | what does the word mean", "find the sense | of the second",
-    ),
-    "value": (
-        "what is true instead", "give the right word", "name what really holds", "correct it with one word",
-        "tell the true value", "which word would be right",
-        "find the true value | name it", "look it up | which word is right",
-    ),
-    "holder": (
-        "who is it true of", "name the person it fits", "whom does it fit", "tell who it holds for",
-        "which person would fit", "give the name it is true of",
-        "find the person | whom does it fit", "look for a name | who is it true of",
-    ),
-    "first": (
-        "is the person named first", "does the first person match", "is this about the first person",
-        "compare with the first person", "is it the first name", "tell if the first person is meant",
-        "look at the first person | is this the one", "who comes first | is that the person",
-    ),
-    "same_color": (
-        "is the colour the same", "same colour or not", "do the colours match", "compare the colours",
-        "are both of one colour", "tell if the colours agree",
-        "look at the colours | do they match", "compare these | same colour or not",
-    ),
-    "same_owner": (
-        "is the person the same", "same person or not", "do the names match", "compare the people",
-        "are both about one person", "tell if the names agree",
-        "look at the names | do they match", "compare these | same person or not",
-    ),
-    "same_place": (
-        "is the place the same", "same place or not", "do the places match", "compare the places",
-        "are both in one place", "tell if the places agree",
-        "look at the places | do they match", "compare these | same place or not",
-    ),
-    "same_thing": (
-        "is the thing the same", "same thing or not", "do the things match", "compare the things",
-        "are both about one thing", "tell if the things agree",
-        "look at the things | do they match", "compare these | same thing or not",
-    ),
-    "signature": (
-        "does the summary fit the signature", "is this the summary of the function", "do summary and signature match",
-        "check the summary", "tell if the summary belongs to the signature", "is the function described",
-        "check this | do summary and signature match", "read the signature | does the summary fit",
-    ),
-    "next": (
-        "does the second passage follow the first", "is this the next passage", "do the passages belong together",
-        "check the order of the passages", "tell if the second continues the first", "does the text go on",
-        "read both passages | do they belong together", "read the first | does the second continue it",
-    ),
-}  # fmt: skip
 ANSWER_WORDS = ("yes", "no", "maybe")
-
-
-def instruct(rng, skill, text):
-    """The text with one of the skill's instructions before, after or around it."""
-    before, _, after = rng.choice(INSTRUCTIONS[skill]).partition(" | ")
-    if after:
-        return f"{before} : {text} {after} ?"
-    return f"{before} : {text}" if rng.random() < 0.5 else f"{text} {before} ?"
 
 
 def answered(rng, text, answer):
@@ -124,15 +34,11 @@ def filled(pieces):
     return " ".join(inputs), " ".join(target)
 
 
-def hole(rng, share, word):
-    return (None, word) if rng.random() < share else word
-
-
 # Dense streams: the answers are recoverable only by binding.
 
 
 def recall_short(world):
-    """"anna red ball . ben blue cup . | ben <0> cup . anna red <1> ." - the first rung."""
+    """ "anna red ball . ben blue cup . | ben <0> cup . anna red <1> ." - the first rung."""
     rng, rows = world.random, world.scene(world.random.randint(2, 5))
     told = [f"{row['person']} {row['colour']} {row['thing']} ." for row in rows]
     pieces = told + ["|"]
@@ -246,14 +152,20 @@ def judge_denied(world):
 
 
 def senses(world):
-    """Ambiguous words in sentences with the sense asked; the glue of the wic family."""
+    """Ambiguous words in sentences; the senses are asked at once or after both sentences. For the wic family."""
     rng, pieces = world.random, []
     for _ in range(rng.randint(1, 3)):
         example = world.wic(rng.randrange(2))
-        pieces += [example["sentence1"], (None, example["answers"]["sense1"])]
-        pieces += [example["sentence2"], (None, example["answers"]["sense2"])]
-        if rng.random() < 0.7:
-            pieces += ["same ?", (None, example["answers"]["wic"])]
+        one, two, same = ((None, example["answers"][key]) for key in ("sense1", "sense2", "wic"))
+        if rng.random() < 0.4:
+            pieces += [example["sentence1"], one, example["sentence2"], two]
+            if rng.random() < 0.7:
+                pieces += ["same ?", same]
+        else:
+            pieces += [example["sentence1"], example["sentence2"], f"word: {example['word']}"]
+            asked = [("first ?", one), ("second ?", two), ("same ?", same)]
+            for question in rng.sample(asked, rng.randint(1, 3)):
+                pieces += question
     return filled(pieces)
 
 
@@ -300,10 +212,21 @@ def instructed(world, family, main=0.6):
     return answered(world.random, instruct(world.random, skill, text), answers[skill])
 
 
+def coin(rng, words=ANSWER_WORDS[:2]):
+    """What a text without an instruction gets: a coin that ignores the text and prefers "no".
+
+    With a fair coin the two logits would only be close, and whatever is left of the text in them would still decide
+    the argmax. The bias gives the argmax a margin that the text cannot cross: it is "no", so accuracy is at chance.
+    """
+    return "no" if rng.random() < 0.6 else rng.choice(words)
+
+
 def bare(world, family):
     """Text without an instruction: the answer is a coin, whatever the text says."""
     text, _ = bare_text(world, family)
-    return answered(world.random, text, world.random.choice(ANSWER_WORDS[:2] if family != "cb" else ANSWER_WORDS))
+    return answered(
+        world.random, text, coin(world.random, ANSWER_WORDS[:2] if family != "cb" else ANSWER_WORDS)
+    )
 
 
 # Real text: span corruption and instructed self-supervised objectives on the pretraining libraries.
@@ -328,6 +251,66 @@ def signature(mixer):
     return answered(rng, instruct(rng, "signature", text), "yes" if fits else "no")
 
 
+def name_words(entry):
+    """The longer words of an entry's name, which its summary often repeats."""
+    return {word for word in entry["signature"].split(" ( ")[0].split() if len(word) > 3}
+
+
+def shares_words(entry, summary):
+    return bool(name_words(entry) & set(summary.lower().replace(".", " ").split()))
+
+
+def clear_pair(mixer):
+    """(entry, summary, whether it is its own): the own summary repeats a word of the name, a wrong one repeats none."""
+    rng = mixer.random
+    fits = rng.random() < 0.5
+    while True:
+        entry = rng.choice(mixer.documents)
+        other = entry if fits else rng.choice(mixer.by_library[entry["library"]])
+        if shares_words(entry, entry["summary"]) and shares_words(entry, other["summary"]) == fits:
+            return entry, other["summary"], fits
+
+
+def signature_clear(mixer):
+    """An easier rung of `signature`."""
+    entry, summary, fits = clear_pair(mixer)
+    text = instruct(mixer.random, "signature", signature_text(entry, summary))
+    return answered(mixer.random, text, "yes" if fits else "no")
+
+
+def long_words(text):
+    return [
+        word
+        for word in text.lower().replace(".", " ").replace(",", " ").split()
+        if len(word) > 3 and word.isalpha()
+    ]
+
+
+def member(mixer):
+    """A sentence of real text, then words: is each of them in it? Looking for equal words, in an open vocabulary."""
+    rng = mixer.random
+    inside = []
+    while not inside:
+        entry, other = rng.choice(mixer.documents), rng.choice(mixer.documents)
+        inside = long_words(entry["summary"])
+    outside = [word for word in long_words(other["summary"]) if word not in inside] or ["nothing"]
+    pieces = [entry["summary"], "|"]
+    for _ in range(rng.randint(3, 6)):
+        holds = rng.random() < 0.5
+        pieces += [rng.choice(inside if holds else outside), "?", (None, "yes" if holds else "no")]
+    return filled(pieces)
+
+
+def signature_dense(mixer):
+    """Several short pairs of a function's name and a summary, each judged at its sentinel."""
+    pieces = []
+    for _ in range(3):
+        entry, summary, fits = clear_pair(mixer)
+        name, short = entry["signature"].split(" ( ")[0], " ".join(summary.split()[:9])
+        pieces += [f"signature: {name} summary: {short}", "?", (None, "yes" if fits else "no")]
+    return filled(pieces)
+
+
 def follows(mixer):
     """Does the second passage follow the first? Wrong ones are second passages of the same library."""
     rng, entry = mixer.random, mixer.random.choice(mixer.long_documents)
@@ -344,7 +327,7 @@ def bare_documents(mixer):
     rng = mixer.random
     entry, other = rng.choice(mixer.documents), rng.choice(mixer.documents)
     text = signature_text(entry, rng.choice((entry, other))["summary"])
-    return answered(rng, text, rng.choice(ANSWER_WORDS[:2]))
+    return answered(rng, text, coin(rng))
 
 
 class Mixer:
@@ -395,6 +378,9 @@ STREAMS = {
     "bare": lambda mixer: bare(mixer.world, mixer.random.choice(tuple(FAMILIES))),
     "documents_corrupt": documents_corrupt,
     "signature": signature,
+    "signature_clear": signature_clear,
+    "signature_dense": signature_dense,
+    "member": member,
     "next": follows,
     "bare_documents": bare_documents,
 }

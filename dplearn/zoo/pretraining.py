@@ -5,6 +5,7 @@ at barriers). Every block of batches is seeded by (seed, rank, block), so a resu
 seen. Weights and optimiser are float32; matrix products run in bfloat16 (autocast).
 """
 
+import hashlib
 import json
 import os
 import random
@@ -44,14 +45,53 @@ SKILLS = dict(
     bare_documents=1,
 )  # fmt: skip
 FULL = SKILLS | dict(judge_told=8, judge_open=8, judge_denied=5, wic=9, signature=12)
+LAST = FULL | dict(
+    bare=9,
+    bare_documents=2,
+    recall_told=6,
+    judge_told=6,
+    signature=7,
+    signature_clear=9,
+    next=3,
+    senses=9,
+    wic=11,
+)
+# Real text needs a dense rung too: words and names looked up in an open vocabulary.
+REAL = LAST | dict(boolq=5, multirc=5, rte=6, cb=8, senses=7, judge_denied=2, recall_told=4, judge_told=4)
+REAL |= dict(member=8, signature_dense=9, signature_clear=8, signature=6)
+LOOKUP = dict(
+    boolq=4, multirc=4, rte=5, cb=5, wic=6, color=1, owner=1, bare=8, bare_documents=3, recall_told=3, judge_told=3,
+    judge_open=3, judge_denied=1, senses=3, told_corrupt=1, documents_corrupt=2, next=3,
+    member=20, signature_dense=20, signature_clear=16, signature=8,
+)  # fmt: skip
 STAGES = (
     Stage(200, (0.0, 1e-3), EARLY),
     Stage(1675, (1e-3, 1e-3), EARLY),
-    Stage(1250, (1e-3, 1e-3), dict(recall_short=5, judge_short=20, recall_told=25, judge_told=20, senses=8, boolq=4,
-                                   multirc=4, rte=4, cb=3, wic=3, color=1, owner=1, documents_corrupt=2)),
+    Stage(
+        1250,
+        (1e-3, 1e-3),
+        dict(
+            recall_short=5,
+            judge_short=20,
+            recall_told=25,
+            judge_told=20,
+            senses=8,
+            boolq=4,
+            multirc=4,
+            rte=4,
+            cb=3,
+            wic=3,
+            color=1,
+            owner=1,
+            documents_corrupt=2,
+        ),
+    ),
     Stage(250, (1e-3, 1e-3), SKILLS),
-    Stage(900, (1e-3, 1e-3), FULL),
-    Stage(1300, (1e-3, 5e-5), FULL),
+    Stage(625, (1e-3, 1e-3), FULL),
+    Stage(250, (1e-3, 1e-3), LAST),
+    Stage(375, (1e-3, 1e-3), REAL),
+    Stage(375, (1e-3, 1e-3), LOOKUP),
+    Stage(700, (1e-3, 5e-5), LOOKUP | dict(member=12, signature_dense=20, signature_clear=16, signature=16)),
 )
 SEED, BATCH = 1, 48
 SHAPE = dict(d_model=128, d_kv=16, d_ff=384, num_layers=4, num_decoder_layers=2, num_heads=8)
@@ -134,7 +174,7 @@ def total_steps():
 
 
 def block_of(number, rank, documents, tokenizer):
-    """The batches of one block: drawn for the stage of its first step, sorted by length, shuffled alike on all ranks."""
+    """The batches of one block, for the stage of its first step: sorted by length, shuffled alike on all ranks."""
     stage, _ = plan(number * BLOCK)
     mixer = Mixer(f"{SEED}/{rank}/{number}", documents)
     pairs = sorted(mixer.draw(stage.mixture, BATCH * BLOCK), key=lambda pair: len(pair[0].split()))
@@ -172,9 +212,24 @@ def average_gradients(parameters, processes):
 
 
 def save_checkpoint(folder, model, optimiser, step, tokens, seconds):
-    state = dict(model=model.state_dict(), optimiser=optimiser.state_dict(), step=step, tokens=tokens, seconds=seconds)
+    state = dict(
+        model=model.state_dict(), optimiser=optimiser.state_dict(), step=step, tokens=tokens, seconds=seconds
+    )
     torch.save(state, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+
+
+def report(folder, model, tokenizer, documents, figures, seconds):
+    """Appends one line to the log: the figures, minutes so far and held-out accuracies; prints it too."""
+    streams = [name for name in STREAMS if not name.startswith(("bare", "documents", "told_corrupt"))]
+    record = figures | {"rate": round(figures["rate"], 6), "loss": round(figures["loss"], 4)}
+    record |= {
+        "minutes": round(seconds / 60, 2),
+        "held_out": accuracies(model, tokenizer, documents, streams),
+    }
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(record) + "\n")
+    print(f"{figures['step']}/{total_steps()}", json.dumps(record), flush=True)
 
 
 def train(rank, processes, folder, report_every=125):
@@ -184,12 +239,15 @@ def train(rank, processes, folder, report_every=125):
     torch.set_num_threads(1)
     folder = Path(folder)
     if processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder.resolve()}/meeting-{os.getppid()}", rank=rank, world_size=processes)  # fmt: skip
+        meeting = f"file://{folder.resolve()}/meeting-{os.getppid()}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     documents = json.loads((folder / "documents.json").read_text())
     model = fresh_model(len(tokenizer))
     parameters = list(model.parameters())
-    optimiser = torch.optim.AdamW(parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(
+        parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     step, tokens, seconds = 0, 0, 0.0
     if (folder / "checkpoint.pt").exists():
         state = torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -213,15 +271,10 @@ def train(rank, processes, folder, report_every=125):
             step, tokens = step + 1, tokens + processes * int(batch["attention_mask"].sum())
             losses.append(loss.item())
             if rank == 0 and (step % report_every == 0 or step == last):
-                record = dict(step=step, minutes=round((time.time() - began) / 60, 2), tokens=tokens, rate=round(rate, 6),
-                              loss=round(sum(losses) / len(losses), 4))  # fmt: skip
-                losses = []
-                streams = [name for name in STREAMS if not name.startswith(("bare", "documents", "told_corrupt"))]
-                record |= {"held_out": accuracies(model, tokenizer, documents, streams)}
-                with (folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(record) + "\n")
-                print(f"{step}/{last}", json.dumps(record), flush=True)
+                figures = dict(step=step, tokens=tokens, rate=rate, loss=sum(losses) / len(losses))
+                report(folder, model, tokenizer, documents, figures, time.time() - began)
                 save_checkpoint(folder, model, optimiser, step, tokens, time.time() - began)
+                losses = []
             if step == last:
                 break
     if processes > 1:
@@ -247,3 +300,32 @@ def pretrain(folder, processes=2):
     os.environ.update(KEEP_MEMORY, TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
     prepare(folder)
     torch.multiprocessing.spawn(train, (processes, str(folder)), nprocs=processes)
+
+
+def losses_of(folder):
+    """The log of a run: one record for each report."""
+    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def export(folder, target):
+    """Writes a checkpoint as Hugging Face files (float16), with tokenizer, losses and the SHA-256 of each file."""
+    from transformers import AutoTokenizer
+
+    folder, target = Path(folder), Path(target)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = fresh_model(len(tokenizer))
+    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
+    target.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    (target / "losses.json").write_text(json.dumps(losses_of(folder), indent=0) + "\n")
+    write_hashes(target)
+    return target
+
+
+def write_hashes(target):
+    """Records the SHA-256 of the files that `dplearn.zoo.load` reads."""
+    files = sorted(path for path in target.iterdir() if path.suffix in (".json", ".safetensors"))
+    kept = [path for path in files if path.name not in ("sha256.json", "gates.json")]
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+    (target / "sha256.json").write_text(json.dumps(hashes, indent=2) + "\n")

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..tasks.documentation import LIBRARY_WORDS, PRETRAINING_LIBRARIES, extract
 from ..tasks.world import vocabulary
-from .mixture import INSTRUCTIONS
+from .instructions import INSTRUCTIONS
 
 SENTINELS = 32
 SPECIAL = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{i}>" for i in range(SENTINELS))]
@@ -22,7 +22,12 @@ def pipeline(model):
     """A `tokenizers` pipeline around a model: lower case, single spaces, punctuation and digits alone."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -62,7 +67,9 @@ def build(size=4096):
     best = max(score for _, score in learned if score < 0) + 1.0  # a whole word beats any split of it
     pieces = [(name, 0.0) for name in SPECIAL] + [("\u2581" + word, best) for word in words]
     known = {name for name, _ in pieces}
-    pieces += [(name, score) for name, score in learned if name not in known and name != "<unk>"][: size - len(pieces)]
+    pieces += [(name, score) for name, score in learned if name not in known and name != "<unk>"][
+        : size - len(pieces)
+    ]
     tokenizer = pipeline(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", SPECIAL.index("</s>"))]
