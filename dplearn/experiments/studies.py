@@ -36,14 +36,24 @@ def _job(
 
 def gates() -> list[dict]:
     """Is t5-mini a backbone on which prompt tuning means something? The table of `python -m dplearn.zoo check`."""
-    jobs = []
-    for task in (*WORLD, *EASY, *DOCS):
-        jobs += [_job("bag of words", task, 0), _job("no prompt", task, 0)]
+    jobs = [
+        _job(method, task, 0) for task in (*WORLD, *EASY, *DOCS) for method in ("bag of words", "no prompt")
+    ]
+    jobs += [
+        _job(m, task, seed)
+        for task in DOCS[:2]
+        for seed in SEEDS
+        for m in ("prefix", "prefix, random layers")
+    ]
+    jobs += [_job(m, task, seed) for task in WORLD for seed in SEEDS for m in ("prefix", "full fine-tuning")]
+    jobs += [_job("prefix, random layers", task, seed) for task in WORLD for seed in SEEDS]
+    jobs += [
+        _job(m, task, seed)
+        for task in DOCS[2:]
+        for seed in SEEDS
+        for m in ("prefix", "prefix, random layers")
+    ]
     jobs += [_job("MiniLM probe", task, 0) for task in DOCS]
-    for seed in SEEDS:
-        for task in (*WORLD, *DOCS):
-            jobs += [_job("prefix", task, seed), _job("prefix, random layers", task, seed)]
-        jobs += [_job("full fine-tuning", task, seed) for task in WORLD]
     return jobs
 
 

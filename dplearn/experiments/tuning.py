@@ -40,7 +40,7 @@ class Settings:
     bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
     """
 
-    steps: int = 100
+    steps: int = 60
     batch_size: int = 32
     learning_rate: float = 0.3
     controller_learning_rate: float = 0.03
@@ -60,6 +60,7 @@ def _trainer(
         per_device_eval_batch_size=128,
         max_grad_norm=settings.clip,
         bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,
         save_strategy="no",
