@@ -12,7 +12,7 @@ from dplearn.zoo import evaluation, gates, mixture, pretraining
 from dplearn.zoo.__main__ import main
 
 ENTRIES = [
-    {"library": library, "module": "m", "name": f"f{i}", "signature": f"fold {word} ( a , b )",
+    {"library": library, "module": "m", "name": f"f{i}", "signature": f"{word} ( a , b )",
      "summary": f"Fold the {word} of {i} things.", "passages": [f"Fold the {word} of {i} things.", f"It is number {i} of them."]}
     for i, (library, word) in enumerate([("numpy", "array"), ("numpy", "axis"), ("torch", "tensor"), ("torch", "graph")] * 20)
 ]  # fmt: skip
@@ -118,10 +118,17 @@ def test_the_streams_are_seeded_and_their_holes_are_answered():
             assert shown in (answers, []) and len(set(answers)) == len(answers) > 0
 
 
-def test_bare_text_is_answered_by_a_coin():
-    answers = [mixture.Mixer(i, ENTRIES).example("bare")[1].split()[-1] for i in range(600)]
-    assert set(answers) == {"yes", "no", "maybe"}
-    assert abs(answers.count("yes") - answers.count("no")) < 100
+def test_bare_text_is_answered_by_a_coin_that_ignores_the_text():
+    mixer = mixture.Mixer(0, ENTRIES)
+    said = {True: [], False: []}
+    for _ in range(1200):
+        text, target = mixture.bare(mixer.world, "color")
+        colours = [word for word in text.split() if word in world.COLOURS]
+        said[colours[0] == colours[1]].append(target.endswith(" no"))
+    shares = [sum(values) / len(values) for values in said.values()]
+    assert all(0.74 < share < 0.86 for share in shares) and abs(shares[0] - shares[1]) < 0.07
+    answers = {mixture.Mixer(i, ENTRIES).example("bare")[1].split()[-1] for i in range(200)}
+    assert answers == {"yes", "no", "maybe"}
 
 
 def test_people_of_instructed_examples_are_not_the_new_ones():

@@ -264,11 +264,14 @@ def clear_pair(mixer):
     """(entry, summary, whether it is its own): the own summary repeats a word of the name, a wrong one repeats none."""
     rng = mixer.random
     fits = rng.random() < 0.5
-    while True:
+    for _ in range(10_000):
         entry = rng.choice(mixer.documents)
         other = entry if fits else rng.choice(mixer.by_library[entry["library"]])
         if shares_words(entry, entry["summary"]) and shares_words(entry, other["summary"]) == fits:
             return entry, other["summary"], fits
+    raise ValueError(
+        f"documents: {len(mixer.documents)} entries give no clear pair, expected names with words of their own"
+    )
 
 
 def signature_clear(mixer):
