@@ -8,6 +8,7 @@ model card, the losses of the pretraining and the recorded gates. `python -m dpl
 
 import hashlib
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -63,8 +64,24 @@ def load_folder(folder: Path, dtype=torch.float32):
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: expected a floating point torch dtype such as torch.float32")
     verify(folder)
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
+    with _no_progress_bar():
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
+    model.name_or_path = folder.name  # what a checkpoint of a prompt records: a name, not a path of this machine
     return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bar():
+    """transformers shows a bar for every load; for four megabytes it is noise."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load(name: str, dtype=torch.float32):

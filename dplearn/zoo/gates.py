@@ -118,8 +118,12 @@ def report(name: str, run: bool = True) -> str:
         ]
         for (task, method), (value, half, runs) in sorted(means(rows).items()):
             lines.append(f"{task:16} {method:24} {value:6.3f} {half:6.3f} {runs:4d}")
-        verdicts += judge_runs(rows)
-    else:
-        lines += ["", "tuning runs: not recorded (python -m dplearn.experiments gates)"]
+        if any(row["method"] == PROMPT for row in rows):
+            verdicts += judge_runs(rows)
+    if not record or not any(row["method"] == PROMPT for row in record["rows"]):
+        lines += [
+            "",
+            "gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments gates)",
+        ]
     lines += [""] + [f"{'holds ' if holds else 'FAILS '} gate {gate}: {why}" for gate, holds, why in verdicts]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 from transformers import T5Config, T5ForConditionalGeneration
 
 from .mixture import STREAMS, Mixer
@@ -229,7 +230,7 @@ def report(folder, model, tokenizer, documents, figures, seconds):
     }
     with (folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(record) + "\n")
-    print(f"{figures['step']}/{total_steps()}", json.dumps(record), flush=True)
+    tqdm.write(json.dumps(record))
 
 
 def train(rank, processes, folder, report_every=125):
@@ -255,6 +256,7 @@ def train(rank, processes, folder, report_every=125):
         optimiser.load_state_dict(state["optimiser"])
         step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
     model.train()
+    bar = tqdm(total=total_steps(), initial=step, disable=rank != 0, mininterval=10)
     began, losses, last = time.time() - seconds, [], total_steps()
     while step < last:
         for batch in block_of(step // BLOCK, rank, documents, tokenizer)[step % BLOCK :]:
@@ -270,6 +272,7 @@ def train(rank, processes, folder, report_every=125):
             optimiser.zero_grad()
             step, tokens = step + 1, tokens + processes * int(batch["attention_mask"].sum())
             losses.append(loss.item())
+            bar.update()
             if rank == 0 and (step % report_every == 0 or step == last):
                 figures = dict(step=step, tokens=tokens, rate=rate, loss=sum(losses) / len(losses))
                 report(folder, model, tokenizer, documents, figures, time.time() - began)
@@ -277,6 +280,7 @@ def train(rank, processes, folder, report_every=125):
                 losses = []
             if step == last:
                 break
+    bar.close()
     if processes > 1:
         dist.destroy_process_group()
 
