@@ -54,7 +54,7 @@ def documentation_text():
     for library in PRETRAINING_LIBRARIES:
         for entry in extract(library):
             yield entry["signature"]
-            yield from {entry["summary"], *entry["passages"]}
+            yield from dict.fromkeys((entry["summary"], *entry["passages"]))
 
 
 def build(size=4096):
