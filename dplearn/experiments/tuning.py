@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import (
     DataCollatorForSeq2Seq,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     get_constant_schedule_with_warmup,
@@ -80,17 +81,8 @@ def _trainer(
         preprocess_logits_for_metrics=loss.predictions,
         **options,
     )
-    trainer.remove_callback(_printer(trainer))
+    trainer.remove_callback(PrinterCallback)  # a study prints its own table
     return trainer
-
-
-def _printer(trainer: Trainer):
-    """The callback that prints logs; a study prints its own table."""
-    return next(
-        callback
-        for callback in trainer.callback_handler.callbacks
-        if type(callback).__name__ == "PrinterCallback"
-    )
 
 
 def _score(
