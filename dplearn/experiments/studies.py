@@ -36,29 +36,25 @@ def _job(
 
 def gates() -> list[dict]:
     """Is t5-mini a backbone on which prompt tuning means something? The table of `python -m dplearn.zoo check`."""
+    both, three = ("prefix", "prefix, random layers"), ("prefix", "full fine-tuning", "prefix, random layers")
     jobs = [
         _job(method, task, 0) for task in (*WORLD, *EASY, *DOCS) for method in ("bag of words", "no prompt")
     ]
+    jobs += [_job(method, "docs/signature", seed) for seed in SEEDS for method in both]
+    for task in ("world/boolq", "world/rte", "world/wic", "world/cb", "world/multirc"):
+        jobs += [_job(method, task, seed) for seed in SEEDS for method in three]
     jobs += [
-        _job(m, task, seed)
-        for task in DOCS[:2]
+        _job(method, task, seed)
+        for task in ("docs/library", "docs/next")
         for seed in SEEDS
-        for m in ("prefix", "prefix, random layers")
-    ]
-    jobs += [_job(m, task, seed) for task in WORLD for seed in SEEDS for m in ("prefix", "full fine-tuning")]
-    jobs += [_job("prefix, random layers", task, seed) for task in WORLD for seed in SEEDS]
-    jobs += [
-        _job(m, task, seed)
-        for task in DOCS[2:]
-        for seed in SEEDS
-        for m in ("prefix", "prefix, random layers")
+        for method in both
     ]
     jobs += [_job("MiniLM probe", task, 0) for task in DOCS]
     return jobs
 
 
 POSITIONS = {"prefix": "prefix", "postfix": "postfix", "surround": 10, "learned per task": "task"}
-POSITION_TASKS = ("world/cb", "docs/library")
+POSITION_TASKS = ("world/cb", "docs/signature")
 RATES = (0.1, 0.3)
 
 
@@ -103,7 +99,8 @@ def run_job(job: dict) -> dict:
     from dplearn.experiments import tuning
 
     task = tasks.load(job["task"])
-    splits = ("validation",) if job["purpose"] == "choice" else ("validation", "test")
+    reported = [split for split in ("test", "test_wordings") if split in task.splits]
+    splits = ["validation"] if job["purpose"] == "choice" else reported
     method, seed = job["method"], job["seed"]
     given = {name: job[name] for name in ("learning_rate", "bf16") if name in job}
     if method in ("bag of words", "MiniLM probe"):
