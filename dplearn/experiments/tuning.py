@@ -35,7 +35,7 @@ from dplearn.training import Annealing, LabelWordLoss, parameter_groups
 class Settings:
     """The budget and the optimiser of one run.
 
-    steps : optimiser steps.  batch_size : examples in each.  learning_rate : of the prompt vectors (Adafactor without
+    steps : optimiser steps; 0 scores the start.  batch_size : examples in each.  learning_rate : of the prompt vectors (Adafactor without
     relative steps, as Lester et al. 2021) or of all weights (full fine-tuning, AdamW).  controller_learning_rate : of
     position logits and controllers.  warmup : steps of linear warm-up, then constant.  clip : largest gradient norm.
     bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
@@ -109,14 +109,14 @@ def _fit(model, tokenizer, task, settings, seed, optimizer, splits, answer_prefi
             answer_prefix=answer_prefix,
         )
         start = time.perf_counter()
-        result = trainer.train()
+        if settings.steps:
+            trainer.train()
         seconds = time.perf_counter() - start
         losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
         return {
             "task": task.name,
             "seed": seed,
             "settings": asdict(settings),
-            "train_loss": round(result.training_loss, 4),
             "losses": losses,
             "scores": _score(trainer, tokenizer, task, splits, answer_prefix),
             "seconds": round(seconds, 1),
