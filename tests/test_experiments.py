@@ -84,6 +84,16 @@ def test_tune_prompt_is_reproducible_and_reports_what_it_did(position):
         assert len(shares) == 5 and sum(shares) == pytest.approx(1, abs=1e-3)
 
 
+def test_no_steps_score_the_untrained_prompt():
+    backbone = tiny.t5(dtype=torch.float32)
+    row = tuning.tune_prompt(
+        backbone, tokenizer(), task(), dp.PromptConfig(length=4), tuning.Settings(steps=0), seed=3
+    )
+    torch.manual_seed(3)
+    untrained = dp.prompted(backbone, dp.PromptConfig(length=4)).eval()
+    assert row["losses"] == [] and row["scores"]["test"]["accuracy"] == pytest.approx(by_hand(untrained))
+
+
 def test_fine_tuning_trains_all_weights_and_scores_the_trained_model():
     backbone = tiny.t5(dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in backbone.named_parameters()}

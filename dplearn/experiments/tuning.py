@@ -35,9 +35,13 @@ from dplearn.training import Annealing, LabelWordLoss, parameter_groups
 class Settings:
     """The budget and the optimiser of one run.
 
-    steps : optimiser steps; 0 scores the start.  batch_size : examples in each.  learning_rate : of the prompt vectors (Adafactor without
-    relative steps, as Lester et al. 2021) or of all weights (full fine-tuning, AdamW).  controller_learning_rate : of
-    position logits and controllers.  warmup : steps of linear warm-up, then constant.  clip : largest gradient norm.
+    steps : optimiser steps; 0 scores the untrained start.
+    batch_size : examples in each step.
+    learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021) or of all weights (full
+        fine-tuning, AdamW).
+    controller_learning_rate : of position logits and controllers.
+    warmup : steps of linear warm-up, then constant.
+    clip : largest gradient norm.
     bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
     """
 
