@@ -37,8 +37,8 @@ class Settings:
 
     steps : optimiser steps; 0 scores the untrained start.
     batch_size : examples in each step.
-    learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021) or of all weights (full
-        fine-tuning, AdamW).
+    learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
+        weights in full fine-tuning (AdamW).
     controller_learning_rate : of position logits and controllers.
     warmup : steps of linear warm-up, then constant.
     clip : largest gradient norm.
