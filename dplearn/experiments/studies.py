@@ -73,7 +73,8 @@ STUDIES = {"gates": gates, "position": position}
 
 
 def chosen_rate(rows: list[dict], job: dict) -> float:
-    """The learning rate with the best mean validation score among the choice runs of this job's method and task."""
+    """The learning rate with the best mean validation score among the choice runs of this job's method and task; the
+    smallest of equals."""
     scores: dict[float, list[float]] = {}
     for row in rows:
         if row["purpose"] == "choice" and (row["method"], row["task"]) == (job["method"], job["task"]):
@@ -84,7 +85,7 @@ def chosen_rate(rows: list[dict], job: dict) -> float:
         raise ValueError(
             f"no choice runs for method={job['method']!r} on task={job['task']!r}, expected some before {job}"
         )
-    return max(scores, key=lambda rate: sum(scores[rate]) / len(scores[rate]))
+    return max(sorted(scores), key=lambda rate: sum(scores[rate]) / len(scores[rate]))
 
 
 def run_job(job: dict) -> dict:
