@@ -43,7 +43,7 @@ class LabelWordLoss:
     word_ids : one distinct token id per label, in label order (``Task.word_ids``).
 
     >>> loss = LabelWordLoss([7, 3])
-    >>> loss.predictions(torch.eye(10)[[[3], [7]]], labels=None)
+    >>> loss.predictions(torch.eye(10)[torch.tensor([[3], [7]])], labels=None)
     tensor([1, 0])
     """
 
