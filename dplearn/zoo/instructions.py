@@ -82,6 +82,16 @@ INSTRUCTIONS = {
         "check the order of the passages", "tell if the second continues the first", "does the text go on",
         "read both passages | do they belong together", "read the first | does the second continue it",
     ),
+    "field": (
+        "which field is it from", "name the field", "what is this passage about", "tell the field of the passage",
+        "give the field in one word", "what kind of work is described",
+        "read the passage | which field is it from", "look at the passage | name the field",
+    ),
+    "name": (
+        "name the function", "give the function a name", "what is the function called", "tell the name of the function",
+        "which function is described", "find a name for it",
+        "read the summary | what is the function called", "take the summary | name the function",
+    ),
 }  # fmt: skip
 
 

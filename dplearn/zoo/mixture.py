@@ -2,16 +2,21 @@
 
 Dense streams carry many answers per sequence (this is what makes binding learnable in minutes); instructed streams put
 an instruction before, after or around a task's bare text; the bare stream answers by a coin, so that without an
-instruction the model is at chance by construction.
+instruction the model is at chance by construction. A prompt that was never trained is no instruction either: bare text
+often stands among random vectors (the mark NOISE), and so does, less often, instructed text.
 """
 
 import random
 import zlib
 
+from ..tasks.documentation import LIBRARY_WORDS
 from ..tasks.world import ASKING, FAMILIES, NEW_PEOPLE, PEOPLE, TELLING, WONDERING, World, join
 from .instructions import instruct
 
 SENTINEL = "<extra_id_{}>"
+NOISE = SENTINEL.format(
+    31
+)  # a mark in a text; pretraining puts a random vector there (never the sentinel itself)
 ANSWER_WORDS = ("yes", "no", "maybe")
 
 
@@ -19,6 +24,13 @@ def answered(rng, text, answer):
     """(input, target) with the answer at the first sentinel; the input shows the sentinel half of the time."""
     shown = f" {SENTINEL.format(0)}" if rng.random() < 0.3 else ""
     return text + shown, f"{SENTINEL.format(0)} {answer}"
+
+
+def among_noise(rng, text, most):
+    """The text with 1..most random vectors before, after or around it, as a prompt that was never trained."""
+    count = rng.randint(1, most)
+    before = rng.choice((0, count, rng.randint(0, count)))
+    return " ".join([NOISE] * before + [text] + [NOISE] * (count - before))
 
 
 def filled(pieces):
@@ -37,23 +49,36 @@ def filled(pieces):
 # Dense streams: the answers are recoverable only by binding.
 
 
-def recall_short(world):
-    """ "anna red ball . ben blue cup . | ben <0> cup . anna red <1> ." - the first rung."""
-    rng, rows = world.random, world.scene(world.random.randint(2, 5))
-    told = [f"{row['person']} {row['colour']} {row['thing']} ." for row in rows]
-    pieces = told + ["|"]
+def recall(rng, rows):
+    """ "a b c . d e f . | d <0> f . a b <1> ." - rows of three words, restated in another order with one hole each."""
+    pieces = [f"{' '.join(row)} ." for row in rows] + ["|"]
     for row in rng.sample(rows, len(rows)):
-        hidden = rng.choice(("colour", "thing", "person"))
-        shown = [key for key in ("person", "colour", "thing") if key != hidden]
-        if rng.random() < 0.3:  # show one key only
+        hidden = rng.randrange(3)
+        shown = [place for place in range(3) if place != hidden]
+        if rng.random() < 0.3:  # show one word only
             shown = [rng.choice(shown)]
-        for key in ("person", "colour", "thing"):
-            if key == hidden:
-                pieces.append((None, row[key]))
-            elif key in shown:
-                pieces.append(row[key])
+        pieces += [
+            (None, row[place]) if place == hidden else row[place] for place in sorted([hidden, *shown])
+        ]
         pieces.append(".")
     return filled(pieces)
+
+
+def recall_short(world):
+    """ "anna red ball . ben blue cup . | ben <0> cup . anna red <1> ." - the first rung."""
+    rows = world.scene(world.random.randint(2, 5))
+    return recall(world.random, [(row["person"], row["colour"], row["thing"]) for row in rows])
+
+
+def recall_words(mixer):
+    """The same with words of the real text: to look for equal words in an open vocabulary."""
+    rng, words = mixer.random, []
+    count = 3 * rng.randint(2, 4)
+    while len(words) < count:
+        word = rng.choice(long_words(rng.choice(mixer.documents)["summary"]) or ["nothing"])
+        if word not in words:
+            words.append(word)
+    return recall(rng, [tuple(words[place : place + 3]) for place in range(0, count, 3)])
 
 
 def recall_told(world):
@@ -206,10 +231,21 @@ def skill_of(rng, family, answers, main=0.6):
     return own if not others or rng.random() < main else rng.choice(others)
 
 
+def ask(rng, skill, text, answer):
+    """An instructed example; three in ten stand among random vectors, or have some between instruction and text."""
+    place = rng.random()
+    if place < 0.1:
+        text = among_noise(rng, text, 6)
+    text = instruct(rng, skill, text)
+    if 0.1 <= place < 0.3:
+        text = among_noise(rng, text, 12)
+    return answered(rng, text, answer)
+
+
 def instructed(world, family, main=0.6):
     text, answers = bare_text(world, family)
     skill = skill_of(world.random, family, answers, main)
-    return answered(world.random, instruct(world.random, skill, text), answers[skill])
+    return ask(world.random, skill, text, answers[skill])
 
 
 def coin(rng, words=ANSWER_WORDS[:2]):
@@ -221,12 +257,30 @@ def coin(rng, words=ANSWER_WORDS[:2]):
     return "no" if rng.random() < 0.6 else rng.choice(words)
 
 
+def uninstructed(rng, text, words=ANSWER_WORDS[:2]):
+    """Text that nobody asks anything about, and its coin.
+
+    Three of five stand among random vectors (an untrained prompt). Three of ten are damaged, so that unfamiliar
+    wordings get the coin too.
+    """
+    if rng.random() < 0.3:
+        text = damaged(rng, text)
+    if rng.random() < 0.6:
+        text = among_noise(rng, text, 24)
+    return answered(rng, text, coin(rng, words))
+
+
+def damaged(rng, text):
+    """About a sixth of the words left out or replaced by another word of the text."""
+    words = text.split()
+    kept = [rng.choice(words) if rng.random() < 0.1 else word for word in words if rng.random() > 0.08]
+    return " ".join(kept or words)
+
+
 def bare(world, family):
     """Text without an instruction: the answer is a coin, whatever the text says."""
     text, _ = bare_text(world, family)
-    return answered(
-        world.random, text, coin(world.random, ANSWER_WORDS[:2] if family != "cb" else ANSWER_WORDS)
-    )
+    return uninstructed(world.random, text, ANSWER_WORDS[:2] if family != "cb" else ANSWER_WORDS)
 
 
 # Real text: span corruption and instructed self-supervised objectives on the pretraining libraries.
@@ -247,8 +301,7 @@ def signature(mixer):
     rng, entry = mixer.random, mixer.random.choice(mixer.documents)
     fits = rng.random() < 0.5
     other = entry if fits else rng.choice(mixer.by_library[entry["library"]])
-    text = signature_text(entry, other["summary"])
-    return answered(rng, instruct(rng, "signature", text), "yes" if fits else "no")
+    return ask(rng, "signature", signature_text(entry, other["summary"]), "yes" if fits else "no")
 
 
 def name_words(entry):
@@ -277,8 +330,7 @@ def clear_pair(mixer):
 def signature_clear(mixer):
     """An easier rung of `signature`."""
     entry, summary, fits = clear_pair(mixer)
-    text = instruct(mixer.random, "signature", signature_text(entry, summary))
-    return answered(mixer.random, text, "yes" if fits else "no")
+    return ask(mixer.random, "signature", signature_text(entry, summary), "yes" if fits else "no")
 
 
 def long_words(text):
@@ -322,15 +374,34 @@ def follows(mixer):
     place = rng.randrange(len(entry["passages"]) - 1)
     second = entry["passages"][place + 1] if fits else rng.choice(other["passages"][1:])
     text = f"first: {entry['passages'][place]} second: {second}"
-    return answered(rng, instruct(rng, "next", text), "yes" if fits else "no")
+    return ask(rng, "next", text, "yes" if fits else "no")
+
+
+def passage_text(rng, entry):
+    """One passage, without words that hold the name of its library."""
+    words = rng.choice([entry["summary"], *entry["passages"]]).split()
+    return "passage: " + " ".join(word for word in words if entry["library"] not in word.lower())
+
+
+def field(mixer):
+    """Which field of work is a passage about? The answer stands for the library it is from."""
+    entry = mixer.random.choice(mixer.by_library[mixer.random.choice(tuple(mixer.by_library))])
+    return ask(mixer.random, "field", passage_text(mixer.random, entry), LIBRARY_WORDS[entry["library"]])
+
+
+def naming(mixer):
+    """The name of a function, as words, from its summary."""
+    entry = mixer.random.choice(mixer.documents)
+    words = entry["signature"].split(" ( ")[0].split()[:3]
+    return ask(mixer.random, "name", f"summary: {entry['summary']}", " ".join(words))
 
 
 def bare_documents(mixer):
     """Real text without an instruction: a coin again."""
     rng = mixer.random
     entry, other = rng.choice(mixer.documents), rng.choice(mixer.documents)
-    text = signature_text(entry, rng.choice((entry, other))["summary"])
-    return answered(rng, text, coin(rng))
+    texts = (signature_text(entry, rng.choice((entry, other))["summary"]), passage_text(rng, entry))
+    return uninstructed(rng, rng.choice(texts))
 
 
 class Mixer:
@@ -370,6 +441,7 @@ def held_out(entry):
 
 STREAMS = {
     "recall_short": lambda mixer: recall_short(mixer.everyone),
+    "recall_words": recall_words,
     "recall_told": lambda mixer: recall_told(mixer.everyone),
     "judge_short": lambda mixer: judge_short(mixer.world),
     "judge_told": lambda mixer: judge_told(mixer.world),
@@ -385,5 +457,7 @@ STREAMS = {
     "signature_dense": signature_dense,
     "member": member,
     "next": follows,
+    "field": field,
+    "naming": naming,
     "bare_documents": bare_documents,
 }
