@@ -113,7 +113,7 @@ def test_the_streams_are_seeded_and_their_holes_are_answered():
         assert one == two
         for _ in range(20):
             text, target = mixture.Mixer(f"{stream}{_}", ENTRIES).example(stream)
-            shown = [word for word in text.split() if word.startswith("<extra_id_")]
+            shown = [word for word in text.split() if word.startswith("<extra_id_") and word != mixture.NOISE]
             answers = [word for word in target.split() if word.startswith("<extra_id_")]
             assert shown in (answers, []) and len(set(answers)) == len(answers) > 0
 
@@ -124,11 +124,56 @@ def test_bare_text_is_answered_by_a_coin_that_ignores_the_text():
     for _ in range(1200):
         text, target = mixture.bare(mixer.world, "color")
         colours = [word for word in text.split() if word in world.COLOURS]
-        said[colours[0] == colours[1]].append(target.endswith(" no"))
+        if len(colours) == 2:  # damaged text may lack one
+            said[colours[0] == colours[1]].append(target.endswith(" no"))
+    assert min(map(len, said.values())) > 400
     shares = [sum(values) / len(values) for values in said.values()]
     assert all(0.74 < share < 0.86 for share in shares) and abs(shares[0] - shares[1]) < 0.07
     answers = {mixture.Mixer(i, ENTRIES).example("bare")[1].split()[-1] for i in range(200)}
     assert answers == {"yes", "no", "maybe"}
+
+
+def test_coins_and_instructions_stand_among_noise_on_every_side():
+    for stream, shortest, longest in (("bare", 1, 24), ("boolq", 1, 12)):
+        seen = {True: 0, False: 0}
+        sides = set()
+        for seed in range(300):
+            words = mixture.Mixer(seed, ENTRIES).example(stream)[0].split()
+            count = words.count(mixture.NOISE)
+            seen[count > 0] += 1
+            assert count == 0 or shortest <= count <= longest
+            if count:
+                sides.add((words[0] == mixture.NOISE, mixture.NOISE in words[-2:]))
+        assert min(seen.values()) > 60 and {(True, False), (False, True), (True, True)} <= sides
+    rng = mixture.random.Random(0)
+    assert mixture.among_noise(rng, "a b", 1).replace(mixture.NOISE, "").split() == ["a", "b"]
+
+
+def test_noise_is_random_vectors_where_the_mark_stands_and_nothing_else_changes():
+    model = pretraining.fresh_model(64)
+    ids = torch.tensor([[5, 9, 6, 9], [9, 5, 6, 7]] * 100)
+    generator = torch.Generator().manual_seed(0)
+    embeds = pretraining.embed(model, ids, 9, generator)
+    table = model.shared.weight
+    assert torch.equal(embeds[ids != 9], table[ids[ids != 9]])
+    vectors = embeds[ids == 9]
+    assert not (vectors == table[9]).all(-1).all()  # the mark's own row is drawn no more often than others
+    rows = (vectors.unsqueeze(1) == table).all(-1).any(1)  # a row of the vocabulary, as it is
+    assert 0.3 < rows.float().mean() < 0.5
+    sizes = (vectors[~rows].std(-1) / table.std()).log2()
+    assert sizes.min() < 0.5 and 2.0 < sizes.max() < 3.5
+    again = pretraining.embed(model, ids, 9, torch.Generator().manual_seed(0))
+    assert torch.equal(embeds, again)
+
+
+def test_the_fused_activation_is_the_same_function():
+    model = pretraining.fresh_model(64).double()
+    batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[5]])}
+    before = model(**batch).logits
+    pretraining.fuse_activations(model)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "GELU" in kinds and "NewGELUActivation" not in kinds
+    torch.testing.assert_close(model(**batch).logits, before, rtol=1e-12, atol=1e-12)
 
 
 def test_people_of_instructed_examples_are_not_the_new_ones():

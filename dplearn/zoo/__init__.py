@@ -66,7 +66,9 @@ def load_folder(folder: Path, dtype=torch.float32):
     verify(folder)
     with _no_progress_bar():
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
-    model.name_or_path = folder.name  # what a checkpoint of a prompt records: a name, not a path of this machine
+    model.name_or_path = (
+        folder.name
+    )  # what a checkpoint of a prompt records: a name, not a path of this machine
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 

@@ -74,11 +74,13 @@ def recall_words(mixer):
     """The same with words of the real text: to look for equal words in an open vocabulary."""
     rng, words = mixer.random, []
     count = 3 * rng.randint(2, 4)
-    while len(words) < count:
+    for _ in range(1000):
         word = rng.choice(long_words(rng.choice(mixer.documents)["summary"]) or ["nothing"])
         if word not in words:
             words.append(word)
-    return recall(rng, [tuple(words[place : place + 3]) for place in range(0, count, 3)])
+        if len(words) == count:
+            break
+    return recall(rng, [tuple(words[place : place + 3]) for place in range(0, len(words) - 2, 3)])
 
 
 def recall_told(world):

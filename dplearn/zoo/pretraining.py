@@ -193,7 +193,7 @@ def forward(model, batch, noise_id, seed):
 
 
 def fuse_activations(model):
-    """The same GELU in one kernel instead of seven: a tenth of a step. The config, and so the export, stay as they are."""
+    """The same GELU in one kernel instead of seven: a tenth of a step. The config stays, and so does the export."""
     for module in model.modules():
         if isinstance(getattr(module, "act", None), NewGELUActivation):
             module.act = torch.nn.GELU(approximate="tanh")
