@@ -1,8 +1,8 @@
-"""Insertion of a soft prompt around embedded inputs: ``[P_1..P_k ; X ; P_{k+1}..P_l]``.
+"""Insertion of a soft prompt around embedded inputs: ``[P_1..P_k ; X ; P_{k+1}..P_n]``, with n of the l vectors in use.
 
-Two functions place the rows alike. ``insert`` takes the split k as given. ``insert_weighted`` takes
-straight-through weights over the l+1 splits and gives them their gradient in closed form: the l+1 candidates
-are never built. Both copy every row once and follow the real tokens: padding stays outside, on its side.
+Two functions place the rows alike. ``insert`` takes the split k and the size n as given. ``insert_weighted`` takes
+straight-through weights over the l+1 splits, the l+1 sizes or both, and gives them their gradient in closed form: the
+candidates are never built. Both copy every row once and follow the real tokens: padding stays outside, on its side.
 """
 
 from typing import NamedTuple
@@ -21,9 +21,11 @@ class Inserted(NamedTuple):
     """A prompted batch, and where each of its rows came from."""
 
     embeds: Tensor  # (B, T+l, d)
-    mask: Tensor  # (B, T+l), dtype of the given mask (int64 without one), 1 = real token or prompt vector
+    mask: Tensor  # (B, T+l), dtype of the given mask (int64 without one), 1 = real token or prompt vector in use
     input_positions: Tensor  # (B, T), the row of embeds that holds inputs[b, t]
-    prompt_positions: Tensor  # (B, l), the row of embeds that holds prompt vector i of instance b
+    prompt_positions: (
+        Tensor  # (B, l), the row of embeds that holds prompt vector i of instance b; -1: not in use
+    )
 
 
 class _Plan(NamedTuple):
@@ -31,11 +33,13 @@ class _Plan(NamedTuple):
 
     start: Tensor  # (B, 1), the first real row
     end: Tensor  # (B, 1), the first row behind the prompt: one that is kept last, or padding
+    split: Tensor  # (B, 1), vectors before the input, as asked for; min(split, size) stand there
+    size: Tensor | None  # (B, 1), vectors in use; None: all
     base: (
         Tensor  # (B, 1), the instance's first row in the output of the whole batch, flattened to (B*(T+l), d)
     )
     input_positions: Tensor  # (B, T), within the instance
-    prompt_positions: Tensor  # (B, l), within the instance
+    prompt_positions: Tensor  # (B, l), within the instance; vectors that are not in use fill the last rows
 
 
 def insert(
@@ -43,29 +47,37 @@ def insert(
     inputs: Tensor,
     mask: Tensor | None = None,
     split: int | Tensor | None = None,
+    size: int | Tensor | None = None,
     *,
     keep_last: int | Tensor = 0,
 ) -> Inserted:
-    """Place a soft prompt around the real tokens of embedded inputs, k vectors before and l-k after.
+    """Place a soft prompt around the real tokens of embedded inputs, k vectors before and the others after.
 
     A split k = 0 is a postfix, k = l a prefix, anything between surrounds the input. Right-padded rows become
     ``[P before; X; P after; kept; padding]``, left-padded rows ``[padding; P before; X; P after; kept]``.
     A row without real tokens counts as right-padded.
+
+    With a size n < l only P_1..P_n are in use, min(k, n) of them before the input. The others fill the last rows of the
+    instance and are masked out, so they are padding to the backbone: the instance looks as with a prompt of n vectors.
 
     Args:
         prompt: (l, d), shared, or (B, l, d), one per instance; l >= 1.
         inputs: (B, T, d), T >= 1, floating point, same dtype as the prompt.
         mask: (B, T), bool or integer, 1 = real; the real tokens of a row are contiguous. None: all are real.
         split: an int, or a (B,) integer tensor, from 0 to l. None: prefix.
+        size: an int, or a (B,) integer tensor, from 0 to l. None: all l vectors.
         keep_last: how many of the last real tokens stay behind the prompt (1 keeps EOS last): an int, or
             a (B,) integer tensor. A shorter row keeps what it has.
 
     >>> insert(torch.ones(5, 4), torch.zeros(2, 3, 4), split=2).embeds[0, :, 0].tolist()
     [1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    >>> insert(torch.ones(5, 4), torch.zeros(2, 3, 4), split=2, size=3).mask[0].tolist()
+    [1, 1, 1, 1, 1, 1, 0, 0]
     """
     mask = _check(prompt, inputs, mask, keep_last)
-    split = _check_split(split, prompt, inputs)
-    plan = _plan(prompt, inputs, mask, split, keep_last)
+    split = _check_count("split", split, prompt, inputs)
+    size = None if size is None else _check_count("size", size, prompt, inputs)
+    plan = _plan(prompt, inputs, mask, split, size, keep_last)
     return _inserted(_place(prompt, inputs, plan), mask, plan)
 
 
@@ -74,41 +86,63 @@ def insert_weighted(
     inputs: Tensor,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
+    size_weights: Tensor | None = None,
     *,
+    split: int | Tensor | None = None,
+    size: int | Tensor | None = None,
     keep_last: int | Tensor = 0,
 ) -> Inserted:
-    """Insert at the split that one-hot weights choose, and give the weights the gradient of the mixture.
+    """Insert at the split and the size that one-hot weights choose, and give the weights the gradient of the mixture.
 
     The value is ``insert`` at the argmax. The gradients of prompt, inputs and weights are exactly those of
-    ``sum_k weights[:, k] * insert(split=k)``, the straight-through estimator in token space.
-    The mask needs no weights: all splits of an instance fill the same rows.
-    Second derivatives are refused with an error.
+    ``sum_k weights[:, k] * insert(split=k)`` and ``sum_n size_weights[:, n] * insert(size=n)``, the straight-through
+    estimator in token space, with the mask of the chosen size (which needs no weights where only the split is learned:
+    all splits of an instance fill the same rows). Second derivatives are refused with an error.
 
     Args:
         prompt, inputs, mask, keep_last: as in ``insert``.
-        weights: (B, l+1), one-hot rows as from ``gumbel_softmax(logits, hard=True)``; column k is split k.
+        weights: (B, l+1), one-hot rows as from ``gumbel_softmax(logits, hard=True)``; column k is split k. None: the
+            split is given.
+        size_weights: the same for the size; column n is size n. None: the size is given.
+        split, size: as in ``insert``; only for what has no weights.
     """
     mask = _check(prompt, inputs, mask, keep_last)
-    _check_weights(weights, prompt, inputs)
-
-    plan = _plan(prompt, inputs, mask, weights.argmax(1), keep_last)
-    return _inserted(_WeightedPlace.apply(prompt, inputs, weights, *plan), mask, plan)
+    if weights is None and size_weights is None:
+        raise ValueError("weights and size_weights are None, expected at least one of them (else use insert)")
+    counts = {"split": (weights, "weights", split), "size": (size_weights, "size_weights", size)}
+    chosen = {}
+    for name, (rows, title, count) in counts.items():
+        if rows is not None and count is not None:
+            raise ValueError(f"{name}={count!r} is given and so is {title}, expected one of the two")
+        if rows is not None:
+            _check_weights(title, rows, prompt, inputs)
+            chosen[name] = rows.argmax(1)
+        else:
+            chosen[name] = None if count is None else _check_count(name, count, prompt, inputs)
+    if chosen["split"] is None:
+        chosen["split"] = _check_count("split", None, prompt, inputs)
+    plan = _plan(prompt, inputs, mask, chosen["split"], chosen["size"], keep_last)
+    return _inserted(_WeightedPlace.apply(prompt, inputs, weights, size_weights, *plan), mask, plan)
 
 
 # ---- where each row goes ----------------------------------------------------------------------------------
 
 
-def _plan(prompt: Tensor, inputs: Tensor, mask: Tensor, split: Tensor, keep_last: int | Tensor) -> _Plan:
+def _plan(
+    prompt: Tensor, inputs: Tensor, mask: Tensor, split: Tensor, size: Tensor | None, keep_last: int | Tensor
+) -> _Plan:
     (batch, seq, _), length = inputs.shape, prompt.shape[-2]
     kept = keep_last.unsqueeze(1) if isinstance(keep_last, Tensor) else keep_last
     start = mask.long().argmax(1, keepdim=True)
     end = start + (mask.sum(1, keepdim=True) - kept).clamp(min=0)
-    k = split.unsqueeze(1)
-    base, t, i = (torch.arange(n, device=inputs.device) for n in (batch, seq, length))
-    moved = k.masked_fill(t >= end, length).masked_fill(t < start, 0)  # (B, T), by how many rows
-    return _Plan(
-        start, end, (base * (seq + length)).unsqueeze(1), t + moved, i + torch.where(i < k, start, end)
-    )
+    k, n = split.unsqueeze(1), None if size is None else size.unsqueeze(1)
+    base, t, i = (torch.arange(count, device=inputs.device) for count in (batch, seq, length))
+    front = k if n is None else torch.minimum(k, n)
+    moved = front.masked_fill(t >= end, length) if n is None else torch.where(t < end, front, n)
+    moved = moved.masked_fill(t < start, 0)  # (B, T), by how many rows
+    place = torch.where(i < front, start, end)  # (B, l)
+    place = place if n is None else place.masked_fill(i >= n, seq)
+    return _Plan(start, end, k, n, (base * (seq + length)).unsqueeze(1), t + moved, i + place)
 
 
 def _place(prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
@@ -122,9 +156,13 @@ def _place(prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
 
 
 def _inserted(embeds: Tensor, mask: Tensor, plan: _Plan) -> Inserted:
-    """All rows are real but those that hold padding."""
-    real = mask.new_ones(embeds.shape[:2]).scatter_(1, plan.input_positions, mask)
-    return Inserted(embeds, real, plan.input_positions, plan.prompt_positions)
+    """All rows are real but those that hold padding or a vector that is not in use."""
+    real, positions = mask.new_ones(embeds.shape[:2]), plan.prompt_positions
+    if plan.size is not None:
+        unused = torch.arange(positions.shape[1], device=mask.device) >= plan.size
+        real[:, mask.shape[1] :].masked_fill_(unused, 0)
+        positions = positions.masked_fill(unused, -1)
+    return Inserted(embeds, real.scatter_(1, plan.input_positions, mask), plan.input_positions, positions)
 
 
 def _take(rows: Tensor, positions: Tensor) -> Tensor:
@@ -136,16 +174,16 @@ def _take(rows: Tensor, positions: Tensor) -> Tensor:
 
 
 class _WeightedPlace(torch.autograd.Function):
-    """``_place`` at the chosen split, with the gradients of the mixture over all splits."""
+    """``_place`` at the chosen split and size, with the gradients of the mixture over all splits and all sizes."""
 
     @staticmethod
-    def forward(prompt, inputs, weights, *plan):
+    def forward(prompt, inputs, weights, size_weights, *plan):
         return _place(prompt, inputs, _Plan(*plan))
 
     @staticmethod
     def setup_context(ctx, arguments, output):
-        prompt, inputs, weights, *plan = arguments
-        ctx.weights_dtype = weights.dtype
+        prompt, inputs, weights, size_weights, *plan = arguments
+        ctx.dtypes = [None if w is None else w.dtype for w in (weights, size_weights)]
         ctx.save_for_backward(prompt, inputs, *plan)
 
     @staticmethod
@@ -154,42 +192,89 @@ class _WeightedPlace(torch.autograd.Function):
         prompt, inputs, *plan = ctx.saved_tensors
         plan = _Plan(*plan)
         rows = grad.flatten(0, 1)
-        d_prompt = d_inputs = d_weights = None
-        if ctx.needs_input_grad[2]:
-            d_weights = _weights_gradient(grad, prompt, inputs, plan).to(ctx.weights_dtype)
-        if ctx.needs_input_grad[0]:
-            d_prompt = _take(rows, plan.base + plan.prompt_positions).sum_to_size(prompt.shape)
-        if ctx.needs_input_grad[1]:
-            d_inputs = _take(rows, plan.base + plan.input_positions)
-        return d_prompt, d_inputs, d_weights, *(None for _ in plan)
+        needed = ctx.needs_input_grad
+        d_prompt = (
+            _take(rows, plan.base + plan.prompt_positions).sum_to_size(prompt.shape) if needed[0] else None
+        )
+        d_inputs = _take(rows, plan.base + plan.input_positions) if needed[1] else None
+        d_split = d_size = None
+        if needed[2] or needed[3]:
+            products = _products(grad, prompt, inputs, plan)
+            d_split = products.over_splits(plan).to(ctx.dtypes[0]) if needed[2] else None
+            d_size = products.over_sizes(plan).to(ctx.dtypes[1]) if needed[3] else None
+        return d_prompt, d_inputs, d_split, d_size, *(None for _ in plan)
 
 
-def _weights_gradient(grad: Tensor, prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
-    """<G, sequence inserted at k> for every split k: (B, l+1), summed in float32 or wider, under autocast too."""
+class _Products(NamedTuple):
+    """Inner products of the gradient G with the rows that the candidates have."""
+
+    before: Tensor  # (B, l), <G_{start+i}, P_i>: vector i stands before the input
+    after: Tensor  # (B, l), <G_{end+i}, P_i>: it stands behind it
+    unused: (
+        Tensor | None
+    )  # (B, l), <G_{T+i}, P_i>: it is not in use and fills a last row; None: all are in use
+    body: (
+        Tensor  # (B, l+1), sum_t <G_{t+j}, X_t> over t < end, with j vectors before the input (padding stays)
+    )
+    tail: (
+        Tensor | None
+    )  # (B, l+1), the same over t >= end, with j vectors in all; None: part of body, all are in use
+
+    def front(self) -> Tensor:
+        """What depends on f = min(k, n), the number of vectors before the input: (B, l+1)."""
+        return pad((self.before - self.after).cumsum(1), (1, 0)) + self.body
+
+    def rest(self) -> Tensor:
+        """What depends on the size n alone, (B, l+1), or (B, 1) where all vectors are in use."""
+        if self.unused is None or self.tail is None:
+            return self.after.sum(1, keepdim=True)
+        changes = pad((self.after - self.unused).cumsum(1), (1, 0))
+        return changes + self.unused.sum(1, keepdim=True) + self.tail
+
+    def over_splits(self, plan: _Plan) -> Tensor:
+        """<G, candidate> of every split at the size in use, (B, l+1)."""
+        if plan.size is None:
+            return self.front() + self.rest()
+        options = torch.arange(self.body.shape[1], device=self.body.device)
+        return self.front().gather(1, torch.minimum(options, plan.size)) + self.rest().gather(1, plan.size)
+
+    def over_sizes(self, plan: _Plan) -> Tensor:
+        """<G, candidate> of every size at the split asked for, (B, l+1)."""
+        options = torch.arange(self.body.shape[1], device=self.body.device)
+        return self.front().gather(1, torch.minimum(options, plan.split)) + self.rest()
+
+
+def _products(grad: Tensor, prompt: Tensor, inputs: Tensor, plan: _Plan) -> _Products:
+    """All inner products of a batch, summed in float32 or wider, under autocast too."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     device = grad.device.type if torch.amp.is_autocast_available(grad.device.type) else "cpu"
     with torch.autocast(device, enabled=False):
-        return _prompt_products(grad, prompt, plan, wide) + _input_products(grad, inputs, plan, wide)
+        return _Products(
+            *_prompt_products(grad, prompt, plan, wide), *_input_products(grad, inputs, plan, wide)
+        )
 
 
-def _prompt_products(grad: Tensor, prompt: Tensor, plan: _Plan, dtype: torch.dtype) -> Tensor:
-    """The prompt's share: sum_{i<k} <G_{start+i}, P_i> + sum_{i>=k} <G_{end+i}, P_i>.
+def _prompt_products(
+    grad: Tensor, prompt: Tensor, plan: _Plan, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The prompt's share: each vector at the places that it can have."""
+    rows, i = grad.flatten(0, 1), plan.base + torch.arange(prompt.shape[-2], device=grad.device)
 
-    From one split to the next a single vector changes sides, so the differences add up in a cumulative sum.
-    """
-    rows = grad.flatten(0, 1)
-    i = plan.base + torch.arange(prompt.shape[-2], device=grad.device)
-    # The taken rows are a copy, so the product may overwrite them: one (B, l, d) temporary at a time.
-    before = _take(rows, plan.start + i).to(dtype).mul_(prompt).sum(-1)
-    after = _take(rows, plan.end + i).to(dtype).mul_(prompt).sum(-1)
-    return after.sum(1, keepdim=True) + pad((before - after).cumsum(1), (1, 0))
+    def products(first):
+        # The taken rows are a copy, so the product may overwrite them: one (B, l, d) temporary at a time.
+        return _take(rows, first + i).to(dtype).mul_(prompt).sum(-1)
+
+    unused = None if plan.size is None else products(grad.shape[1] - prompt.shape[-2])
+    return products(plan.start), products(plan.end), unused
 
 
-def _input_products(grad: Tensor, inputs: Tensor, plan: _Plan, dtype: torch.dtype) -> Tensor:
-    """The input's share: sum_t <G_{t+lag}, X_t>, with lag 0 before start, k from start to end, l from end on.
+def _input_products(
+    grad: Tensor, inputs: Tensor, plan: _Plan, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """The input's share: sum_t <G_{t+lag}, X_t> for every lag 0..l, over the rows that the prompt moves so far.
 
     This is a correlation with l+1 lags. A block of n rows against the n+l rows of G that it can reach is one
-    matrix product; its band of l+1 diagonals, read with a row stride one longer, holds the lag k in column k.
+    matrix product; its band of l+1 diagonals, read with a row stride one longer, holds the lag j in column j.
     """
     batch, seq, _ = inputs.shape
     length, n = grad.shape[1] - seq, min(seq, BLOCK)
@@ -205,8 +290,11 @@ def _input_products(grad: Tensor, inputs: Tensor, plan: _Plan, dtype: torch.dtyp
         (blocks, batch, n, length + 1), (batch * n * width, n * width, width + 1, 1)
     )
     t = torch.arange(blocks * n, device=grad.device).view(blocks, 1, n, 1)
-    band = torch.where(t < plan.end.unsqueeze(2), band, band[..., length:])
-    return torch.where(t < plan.start.unsqueeze(2), band[..., :1], band).sum((0, 2))
+    ahead = t < plan.end.unsqueeze(2)
+    still = torch.where(t < plan.start.unsqueeze(2), band[..., :1], band)
+    if plan.size is None:  # rows behind move by all l vectors whatever the split
+        return torch.where(ahead, still, band[..., length:]).sum((0, 2)), None
+    return torch.where(ahead, still, 0).sum((0, 2)), band.masked_fill(ahead, 0).sum((0, 2))
 
 
 # ---- checks: shapes and dtypes always, values only where looking at them does not stall a device ----------
@@ -264,37 +352,37 @@ def _check_keep_last(keep_last: int | Tensor, inputs: Tensor) -> None:
         raise ValueError(f"keep_last={smallest} is not a number of tokens, expected 0 or more")
 
 
-def _check_split(split: int | Tensor | None, prompt: Tensor, inputs: Tensor) -> Tensor:
-    """The split as a (B,) int64 tensor."""
+def _check_count(name: str, count: int | Tensor | None, prompt: Tensor, inputs: Tensor) -> Tensor:
+    """A split or a size as a (B,) int64 tensor; None is l."""
     batch, length = len(inputs), prompt.shape[-2]
-    split = length if split is None else split
+    count = length if count is None else count
     wrong = None
-    if isinstance(split, Tensor):
-        _check_integers("split", split, (batch,), inputs)
-        outside = (split < 0) | (split > length)
-        if _values_are_free(split) and outside.any():
-            wrong = int(split[outside][0])
-    elif not isinstance(split, int) or isinstance(split, bool):
-        raise TypeError(f"split is {type(split).__name__}, expected an int or an integer tensor (batch,)")
-    elif not 0 <= split <= length:
-        wrong = split
+    if isinstance(count, Tensor):
+        _check_integers(name, count, (batch,), inputs)
+        outside = (count < 0) | (count > length)
+        if _values_are_free(count) and outside.any():
+            wrong = int(count[outside][0])
+    elif not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"{name} is {type(count).__name__}, expected an int or an integer tensor (batch,)")
+    elif not 0 <= count <= length:
+        wrong = count
     if wrong is not None:
-        scale = f"the prompt has {length} vectors (0 is postfix, {length} is prefix)"
-        raise ValueError(f"split={wrong} is outside 0..{length}: {scale}")
-    return split.long() if isinstance(split, Tensor) else torch.full((batch,), split, device=inputs.device)
+        scale = f" (0 is postfix, {length} is prefix)" if name == "split" else ""
+        raise ValueError(f"{name}={wrong} is outside 0..{length}: the prompt has {length} vectors{scale}")
+    return count.long() if isinstance(count, Tensor) else torch.full((batch,), count, device=inputs.device)
 
 
-def _check_weights(weights: Tensor | None, prompt: Tensor, inputs: Tensor) -> None:
+def _check_weights(name: str, weights: Tensor, prompt: Tensor, inputs: Tensor) -> None:
     expected = (len(inputs), prompt.shape[-2] + 1)
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
         found = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
-        raise TypeError(f"weights is {found}, expected a floating-point tensor of shape {expected}")
+        raise TypeError(f"{name} is {found}, expected a floating-point tensor of shape {expected}")
     if weights.shape != expected:
-        found = tuple(weights.shape)
+        found, option = tuple(weights.shape), "size" if name == "size_weights" else "split"
         raise ValueError(
-            f"weights has shape {found}, expected {expected}, one column per split 0..{expected[1] - 1}"
+            f"{name} has shape {found}, expected {expected}, one column per {option} 0..{expected[1] - 1}"
         )
-    _check_device("weights", weights, inputs)
+    _check_device(name, weights, inputs)
     if not _values_are_free(weights) or len(weights) == 0:
         return
     # The straight-through form, hard - soft + soft, rounds: allow for it, in bf16 too.
@@ -303,7 +391,7 @@ def _check_weights(weights: Tensor | None, prompt: Tensor, inputs: Tensor) -> No
     if not (away < 0.05).all():
         row = int((~(away < 0.05)).long().argmax())
         raise ValueError(
-            f"weights row {row} is {float(away[row]):.2g} away from one-hot, expected one 1 and else 0"
+            f"{name} row {row} is {float(away[row]):.2g} away from one-hot, expected one 1 and else 0"
         )
 
 

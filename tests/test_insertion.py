@@ -17,7 +17,7 @@ EXACT = {"rtol": 0, "atol": 1e-12}
 # ---- references: one instance after the other, rows put together by hand ------------------------------------
 
 
-def naive_rows(real, length, k, kept):
+def naive_rows(real, length, k, n, kept):
     """The layout of one instance as a list of ("x", t) and ("p", i). real: list of 0/1 over the input rows."""
     tokens = [t for t, is_real in enumerate(real) if is_real]
     left = list(range(tokens[0])) if tokens else []
@@ -25,31 +25,39 @@ def naive_rows(real, length, k, kept):
     kept = min(kept, len(tokens))
     before, last = tokens[: len(tokens) - kept], tokens[len(tokens) - kept :]
     x, p = [("x", t) for t in before], [("p", i) for i in range(length)]
-    return [("x", t) for t in left] + p[:k] + x + p[k:] + [("x", t) for t in last + right]
+    used, unused = p[:n], p[n:]
+    return [("x", t) for t in left] + used[:k] + x + used[k:] + [("x", t) for t in last + right] + unused
 
 
-def naive_insert(prompt, inputs, mask, split, keep_last):
-    """What ``insert`` returns, from one Python list per instance. split, keep_last: lists of ints."""
+def naive_insert(prompt, inputs, mask, split, size, keep_last):
+    """What ``insert`` returns, from one Python list per instance. split, size, keep_last: lists of ints."""
     batch, seq, length = len(inputs), inputs.shape[1], prompt.shape[-2]
     prompt = prompt.expand(batch, length, -1)
-    layouts = [naive_rows(mask[b].tolist(), length, split[b], keep_last[b]) for b in range(batch)]
+    layouts = [naive_rows(mask[b].tolist(), length, split[b], size[b], keep_last[b]) for b in range(batch)]
     source = [{"x": inputs[b], "p": prompt[b]} for b in range(batch)]
     return SimpleNamespace(
         embeds=torch.stack([torch.stack([source[b][s][n] for s, n in layouts[b]]) for b in range(batch)]),
         mask=torch.tensor(
-            [[1 if s == "p" else int(mask[b, n]) for s, n in layouts[b]] for b in range(batch)]
+            [[int(n < size[b]) if s == "p" else int(mask[b, n]) for s, n in layouts[b]] for b in range(batch)]
         ),
         input_positions=torch.tensor([[layout.index(("x", t)) for t in range(seq)] for layout in layouts]),
         prompt_positions=torch.tensor(
-            [[layout.index(("p", i)) for i in range(length)] for layout in layouts]
+            [
+                [layout.index(("p", i)) if i < size[b] else -1 for i in range(length)]
+                for b, layout in enumerate(layouts)
+            ]
         ),
     )
 
 
-def dense_insert(prompt, inputs, mask, weights, keep_last):
-    """The mixture sum_k weights_k * (sequence inserted at k), built in full, for autograd to differentiate."""
+def dense_insert(case, over="split"):
+    """The mixture sum_k weights_k * (sequence with split k, or size k), built in full, for autograd to differentiate."""
+    weights = case.weights if over == "split" else case.size_weights
+    fixed = {"split": case.split.tolist(), "size": case.size.tolist()}
     candidates = [
-        naive_insert(prompt, inputs, mask, [k] * len(inputs), keep_last).embeds
+        naive_insert(
+            case.prompt, case.inputs, case.mask, **fixed | {over: [k] * len(weights)}, keep_last=case.kept
+        ).embeds
         for k in range(weights.shape[1])
     ]
     return torch.einsum("bk,kbsd->bsd", weights, torch.stack(candidates))
@@ -68,6 +76,7 @@ def make_case(
     lengths=None,
     keep_last=0,
     splits=None,
+    sizes=None,
     seed=0,
     dtype=torch.float64,
 ):
@@ -84,12 +93,16 @@ def make_case(
         if splits is None
         else torch.tensor(splits)
     )
+    size = torch.full((batch,), length) if sizes is None else torch.tensor(sizes)
     return SimpleNamespace(
         prompt=torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(),
         inputs=torch.randn(batch, seq, dim, generator=generator, dtype=dtype).requires_grad_(),
         mask=((t >= first) & (t < first + real.unsqueeze(1))).long(),
         split=draw,
         weights=torch.eye(length + 1, dtype=dtype)[draw].requires_grad_(),
+        size=size,
+        whole=sizes is None,
+        size_weights=torch.eye(length + 1, dtype=dtype)[size].requires_grad_(),
         keep_last=keep_last,
         kept=keep_last.tolist() if isinstance(keep_last, torch.Tensor) else [keep_last] * batch,
         # The loss is the product with fixed random numbers, so the gradient at every row differs.
@@ -113,6 +126,7 @@ def cases(draw):
         lengths=draw(st.lists(st.integers(0, seq), min_size=batch, max_size=batch)),
         keep_last=keep_last,
         splits=draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)),
+        sizes=draw(st.none() | st.lists(st.integers(0, length), min_size=batch, max_size=batch)),
         seed=draw(st.integers(0, 2**16)),
     )
 
@@ -126,20 +140,49 @@ def gradients(case, embeds, *names):
 
 
 def weighted(case):
-    return insert_weighted(case.prompt, case.inputs, case.mask, case.weights, keep_last=case.keep_last)
+    """Only the split is learned; sizes are given where some vectors are not in use."""
+    size = None if case.whole else case.size
+    return insert_weighted(
+        case.prompt, case.inputs, case.mask, case.weights, size=size, keep_last=case.keep_last
+    )
+
+
+def weighted_both(case):
+    return insert_weighted(
+        case.prompt, case.inputs, case.mask, case.weights, case.size_weights, keep_last=case.keep_last
+    )
+
+
+def weighted_size(case):
+    """Only the size is learned."""
+    return insert_weighted(
+        case.prompt,
+        case.inputs,
+        case.mask,
+        size_weights=case.size_weights,
+        split=case.split,
+        keep_last=case.keep_last,
+    )
 
 
 def check_against_loop(case):
-    """Both functions against the references: every returned tensor, every gradient."""
-    expected = naive_insert(case.prompt, case.inputs, case.mask, case.split.tolist(), case.kept)
-    given_split = insert(case.prompt, case.inputs, case.mask, case.split, keep_last=case.keep_last)
-    for found in (given_split, weighted(case)):
+    """All functions against the references: every returned tensor, every gradient."""
+    places = case.split.tolist(), case.size.tolist()
+    expected = naive_insert(case.prompt, case.inputs, case.mask, *places, case.kept)
+    given = insert(case.prompt, case.inputs, case.mask, case.split, case.size, keep_last=case.keep_last)
+    for found in (given, weighted(case), weighted_both(case), weighted_size(case)):
         for name in found._fields:
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    rows = gradients(case, given_split.embeds, "prompt", "inputs")
+    rows = gradients(case, given.embeds, "prompt", "inputs")
     assert_close(rows, gradients(case, expected.embeds, "prompt", "inputs"), **EXACT)
-    dense = dense_insert(case.prompt, case.inputs, case.mask, case.weights, case.kept)
-    assert_close(gradients(case, weighted(case).embeds), gradients(case, dense), **EXACT)
+    names = ("prompt", "inputs", "weights", "size_weights")
+    dense = gradients(case, dense_insert(case), *names[:3])
+    dense += gradients(case, dense_insert(case, "size"), names[3])
+    assert_close(gradients(case, weighted_both(case).embeds, *names), dense, **EXACT)
+    assert_close(gradients(case, weighted(case).embeds, *names[:3]), dense[:3], **EXACT)
+    assert_close(
+        gradients(case, weighted_size(case).embeds, *names[:2], names[3]), (*dense[:2], dense[3]), **EXACT
+    )
 
 
 # ---- values and gradients -----------------------------------------------------------------------------------
@@ -200,7 +243,7 @@ def test_weight_gradient_is_the_loss_at_each_split(case):
     """The probe's loss is linear in the sequence, so column k of the gradient is the loss of inserting at k."""
     (found,) = gradients(case, weighted(case).embeds, "weights")
     for k in range(case.weights.shape[1]):
-        placed = insert(case.prompt, case.inputs, case.mask, k, keep_last=case.keep_last)
+        placed = insert(case.prompt, case.inputs, case.mask, k, case.size, keep_last=case.keep_last)
         assert_close(found[:, k], (placed.embeds * case.probe).sum((1, 2)), **EXACT)
 
 
@@ -213,6 +256,22 @@ def test_prefix_postfix_and_surround_are_concatenations():
         assert torch.equal(insert(case.prompt, case.inputs, case.mask, split=k).embeds, expected)
     prefix = torch.cat([prompt, case.inputs], 1)
     assert torch.equal(insert(case.prompt, case.inputs).embeds, prefix)
+
+
+def test_vectors_that_are_not_in_use_are_padding():
+    """The real rows of an instance are those of a prompt that has only its first n vectors."""
+    case = make_case(3, 6, 4, padding="left", lengths=[6, 3, 0], keep_last=1)
+    for n in range(1, 5):
+        for k in range(5):
+            some = insert(case.prompt, case.inputs, case.mask, k, n, keep_last=1)
+            true = insert(case.prompt[:n], case.inputs, case.mask, min(k, n), keep_last=1)
+            assert torch.equal(some.embeds[:, : 6 + n], true.embeds)
+            assert torch.equal(some.mask[:, : 6 + n], true.mask) and not some.mask[:, 6 + n :].any()
+            assert torch.equal(some.input_positions, true.input_positions)
+            assert torch.equal(some.prompt_positions[:, :n], true.prompt_positions)
+            assert (some.prompt_positions[:, n:] == -1).all()
+    none = insert(case.prompt, case.inputs, case.mask, 2, 0, keep_last=1)
+    assert torch.equal(none.embeds[:, :6], case.inputs) and torch.equal(none.mask[:, :6], case.mask)
 
 
 def test_kept_tokens_stay_last():
@@ -255,7 +314,7 @@ def test_padding_changes_nothing(keep_last):
 
 def test_works_on_expanded_and_transposed_tensors():
     case = make_case(3, 5, 4, lengths=[5, 3, 1])
-    dense = dense_insert(case.prompt, case.inputs, case.mask, case.weights, case.kept)
+    dense = dense_insert(case)
     case.probe = torch.ones(()).double().expand_as(case.probe)
     turned = SimpleNamespace(**vars(case))
     turned.inputs = case.inputs.detach().mT.contiguous().mT.requires_grad_()
@@ -298,9 +357,7 @@ def test_low_precision_is_summed_in_float32(dtype):
     """The error is that of rounding the result; a sum of rounded products has half as much again."""
     case = make_case(4, 128, 20, 64, lengths=[128, 100, 60, 3], dtype=dtype)
     exact = in_float64(case)
-    expected = gradients(
-        exact, dense_insert(exact.prompt, exact.inputs, exact.mask, exact.weights, exact.kept)
-    )
+    expected = gradients(exact, dense_insert(exact))
     found = gradients(case, weighted(case).embeds)
     rounding = [(e.to(dtype) - e).norm() for e in expected]
     assert [g.dtype for g in found] == [dtype] * 3
@@ -316,7 +373,7 @@ def test_weights_keep_their_own_dtype():
     case.weights = case.weights.detach().float().requires_grad_()
     (found,) = gradients(case, weighted(case).embeds, "weights")
     exact = in_float64(case)
-    dense = dense_insert(exact.prompt, exact.inputs, exact.mask, exact.weights, exact.kept)
+    dense = dense_insert(exact)
     assert_close(found.double(), gradients(exact, dense, "weights")[0], rtol=0, atol=1e-4)
 
 
@@ -369,11 +426,13 @@ def fixed(case):
 def test_number_of_operations_is_small_and_fixed():
     counts = []
     for batch, length, dim in [(2, 4, 8), (16, 4, 8), (2, 50, 8), (2, 4, 64)]:
-        case = meta(make_case(batch, 64, length, dim), "prompt", "weights")
+        case = meta(make_case(batch, 64, length, dim), "prompt", "weights", "size_weights")
         ours = count_ops(lambda c: weighted(c).embeds, case, "prompt", "weights")
         counts.append(ours.count - count_ops(fixed, case, "prompt").count)
     assert len(set(counts)) == 1, counts
     assert counts[0] <= 80
+    both = count_ops(lambda c: weighted_both(c).embeds, case, "prompt", "weights", "size_weights")
+    assert both.count <= 130
 
 
 def test_backward_builds_nothing_larger_than_the_output():
@@ -450,6 +509,10 @@ BAD = [
         TypeError,
         r"split has dtype torch.bool, expected an integer dtype",
     ),
+    ({"size": 6}, ValueError, r"size=6 is outside 0\.\.5: the prompt has 5 vectors$"),
+    ({"size": torch.tensor([2, -1])}, ValueError, r"size=-1 is outside 0\.\.5: the prompt has 5 vectors$"),
+    ({"size": torch.tensor([2])}, ValueError, r"size has shape \(1,\), expected \(2,\)"),
+    ({"size": "full"}, TypeError, r"size is str, expected an int or an integer tensor"),
     ({"split": 1.0}, TypeError, r"split is float, expected an int or an integer tensor"),
     ({"split": True}, TypeError, r"split is bool, expected an int"),
     ({"prompt": torch.ones(5, 4)}, ValueError, r"prompt has width 4, expected 3, the width of inputs"),
@@ -493,8 +556,8 @@ BAD = [
     ({"keep_last": torch.tensor([1])}, ValueError, r"keep_last has shape \(1,\), expected \(2,\)"),
     (
         {"weights": None},
-        TypeError,
-        r"weights is NoneType, expected a floating-point tensor of shape \(2, 6\)",
+        ValueError,
+        r"weights and size_weights are None, expected at least one of them",
     ),
     (
         {"weights": torch.eye(6)[:2].long()},
@@ -503,6 +566,17 @@ BAD = [
     ),
     ({"weights": torch.eye(5)[:2]}, ValueError, r"weights has shape \(2, 5\), expected \(2, 6\)"),
     ({"weights": torch.full((2, 6), 1 / 6)}, ValueError, r"weights row 0 is 0.83 away from one-hot"),
+    ({"weights": torch.eye(6)[:2], "split": 2}, ValueError, r"split=2 is given and so is weights"),
+    (
+        {"weights": None, "size_weights": torch.eye(6)[:2], "size": 2},
+        ValueError,
+        r"size=2 is given and so is size_weights",
+    ),
+    (
+        {"weights": None, "size_weights": torch.eye(5)[:2]},
+        ValueError,
+        r"size_weights has shape \(2, 5\), expected \(2, 6\), one column per size",
+    ),
     ({"weights": torch.eye(6)[:2] * torch.nan}, ValueError, r"weights row 0 is nan away from one-hot"),
 ]
 
