@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-FORMAT = 1
+FORMAT = 2  # 1 had task logits without the dimension of tasks
 CONFIG = "prompt_config.json"
 
 

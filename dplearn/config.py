@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.choice import ESTIMATORS, Chooser
-from dplearn.position import make_position, resolve_split
+from dplearn.controllers import FixedDecision, LearnedDecision, make_controller
+from dplearn.length import resolve_size
+from dplearn.position import resolve_split
 from dplearn.prompt import DynamicPrompt
+from dplearn.vector import MIXINGS, VECTORS, Mixture
 
 SUMMARIES = ("embeddings", "encoder")
 INITS = ("vocabulary", "uniform")
@@ -18,13 +21,21 @@ INITS = ("vocabulary", "uniform")
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """How a prompt is made.
+    """How a prompt is made. Position, size and vector are independent; every combination works.
 
     Parameters
     ----------
     length : l, the number of prompt vectors, at least 1.
     position : "prefix", "postfix", a fixed split k in 0..length (k vectors before the input), "task" (one learned split
         for the task) or "instance" (a split decided for each input).
+    size : how many of the vectors are in use: "full", a fixed number in 1..length, "task" or "instance" (learned).
+    size_cost : added to the loss while a size is learned: ``size_cost * E[n] / length``, with the expectation over the
+        learned distribution. 0: no cost.
+    vector : "single" (one prompt), or a pool of ``pool_size`` prompts with a learned mixture, per "task" or "instance".
+    pool_size : K, the number of prompts in the pool. Trained parameters grow K-fold.
+    mixing : weights of the pool: "softmax", "tanh" (softmax of tanh, the authors' vector variant), "hard" (one prompt).
+    tasks : names of the tasks that share this prompt, or None for one task. Task-level decisions have logits for each
+        task; vectors, pool and instance-level controllers are shared.
     summary : what an instance-level decision looks at: the masked mean of the frozen "embeddings" of the input
         (free), or of the frozen "encoder"'s last hidden states (the paper's choice; an extra encoder pass without
         gradient, cacheable with :meth:`dplearn.PromptedModel.summarize`).
@@ -44,6 +55,12 @@ class PromptConfig:
 
     length: int = 20
     position: str | int = "prefix"
+    size: str | int = "full"
+    size_cost: float = 0.0
+    vector: str = "single"
+    pool_size: int = 4
+    mixing: str = "softmax"
+    tasks: tuple[str, ...] | None = None
     summary: str = "embeddings"
     estimator: str = "straight-through"
     temperature: float = 1.0
@@ -51,29 +68,31 @@ class PromptConfig:
     backbone_dropout: bool = False
 
     def __post_init__(self):
-        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
-            raise ValueError(f"length={self.length!r} is not valid, expected an integer of at least 1")
+        for name in ("length", "pool_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} is not valid, expected an integer of at least 1")
         resolve_split(self.position, self.length)
-        for name, options in (("summary", SUMMARIES), ("estimator", sorted(ESTIMATORS)), ("init", INITS)):
+        resolve_size(self.size, self.length)
+        choices = {
+            "vector": VECTORS, "mixing": MIXINGS, "summary": SUMMARIES, "estimator": sorted(ESTIMATORS), "init": INITS,
+        }  # fmt: skip
+        for name, options in choices.items():
             if getattr(self, name) not in options:
                 expected = ", ".join(repr(option) for option in options)
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown, expected {expected}")
-        if not (
-            isinstance(self.temperature, (int, float))
-            and self.temperature > 0
-            and math.isfinite(self.temperature)
-        ):
-            raise ValueError(
-                f"temperature={self.temperature!r} is not valid, expected a positive, finite number"
-            )
+        _check_number("temperature", self.temperature, "a positive, finite number", self.temperature != 0)
+        _check_number("size_cost", self.size_cost, "a finite number of at least 0")
         if not isinstance(self.backbone_dropout, bool):
             raise ValueError(
                 f"backbone_dropout={self.backbone_dropout!r} is not valid, expected True or False"
             )
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", _task_names(self.tasks))
 
     def to_dict(self) -> dict:
         """The options as plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"tasks": None if self.tasks is None else list(self.tasks)}
 
     @classmethod
     def from_dict(cls, options: dict) -> PromptConfig:
@@ -86,24 +105,69 @@ class PromptConfig:
             )
         return cls(**options)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the trained vectors without their width: (length,) or (pool_size, length)."""
+        return (self.length,) if self.vector == "single" else (self.pool_size, self.length)
+
     def initial_vectors(self, embedding: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """First values of the prompt, (length, d) in float32, for a backbone with this (vocabulary, d) embedding."""
+        """First values of the prompt, (length, d) or (pool_size, length, d) in float32, for a backbone with this
+        (vocabulary, d) embedding."""
         rows, width = embedding.shape
         if self.init == "uniform":
-            return torch.empty(self.length, width).uniform_(-0.5, 0.5, generator=generator)
-        order = torch.randperm(rows, generator=generator)
-        picked = order.repeat(-(-self.length // rows))[: self.length]
-        return embedding.detach()[picked.to(embedding.device)].float().cpu()
+            return torch.empty(*self.shape, width).uniform_(-0.5, 0.5, generator=generator)
+        order, count = torch.randperm(rows, generator=generator), math.prod(self.shape)
+        picked = order.repeat(-(-count // rows))[:count]
+        return embedding.detach()[picked.to(embedding.device)].float().cpu().view(*self.shape, width)
 
     def build(self, vectors: Tensor, generator: torch.Generator | None = None) -> DynamicPrompt:
-        """The prompt module that this config describes, starting from ``vectors`` (length, d).
+        """The prompt module that this config describes, starting from ``vectors`` (*shape, d).
 
-        ``generator`` feeds the Gumbel noise of a learned position; None uses torch's global generator.
+        ``generator`` feeds the Gumbel noise of learned decisions; None uses torch's global generator.
         """
-        if vectors.ndim != 2 or vectors.shape[0] != self.length:
+        if vectors.shape[:-1] != self.shape:
             raise ValueError(
-                f"vectors has shape {tuple(vectors.shape)}, expected ({self.length}, width): length={self.length}"
+                f"vectors has shape {tuple(vectors.shape)}, expected ({', '.join(map(str, self.shape))}, width): "
+                f"length={self.length}, vector={self.vector!r}"
             )
-        chooser = Chooser(self.estimator, self.temperature, generator=generator)
-        position: nn.Module = make_position(self.position, self.length, vectors.shape[1], chooser)
-        return DynamicPrompt(vectors, position)
+        tasks = 1 if self.tasks is None else len(self.tasks)
+
+        def chooser():
+            return Chooser(self.estimator, self.temperature, generator=generator)
+
+        def decision(option: int | None, level) -> nn.Module:
+            if option is not None:
+                return FixedDecision(option)
+            return LearnedDecision(
+                make_controller(level, vectors.shape[-1], self.length + 1, tasks), chooser()
+            )
+
+        vector = None
+        if self.vector != "single":
+            controller = make_controller(self.vector, vectors.shape[-1], self.pool_size, tasks)
+            vector = Mixture(controller, self.mixing, chooser() if self.mixing == "hard" else None)
+        return DynamicPrompt(
+            vectors,
+            decision(resolve_split(self.position, self.length), self.position),
+            decision(resolve_size(self.size, self.length), self.size),
+            vector,
+            self.size_cost,
+        )
+
+
+def _check_number(name: str, value, expected: str, allowed: bool = True) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (0 <= value < math.inf and allowed)
+    ):
+        raise ValueError(f"{name}={value!r} is not valid, expected {expected}")
+
+
+def _task_names(tasks) -> tuple[str, ...]:
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if isinstance(tasks, str) or not names or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"tasks={tasks!r} is not valid, expected a list of names")
+    if len(set(names)) < len(names):
+        raise ValueError(f"tasks={list(names)} is not valid, expected names that differ")
+    return names

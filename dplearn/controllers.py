@@ -1,7 +1,9 @@
 """Where the logits of a decision come from: a learned vector (task level) or one linear layer (instance level).
 
 A task-level controller makes one decision for the whole task. An instance-level controller looks at a summary of each
-input: the masked mean of its frozen input embeddings, or of the frozen encoder's last hidden states.
+input: the masked mean of its frozen input embeddings, or of the frozen encoder's last hidden states. A decision
+(:class:`FixedDecision`, :class:`LearnedDecision`) turns either into a :class:`~dplearn.choice.Choice`; position, size
+and hard vectors all are such decisions.
 
 Paper: Yang et al. (2023), section 3.2 ("adap_pos" and "adap_ins_pos").
 """
@@ -10,6 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from dplearn.choice import Choice, Chooser
+
+LEARNED = ("task", "instance")
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -31,31 +37,85 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 
 
 class TaskController(nn.Module):
-    """Logits that are the same for every input: one learned vector (n,).
+    """Logits that are the same for every input of a task: one learned vector (n,) for each task.
 
-    Initialised from U(-0.5, 0.5), as in the authors' code. ``forward(summary)`` reads only the batch size.
+    Initialised from U(-0.5, 0.5), as in the authors' code (which has one task).
     """
 
-    def __init__(self, options: int):
-        super().__init__()
-        self.logits = nn.Parameter(torch.empty(options).uniform_(-0.5, 0.5))
+    looks_at_input = False
 
-    def forward(self, summary: Tensor) -> Tensor:
-        return self.logits.expand(summary.shape[0], -1)  # (B, n)
+    def __init__(self, options: int, tasks: int = 1):
+        super().__init__()
+        self.logits = nn.Parameter(torch.empty(tasks, options).uniform_(-0.5, 0.5))
+
+    def forward(self, summary: Tensor, task: Tensor | None = None) -> Tensor:
+        """Logits (B, n) for summaries (B, ...), of which only the batch size is read, and task numbers (B,)."""
+        if task is None:
+            return self.logits[:1].expand(summary.shape[0], -1)
+        return self.logits.index_select(0, task)
+
+    def add_task(self) -> None:
+        """Append the logits of one more task; those of the others keep their values."""
+        fresh = torch.empty_like(self.logits[:1]).uniform_(-0.5, 0.5)
+        self.logits = nn.Parameter(torch.cat([self.logits.detach(), fresh]))
 
 
 class InstanceController(nn.Module):
-    """Logits from one linear layer on a summary of the input: (B, d) -> (B, n).
+    """Logits from one linear layer on a summary of the input, shared by all tasks: (B, d) -> (B, n).
 
     Two deviations from the authors' code. No ReLU on the logits: where all are negative it gives the uniform
     distribution and no gradient. And the summary is normalised to mean 0 and variance 1 over its d entries (no
     parameters), so that the size of the logits does not depend on the backbone's embedding scale.
     """
 
+    looks_at_input = True
+
     def __init__(self, width: int, options: int):
         super().__init__()
         self.linear = nn.Linear(width, options)
 
-    def forward(self, summary: Tensor) -> Tensor:
+    def forward(self, summary: Tensor, task: Tensor | None = None) -> Tensor:
+        """Logits (B, n); ``task`` is not used."""
         normal = nn.functional.layer_norm(summary.to(self.linear.weight.dtype), summary.shape[-1:])
-        return self.linear(normal)  # (B, n)
+        return self.linear(normal)
+
+
+def make_controller(level: str, width: int, options: int, tasks: int = 1) -> nn.Module:
+    """The controller of a level, "task" or "instance"."""
+    return TaskController(options, tasks) if level == "task" else InstanceController(width, options)
+
+
+class FixedDecision(nn.Module):
+    """The same option for every input; no parameters."""
+
+    looks_at_input = False
+
+    def __init__(self, option: int):
+        super().__init__()
+        self.option = option
+
+    def forward(self, summary: Tensor, task: Tensor | None = None) -> Choice:
+        """summary: any tensor with the batch first; only its batch size and device are read."""
+        return Choice(torch.full((summary.shape[0],), self.option, device=summary.device))
+
+
+class LearnedDecision(nn.Module):
+    """One of n options, by a controller's logits and a chooser.
+
+    Parameters
+    ----------
+    controller : maps a summary (B, d) and task numbers (B,) to logits (B, n).
+    chooser : turns logits into a choice: sampled in training, argmax in evaluation.
+    """
+
+    def __init__(self, controller: nn.Module, chooser: Chooser):
+        super().__init__()
+        self.controller = controller
+        self.chooser = chooser
+
+    @property
+    def looks_at_input(self) -> bool:
+        return self.controller.looks_at_input
+
+    def forward(self, summary: Tensor, task: Tensor | None = None) -> Choice:
+        return self.chooser(self.controller(summary, task))

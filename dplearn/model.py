@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +13,7 @@ from dplearn import checkpoint
 from dplearn.backbones import adapt
 from dplearn.choice import Choice, Chooser
 from dplearn.config import PromptConfig
-from dplearn.controllers import masked_mean
+from dplearn.controllers import TaskController, masked_mean
 from dplearn.prompt import DynamicPrompt, PromptedInput
 
 if TYPE_CHECKING:
@@ -32,10 +34,9 @@ class PromptedModel(nn.Module):
     def __init__(self, backbone: PreTrainedModel, prompt: DynamicPrompt, prompt_config: PromptConfig):
         super().__init__()
         self.adapter = adapt(backbone)
-        width = prompt.vectors.shape[1]
-        if width != self.adapter.width:
+        if prompt.width != self.adapter.width:
             raise ValueError(
-                f"prompt has width {width}, but {type(backbone).__name__} has width {self.adapter.width}"
+                f"prompt has width {prompt.width}, but {type(backbone).__name__} has width {self.adapter.width}"
             )
         self.backbone = backbone.requires_grad_(False)
         self.prompt = prompt.to(backbone.device)
@@ -89,6 +90,8 @@ class PromptedModel(nn.Module):
         inputs_embeds: Tensor | None = None,
         summary: Tensor | None = None,
         keep_last: int | Tensor | None = None,
+        task_ids: Tensor | Sequence[int | str] | None = None,
+        labels: Tensor | None = None,
     ) -> PromptedInput:
         """Embed a batch, decide about the prompt and put it in place; the backbone's layers do not run.
 
@@ -97,8 +100,10 @@ class PromptedModel(nn.Module):
         input_ids : (B, T) token ids, or ``inputs_embeds`` (B, T, d) instead.
         attention_mask : (B, T), 1 = real; None means that all tokens are.
         summary : (B, d) from :meth:`summarize`, to spare its computation.
-        keep_last : how many last real tokens stay behind the prompt; None keeps an end-of-sequence token last where
-            the input ids end with one (with ``inputs_embeds``: none).
+        keep_last : how many last real tokens stay behind the prompt; None asks the adapter: an encoder-decoder keeps an
+            end-of-sequence token last where the input ids end with one, a decoder-only model the tokens that have
+            ``labels``.
+        task_ids : the task of each instance, (B,) numbers or a list of names; needed where tasks decide differently.
 
         Returns
         -------
@@ -107,14 +112,14 @@ class PromptedModel(nn.Module):
         inputs, mask = self._embed(input_ids, attention_mask, inputs_embeds)
         self.adapter.check_length(inputs.shape[1] + self.prompt.length)
         if keep_last is None:
-            keep_last = 0 if input_ids is None else self.adapter.keep_last(input_ids, mask)
+            keep_last = self.adapter.keep_last(input_ids, mask, labels)
         if summary is None and self.prompt.needs_summary:
-            summary = self._summarize(inputs, mask)
+            summary = self._summarize(inputs, mask, keep_last)
         elif summary is not None and summary.shape != (inputs.shape[0], inputs.shape[2]):
             raise ValueError(
                 f"summary has shape {tuple(summary.shape)}, expected {(inputs.shape[0], inputs.shape[2])}"
             )
-        return self.prompt(inputs, mask, summary, keep_last)
+        return self.prompt(inputs, mask, summary, keep_last, self._task_numbers(task_ids, inputs))
 
     def forward(
         self,
@@ -124,22 +129,29 @@ class PromptedModel(nn.Module):
         decoder_input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         summary: Tensor | None = None,
+        task_ids: Tensor | Sequence[int | str] | None = None,
         **options,
     ):
         """The backbone's own output for the prompted input.
 
-        Takes what the backbone's ``forward`` takes (``options`` are handed on), plus ``summary`` as in
-        :meth:`insert_prompt`. ``labels`` and ``decoder_input_ids`` (B, L) belong to the decoder and are not moved by
-        the prompt; one of them is needed.
+        Takes what the backbone's ``forward`` takes (``options`` are handed on), plus ``summary`` and ``task_ids`` as in
+        :meth:`insert_prompt`. ``labels`` have the shape that the backbone wants without a prompt: the prompt's rows
+        leave before the head, except in an encoder-decoder, whose decoder is not touched. While a size is learned and
+        costs something, the output has a ``penalty``, which is part of its ``loss``.
         """
-        placed = self.insert_prompt(input_ids, attention_mask, inputs_embeds, summary)
-        return self.backbone(
-            inputs_embeds=placed.embeds,
-            attention_mask=placed.mask,
-            decoder_input_ids=decoder_input_ids,
-            labels=labels,
-            **options,
+        placed = self.insert_prompt(
+            input_ids, attention_mask, inputs_embeds, summary, task_ids=task_ids, labels=labels
         )
+        if decoder_input_ids is not None:
+            options["decoder_input_ids"] = decoder_input_ids
+        if labels is not None:
+            options["labels"] = labels
+        output = self.adapter.forward(placed, **options)
+        if placed.penalty is not None:
+            output["penalty"] = placed.penalty
+            if output.get("loss") is not None:
+                output["loss"] = output["loss"] + placed.penalty
+        return output
 
     @torch.no_grad()
     def generate(
@@ -148,32 +160,44 @@ class PromptedModel(nn.Module):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         summary: Tensor | None = None,
+        task_ids: Tensor | Sequence[int | str] | None = None,
         **options,
     ) -> Tensor:
         """Generate from the prompted input with the backbone's ``generate``; ``options`` are handed on.
 
-        Decisions are those of evaluation (argmax) whatever the current mode.
+        Decisions are those of evaluation (argmax) whatever the current mode. A decoder-only model returns the new
+        tokens alone, as transformers does for embedded inputs.
         """
         training = self.training
         self.eval()
         try:
-            placed = self.insert_prompt(input_ids, attention_mask, inputs_embeds, summary)
-            return self.backbone.generate(inputs_embeds=placed.embeds, attention_mask=placed.mask, **options)
+            placed = self.insert_prompt(input_ids, attention_mask, inputs_embeds, summary, task_ids=task_ids)
+            return self.adapter.generate(placed, **options)
         finally:
             self.train(training)
 
-    def decide(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Choice]:
+    def decide(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        task_ids: Tensor | Sequence[int | str] | None = None,
+    ) -> dict[str, Choice]:
         """What the prompt decides for each instance, by name of the decision; the backbone's layers do not run.
 
-        ``decide(...)["position"].index`` is the split of each instance, (B,).
+        ``decide(...)["position"].index`` is the split of each instance, (B,); "size" and, with a pool, "vector" are
+        there too.
         """
-        return self.insert_prompt(input_ids, attention_mask).decisions
+        return self.insert_prompt(input_ids, attention_mask, task_ids=task_ids).decisions
 
     @torch.no_grad()
-    def summarize(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def summarize(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
         """The summary (B, d) that instance-level decisions look at. It never changes in training, so it can be
-        computed once per example and passed to ``forward`` as ``summary``."""
-        return self._summarize(*self._embed(input_ids, attention_mask, None))
+        computed once per example and passed to ``forward`` as ``summary``. ``labels`` tell a decoder-only model which
+        tokens are the answer, which is left out."""
+        inputs, mask = self._embed(input_ids, attention_mask, None)
+        return self._summarize(inputs, mask, self.adapter.keep_last(input_ids, mask, labels))
 
     def _embed(self, input_ids, attention_mask, inputs_embeds) -> tuple[Tensor, Tensor]:
         if (input_ids is None) == (inputs_embeds is None):
@@ -196,10 +220,47 @@ class PromptedModel(nn.Module):
             attention_mask = torch.ones(shape, dtype=torch.long, device=inputs.device)
         return inputs, attention_mask
 
-    def _summarize(self, inputs: Tensor, mask: Tensor) -> Tensor:
+    def _summarize(self, inputs: Tensor, mask: Tensor, keep_last: int | Tensor) -> Tensor:
+        if not self.adapter.summarize_kept and isinstance(keep_last, Tensor):
+            rest = mask.long().flip(1).cumsum(1).flip(1)  # real tokens from each one to the end
+            mask = mask * (rest > keep_last.unsqueeze(1))
         if self.prompt_config.summary == "encoder":
             return self.adapter.summarize(inputs, mask)
         return masked_mean(inputs, mask)
+
+    def _task_numbers(self, task_ids, inputs: Tensor) -> Tensor | None:
+        """Task numbers (B,) from numbers or names."""
+        names = self.prompt_config.tasks or ("default",)
+        if task_ids is None:
+            return None
+        if not isinstance(task_ids, Tensor):
+            unknown = [task for task in task_ids if isinstance(task, str) and task not in names]
+            if unknown:
+                raise ValueError(f"task_ids holds {unknown[0]!r}, expected some of {list(names)}")
+            numbers = [names.index(task) if isinstance(task, str) else task for task in task_ids]
+            task_ids = torch.tensor(numbers, device=inputs.device)
+        if task_ids.shape != inputs.shape[:1] or task_ids.is_floating_point():
+            found = f"shape {tuple(task_ids.shape)} and dtype {task_ids.dtype}"
+            raise ValueError(f"task_ids has {found}, expected integers ({inputs.shape[0]},)")
+        if task_ids.device.type == "cpu" and not torch.compiler.is_compiling() and len(task_ids):
+            if not 0 <= int(task_ids.min()) <= int(task_ids.max()) < len(names):
+                raise ValueError(
+                    f"task_ids holds {task_ids.min()}..{task_ids.max()}, expected 0..{len(names) - 1}: {list(names)}"
+                )
+        return task_ids.long()
+
+    def add_task(self, name: str) -> None:
+        """Add a task: fresh logits in every task-level decision. Nothing else changes, so other tasks answer as before.
+
+        A model made without ``tasks`` has one that is called "default". Parameters with new rows are new objects: make
+        the optimiser afterwards.
+        """
+        tasks = (*(self.prompt_config.tasks or ("default",)), name)
+        config = replace(self.prompt_config, tasks=tasks)  # checks the name
+        for module in self.prompt.modules():
+            if isinstance(module, TaskController):
+                module.add_task()
+        self.prompt_config = config
 
     # --- what is trained, saved and loaded ---
 
@@ -266,23 +327,24 @@ def prompted(
 
     Parameters
     ----------
-    backbone : an encoder-decoder model of transformers with a language-modelling head. It is frozen in place.
+    backbone : a text model of transformers: encoder-decoder, decoder-only or encoder, with its head. It is frozen in
+        place.
     config : what kind of prompt; ``PromptConfig()`` is a prefix of 20 vectors.
-    vectors : (length, d) first values of the prompt, instead of ``config.init``.
+    vectors : (length, d) first values of the prompt, instead of ``config.init``; (pool_size, length, d) for a pool.
     generator : source of the random initial vectors; None uses torch's global generator.
 
     Raises
     ------
     TypeError : the backbone is of a kind that cannot take a prompt.
-    ValueError : ``vectors`` does not have the shape (config.length, width of the backbone).
+    ValueError : ``vectors`` does not have the shape that the config and the backbone's width ask for.
     """
     config = PromptConfig() if config is None else config
     adapter = adapt(backbone)
     if vectors is None:
         vectors = config.initial_vectors(adapter.embedding, generator)
-    elif vectors.shape != (config.length, adapter.width):
+    elif vectors.shape != (*config.shape, adapter.width):
         raise ValueError(
-            f"vectors has shape {tuple(vectors.shape)}, expected {(config.length, adapter.width)}: "
+            f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, adapter.width)}: "
             f"length={config.length}, and {type(backbone).__name__} has width {adapter.width}"
         )
     return PromptedModel(backbone, config.build(vectors), config)
@@ -307,7 +369,7 @@ def from_pretrained(folder: str, backbone: PreTrainedModel | None = None) -> Pro
     if backbone is None:
         backbone = _load_backbone(saved.backbone)
     checkpoint.check_backbone(folder, saved.backbone, describe(backbone))
-    checkpoint.check_tensor(folder, saved.tensors, "vectors", (config.length, adapt(backbone).width))
+    checkpoint.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapt(backbone).width))
     prompt = config.build(saved.tensors["vectors"])
     checkpoint.fill(folder, prompt, saved.tensors)
     return PromptedModel(backbone, prompt, config)

@@ -8,13 +8,8 @@ Paper: Yang et al. (2023), section 3.2. Their index counts the vectors AFTER the
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dplearn.controllers import LEARNED
 
-from dplearn.choice import Choice, Chooser
-from dplearn.controllers import InstanceController, TaskController
-
-LEARNED = ("task", "instance")
 NAMED = ("prefix", "postfix")
 
 
@@ -47,50 +42,3 @@ def resolve_split(position: str | int, length: int) -> int | None:
             f"(0 is postfix, {length} is prefix)"
         )
     return position
-
-
-class FixedPosition(nn.Module):
-    """The same split for every input; no parameters."""
-
-    needs_summary = False
-
-    def __init__(self, split: int):
-        super().__init__()
-        self.split = split
-
-    def forward(self, summary: Tensor) -> Choice:
-        """summary: any tensor with the batch first; only its batch size and device are read."""
-        return Choice(torch.full((summary.shape[0],), self.split, device=summary.device))
-
-
-class LearnedPosition(nn.Module):
-    """A split chosen among 0..length by a controller and a chooser.
-
-    Parameters
-    ----------
-    controller : maps a summary (B, d) to logits (B, length + 1); entry k belongs to split k.
-    chooser : turns logits into a choice.
-    """
-
-    def __init__(self, controller: nn.Module, chooser: Chooser):
-        super().__init__()
-        self.controller = controller
-        self.chooser = chooser
-
-    @property
-    def needs_summary(self) -> bool:
-        return isinstance(self.controller, InstanceController)
-
-    def forward(self, summary: Tensor) -> Choice:
-        return self.chooser(self.controller(summary))
-
-
-def make_position(position: str | int, length: int, width: int, chooser: Chooser) -> nn.Module:
-    """Build the module for a position as it is written in a config (see :func:`resolve_split`)."""
-    split = resolve_split(position, length)
-    if split is not None:
-        return FixedPosition(split)
-    task = position == "task"
-    return LearnedPosition(
-        TaskController(length + 1) if task else InstanceController(width, length + 1), chooser
-    )

@@ -1,4 +1,8 @@
-"""DynamicPrompt: the trained vectors and the decisions about them, applied to an embedded input."""
+"""DynamicPrompt: the trained vectors and the decisions about them, applied to an embedded input.
+
+Three decisions compose, each fixed, learned for a task or learned for each input: which vectors there are
+(:mod:`dplearn.vector`), how many (:mod:`dplearn.length`), and where (:mod:`dplearn.position`).
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.choice import Choice
-from dplearn.insertion import insert, insert_weighted
+from dplearn.controllers import FixedDecision, LearnedDecision, TaskController
+from dplearn.insertion import Inserted, insert, insert_weighted
+from dplearn.length import expected_share
+from dplearn.vector import Mixture, mix
 
 
 class PromptedInput(NamedTuple):
-    """An input with its prompt in place, and what was decided.
+    """An input with its prompt in place, and what was decided. S = T + l, or less where unused vectors are dropped.
 
-    embeds: (B, T + l, d).  mask: (B, T + l).  input_positions: (B, T), where each input token went.
-    prompt_positions: (B, l), where each prompt vector stands.  decisions: choices by name, here "position".
+    embeds: (B, S, d).  mask: (B, S).  input_positions: (B, T), where each input token went.
+    prompt_positions: (B, l), where each prompt vector stands, -1 where it is not in use.
+    decisions: choices by name, "position", "size" and, with a pool, "vector".
+    penalty: the cost on length, a scalar to add to the loss, or None.
     """
 
     embeds: Tensor
@@ -23,45 +32,86 @@ class PromptedInput(NamedTuple):
     input_positions: Tensor
     prompt_positions: Tensor
     decisions: dict[str, Choice]
+    penalty: Tensor | None = None
 
 
 class DynamicPrompt(nn.Module):
-    """A trained prompt whose place around the input is fixed or decided per task or per input.
+    """A trained prompt whose place, size and content are fixed or decided per task or per input.
 
     Parameters
     ----------
-    vectors : (l, d), the initial prompt. Becomes the parameter ``vectors``, kept in its own dtype (float32 is
-        advised) and cast to the input's dtype when it is inserted.
-    position : module from a summary (B, d) to a :class:`~dplearn.choice.Choice` of split
-        (:mod:`dplearn.position`).
+    vectors : (l, d), the initial prompt, or (K, l, d), a pool of K prompts. Becomes the parameter ``vectors``, kept in
+        its own dtype (float32 is advised) and cast to the input's dtype when it is inserted.
+    position : decision of the split k in 0..l.
+    size : decision of the number n of vectors in use; None: all.
+    vector : mixture over the pool; needed with a pool and only then.
+    size_cost : what a prompt of full size costs: ``size_cost * E[n] / l`` is added to the loss while training.
 
     Raises
     ------
-    ValueError : ``vectors`` is not a floating-point (l, d) tensor with l >= 1.
+    ValueError : ``vectors`` is not floating point of one of these shapes, or does not fit ``vector``.
     """
 
-    def __init__(self, vectors: Tensor, position: nn.Module):
+    def __init__(
+        self,
+        vectors: Tensor,
+        position: FixedDecision | LearnedDecision,
+        size: FixedDecision | LearnedDecision | None = None,
+        vector: Mixture | None = None,
+        size_cost: float = 0.0,
+    ):
         super().__init__()
-        if vectors.ndim != 2 or vectors.shape[0] < 1 or not vectors.is_floating_point():
+        expected = "(length, width)" if vector is None else "(pool, length, width)"
+        if vectors.ndim != expected.count(",") + 1 or 0 in vectors.shape or not vectors.is_floating_point():
             raise ValueError(
                 f"vectors has shape {tuple(vectors.shape)} and dtype {vectors.dtype}, "
-                "expected (length, width) with length >= 1, floating point"
+                f"expected {expected} with length >= 1, floating point"
             )
         self.vectors = nn.Parameter(vectors.detach().clone())
         self.position = position
+        self.size = FixedDecision(vectors.shape[-2]) if size is None else size
+        self.vector = vector
+        self.size_cost = size_cost
 
     @property
     def length(self) -> int:
-        """l, the number of prompt vectors."""
-        return self.vectors.shape[0]
+        """l, the number of prompt vectors that there are."""
+        return self.vectors.shape[-2]
+
+    @property
+    def width(self) -> int:
+        """d, the width of a vector."""
+        return self.vectors.shape[-1]
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The decisions by name."""
+        parts = {"position": self.position, "size": self.size}
+        return parts if self.vector is None else parts | {"vector": self.vector}
 
     @property
     def needs_summary(self) -> bool:
         """Whether a decision looks at the input."""
-        return self.position.needs_summary
+        return any(part.looks_at_input for part in self.parts.values())
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether a decision depends on the task: some task-level logits, for more than one task."""
+        controllers = [module for module in self.modules() if isinstance(module, TaskController)]
+        return any(len(controller.logits) > 1 for controller in controllers)
+
+    def decide(self, summary: Tensor, task: Tensor | None = None) -> dict[str, Choice]:
+        """What is decided for each instance, by name; summary (B, d), task numbers (B,)."""
+        return {name: part(summary, task) for name, part in self.parts.items()}
 
     def forward(
-        self, inputs: Tensor, mask: Tensor, summary: Tensor | None = None, keep_last: int | Tensor = 0
+        self,
+        inputs: Tensor,
+        mask: Tensor,
+        summary: Tensor | None = None,
+        keep_last: int | Tensor = 0,
+        task: Tensor | None = None,
+        decisions: dict[str, Choice] | None = None,
     ) -> PromptedInput:
         """Insert the prompt into a batch of embedded inputs.
 
@@ -71,17 +121,56 @@ class DynamicPrompt(nn.Module):
         mask : (B, T), 1 = real.
         summary : (B, d), what instance-level decisions look at; required where ``needs_summary``.
         keep_last : how many last real tokens stay last (1 keeps an end-of-sequence token last); int or (B,).
+        task : (B,) task numbers; required where ``needs_task``.
+        decisions : choices made before (see :meth:`decide`), instead of new ones.
         """
-        if self.needs_summary and summary is None:
-            raise ValueError(
-                "summary=None, expected a (batch, width) tensor: the position is decided per instance"
-            )
-        choice = self.position(inputs if summary is None else summary)
-        vectors = self.vectors.to(inputs.dtype)
-        if choice.weights is not None and torch.is_grad_enabled():
-            placed = insert_weighted(vectors, inputs, mask, choice.weights, keep_last=keep_last)
+        if decisions is None:
+            if self.needs_summary and summary is None:
+                raise ValueError(
+                    "summary=None, expected a (batch, width) tensor: something is decided per instance"
+                )
+            if self.needs_task and task is None:
+                raise ValueError("task=None, expected task numbers (batch,): something is decided per task")
+            decisions = self.decide(inputs if summary is None else summary, task)
+        placed = self._place(inputs, mask, keep_last, decisions)
+        penalty = None
+        if self.size_cost and self.training and decisions["size"].logits is not None:
+            penalty = self.size_cost * expected_share(decisions["size"])
+        return PromptedInput(*placed, decisions, penalty)
+
+    def content(self, decisions: dict[str, Choice]) -> Tensor:
+        """The prompt vectors: (l, d) without a pool, (B, l, d) with one."""
+        return self.vectors if self.vector is None else mix(self.vectors, decisions["vector"].weights)
+
+    def _place(self, inputs: Tensor, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Inserted:
+        vectors = self.content(decisions).to(inputs.dtype)
+        position, size = decisions["position"], decisions["size"]
+        if isinstance(self.size, FixedDecision):
+            if self.size.option < self.length:
+                vectors, position = _first(self.size.option, vectors, position)
+            sizes = {}
         else:
-            placed = insert(vectors, inputs, mask, choice.index, keep_last=keep_last)
-        return PromptedInput(
-            placed.embeds, placed.mask, placed.input_positions, placed.prompt_positions, {"position": choice}
-        )
+            sizes = {"size": size.index}
+        if torch.is_grad_enabled() and not (position.weights is None and size.weights is None):
+            weights = {"weights": position.weights, "size_weights": size.weights}
+            given = sizes if size.weights is None else {}
+            if position.weights is None:
+                given = given | {"split": position.index}
+            return insert_weighted(vectors, inputs, mask, **weights, **given, keep_last=keep_last)
+        placed = insert(vectors, inputs, mask, position.index, **sizes, keep_last=keep_last)
+        if sizes and not self.training and not torch.compiler.is_compiling():
+            return _shrink(placed, inputs.shape[1] + int(size.index.max()))
+        return placed
+
+
+def _first(size: int, vectors: Tensor, position: Choice) -> tuple[Tensor, Choice]:
+    """The first ``size`` vectors, and the splits that are left for them: all k >= size are the prefix."""
+    weights = position.weights
+    if weights is not None:
+        weights = torch.cat([weights[:, :size], weights[:, size:].sum(1, keepdim=True)], 1)
+    return vectors[..., :size, :], Choice(position.index.clamp(max=size), weights, position.logits)
+
+
+def _shrink(placed: Inserted, rows: int) -> Inserted:
+    """Without the last rows, which hold vectors that no instance uses. (Looks at a value: evaluation only.)"""
+    return placed._replace(embeds=placed.embeds[:, :rows], mask=placed.mask[:, :rows])

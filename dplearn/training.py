@@ -73,10 +73,11 @@ class LabelWordLoss:
         (gradient accumulation over unequal batches).
         """
         scores, targets = self.scores(outputs["logits"]), self.targets(labels)
+        penalty = outputs.get("penalty", 0.0)  # the cost of a learned size
         if num_items_in_batch is None:
-            return nn.functional.cross_entropy(scores, targets)
+            return nn.functional.cross_entropy(scores, targets) + penalty
         total = nn.functional.cross_entropy(scores, targets, reduction="sum")
-        return total * labels.shape[1] / num_items_in_batch
+        return (total + penalty * len(targets)) * labels.shape[1] / num_items_in_batch
 
 
 def parameter_groups(model: PromptedModel, prompt_lr: float, controller_lr: float) -> list[dict]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dplearn.config import PromptConfig
-from dplearn.position import FixedPosition, LearnedPosition, resolve_split
+from dplearn.controllers import FixedDecision, LearnedDecision
+from dplearn.position import resolve_split
 from dplearn.prompt import DynamicPrompt
 
 
@@ -59,7 +60,7 @@ def test_named_positions_are_splits(length):
 @pytest.mark.parametrize(("position", "expected"), [("prefix", 6), ("postfix", 0), (2, 2)])
 def test_fixed_positions_have_no_parameters(position, expected):
     prompt = PromptConfig(length=6, position=position).build(torch.zeros(6, 3))
-    assert isinstance(prompt.position, FixedPosition) and not list(prompt.position.parameters())
+    assert isinstance(prompt.position, FixedDecision) and not list(prompt.position.parameters())
     assert prompt.position(torch.zeros(4, 3)).index.tolist() == [expected] * 4
     assert not prompt.needs_summary
 
@@ -69,7 +70,7 @@ def test_fixed_positions_have_no_parameters(position, expected):
 )
 def test_learned_positions_have_the_papers_parameter_count(position, parameters, looks):
     prompt = PromptConfig(length=6, position=position).build(torch.zeros(6, 3))
-    assert isinstance(prompt.position, LearnedPosition)
+    assert isinstance(prompt.position, LearnedDecision)
     assert sum(p.numel() for p in prompt.position.parameters()) == parameters
     assert prompt.needs_summary is looks
 
@@ -101,7 +102,7 @@ def test_uniform_init_lies_in_the_papers_interval():
 @pytest.mark.parametrize("vectors", [torch.zeros(3), torch.zeros(0, 3), torch.zeros(2, 3, dtype=torch.long)])
 def test_prompt_refuses_vectors_that_are_not_a_prompt(vectors):
     with pytest.raises(ValueError, match="vectors has shape .* expected"):
-        DynamicPrompt(vectors, FixedPosition(0))
+        DynamicPrompt(vectors, FixedDecision(0))
 
 
 def test_build_refuses_another_length():

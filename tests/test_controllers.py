@@ -45,7 +45,7 @@ def test_task_logits_are_the_same_row_for_all_and_gradients_add_up():
     assert torch.equal(logits, controller.logits.detach().repeat(3, 1))
     upstream = torch.randn(3, 4)
     logits.backward(upstream)
-    torch.testing.assert_close(controller.logits.grad, upstream.sum(0))
+    torch.testing.assert_close(controller.logits.grad, upstream.sum(0, keepdim=True))
 
 
 def test_instance_logits_are_linear_in_the_normalised_summary():

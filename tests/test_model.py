@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import torch._dynamo.testing
-from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModel, ViTConfig, ViTModel
 
 import dplearn as dp
 
@@ -364,17 +364,16 @@ def test_inputs_embeds_equal_input_ids_where_the_end_token_is_named(backbone):
 # --- bad input ---
 
 
-def encoder_without_embeds():
-    return BertModel(
-        BertConfig(
-            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+def an_image_model():
+    return ViTModel(
+        ViTConfig(
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=8,
+            image_size=8,
+            patch_size=4,
         )
-    )
-
-
-def decoder_only():
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=1)
     )
 
 
@@ -389,12 +388,7 @@ IDS, MASK = tiny.batch([6, 3, 8])
             TypeError,
             "backbone=Linear .* expected a transformers PreTrainedModel",
         ),
-        (lambda: dp.prompted(encoder_without_embeds()), TypeError, "model_type='bert' is not one"),
-        (
-            lambda: dp.prompted(decoder_only()),
-            TypeError,
-            "expected an encoder-decoder model, model_type='gpt2'",
-        ),
+        (lambda: dp.prompted(an_image_model()), TypeError, "got model_type='vit'"),
         (lambda: dp.prompted(AutoModel.from_config(tiny.t5().config)), TypeError, "T5Model has none"),
         (
             lambda: dp.prompted(tiny.t5(), dp.PromptConfig(length=3), vectors=torch.zeros(3, 99)),

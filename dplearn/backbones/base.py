@@ -1,0 +1,117 @@
+"""What a prompt needs to know about a model: one adapter per kind of backbone derives from this.
+
+An adapter holds a reference to the model and owns no parameters. It embeds the input, says which tokens stay last, runs
+the model on the prompted input, and sees to it that the answer is read from the right rows.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dplearn.controllers import masked_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dplearn.prompt import PromptedInput
+
+
+class Backbone:
+    """The parts that all kinds share."""
+
+    # Whether a summary also looks at the tokens that are kept last: answers in the input must stay unseen.
+    summarize_kept = True
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        # Learned absolute positions have a last row; relative and rotary ones have none.
+        self.max_positions = getattr(model.config, "max_position_embeddings", None)
+
+    @staticmethod
+    def refusal(model: nn.Module) -> str | None:
+        """Why this adapter cannot serve the model, or None if it can."""
+        raise NotImplementedError
+
+    @property
+    def embedding(self) -> Tensor:
+        """The token embedding matrix, (vocabulary, d)."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def width(self) -> int:
+        """d, the width of the input embeddings."""
+        return self.embedding.shape[1]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, d) frozen embeddings, scaled as the model does it."""
+        with torch.no_grad():
+            return self.model.get_input_embeddings()(input_ids)
+
+    def keep_last(self, input_ids: Tensor | None, mask: Tensor, labels: Tensor | None) -> int | Tensor:
+        """How many of the last real tokens stay behind the prompt: an int or (B,)."""
+        return 0
+
+    def check_length(self, total: int) -> None:
+        """Raise ValueError where input plus prompt exceed the model's position table."""
+        if self.max_positions is not None and total > self.max_positions:
+            raise ValueError(
+                f"input plus prompt have {total} positions, but max_position_embeddings={self.max_positions}: "
+                "truncate the input or shorten the prompt"
+            )
+
+    @torch.no_grad()
+    def summarize(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Masked mean of the frozen model's last hidden states: (B, T, d), (B, T) -> (B, d). No gradient."""
+        return masked_mean(self.hidden_states(inputs, mask), mask)
+
+    def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states (B, T, d) of the input without a prompt."""
+        raise NotImplementedError
+
+    def forward(self, placed: PromptedInput, **options):
+        """The model's own output for a prompted input; ``options`` are what the model's forward takes."""
+        raise NotImplementedError
+
+    def generate(self, placed: PromptedInput, **options) -> Tensor:
+        """The model's ``generate`` on a prompted input."""
+        raise NotImplementedError(f"{type(self.model).__name__} does not generate")
+
+
+def token_positions(mask: Tensor) -> Tensor:
+    """Positions (B, S) that count the real tokens of each row from 0; padding gets 0.
+
+    >>> token_positions(torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]))
+    tensor([[0, 0, 1, 2],
+            [0, 1, 0, 0]])
+    """
+    return (mask.long().cumsum(1) - 1) * (mask != 0)
+
+
+def take_rows(states: Tensor, rows: Tensor) -> Tensor:
+    """Rows of each instance: (B, S, d), (B, N) -> (B, N, d)."""
+    return states.gather(1, rows.unsqueeze(2).expand(-1, -1, states.shape[2]))
+
+
+@contextmanager
+def rows_of(module: nn.Module, rows: Tensor):
+    """While this is open, the module's last hidden states are those of the given rows, (B, N) of (B, S).
+
+    What stands behind the module (pooler, classifier, language-modelling head, loss) then sees N rows, each where it
+    would be without a prompt.
+    """
+
+    def hook(_, arguments, output):
+        if isinstance(output, tuple):
+            return (take_rows(output[0], rows), *output[1:])
+        output["last_hidden_state"] = take_rows(output["last_hidden_state"], rows)
+        return output
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
