@@ -10,6 +10,7 @@ from importlib import import_module
 from dplearn.choice import schedule
 from dplearn.config import PromptConfig
 from dplearn.insertion import insert, insert_weighted
+from dplearn.interop import export_peft, import_npy, import_peft
 from dplearn.model import PromptedModel, from_pretrained, prompted
 from dplearn.prompt import DynamicPrompt
 
@@ -21,7 +22,10 @@ __all__ = [
     "LabelWordLoss",
     "PromptConfig",
     "PromptedModel",
+    "export_peft",
     "from_pretrained",
+    "import_npy",
+    "import_peft",
     "insert",
     "insert_weighted",
     "parameter_groups",

@@ -30,6 +30,11 @@ class Choice(NamedTuple):
     logits: Tensor | None = None
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def gumbel_one_hot(
     logits: Tensor, temperature: float | Tensor = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -71,9 +76,18 @@ def straight_through(
     return Choice(weights.argmax(-1), weights, logits)
 
 
-# Each estimator turns logits into a Choice while training; evaluation is argmax for all of them.
+def sampled(logits: Tensor, temperature: Tensor | float, generator: torch.Generator | None) -> Choice:
+    """A sample without a gradient of its own: "score-function" and "exact" work on the loss (dplearn.estimators)."""
+    return Choice(gumbel_one_hot(logits.detach(), 1.0, generator).argmax(-1), None, logits)
+
+
+# What a decision samples while training, by estimator; evaluation is argmax for all of them. "position-space" samples
+# as the paper's does; only what its weights are multiplied with differs (dplearn.backbones.position_space).
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor | float, torch.Generator | None], Choice]] = {
     "straight-through": straight_through,
+    "position-space": straight_through,
+    "score-function": sampled,
+    "exact": sampled,
 }
 
 
@@ -118,7 +132,7 @@ class Chooser(nn.Module):
         self.temperature.fill_(temperature)
 
     def forward(self, logits: Tensor) -> Choice:
-        logits = logits.float()  # half precision would create ties
+        logits = at_least_float32(logits)  # half precision would create ties
         if self.training:
             return ESTIMATORS[self.estimator](logits, self.temperature, self.generator)
         if self.sample_in_evaluation:

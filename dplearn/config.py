@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.choice import ESTIMATORS, Chooser
-from dplearn.controllers import FixedDecision, LearnedDecision, make_controller
+from dplearn.controllers import LEARNED, FixedDecision, LearnedDecision, make_controller
 from dplearn.length import resolve_size
 from dplearn.position import resolve_split
 from dplearn.prompt import DynamicPrompt
@@ -17,6 +17,16 @@ from dplearn.vector import MIXINGS, VECTORS, Mixture
 
 SUMMARIES = ("embeddings", "encoder")
 INITS = ("vocabulary", "uniform")
+
+# The variants of the authors' code, by the names of its scripts: what differs from the defaults.
+AUTHORS: dict[str, dict] = {
+    "adap_pos": {"position": "task"},
+    "adap_ins_pos": {"position": "instance"},
+    "adap_ins_len": {"size": "instance"},
+    "adap_ins_vec": {"vector": "instance", "mixing": "tanh"},
+    "adap_ins_vec_pos": {"vector": "instance", "position": "instance", "init": "uniform"},
+    "adap_pos_ins_vec": {"vector": "instance", "position": "task", "init": "uniform"},
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,11 @@ class PromptConfig:
     summary : what an instance-level decision looks at: the masked mean of the frozen "embeddings" of the input
         (free), or of the frozen "encoder"'s last hidden states (the paper's choice; an extra encoder pass without
         gradient, cacheable with :meth:`dplearn.PromptedModel.summarize`).
-    estimator : how the gradient of a sampled decision is estimated; "straight-through" is the paper's.
+    estimator : how the gradient of a sampled decision is estimated: "straight-through" (the paper's), "position-space"
+        (for the position; other decisions by straight-through), "score-function" or "exact" (one learned decision);
+        see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`.
+    samples : how many options "score-function" (at least 2; None: 4) and "exact" (None: all) try for each instance. A
+        training step costs about so many forward and backward passes.
     temperature : initial temperature of Gumbel-Softmax; anneal it with :class:`dplearn.Annealing`.
     init : first values of the vectors: rows drawn from the backbone's "vocabulary" embeddings (all drawn rows differ
         where the vocabulary is large enough), or "uniform" in (-0.5, 0.5).
@@ -63,6 +77,7 @@ class PromptConfig:
     tasks: tuple[str, ...] | None = None
     summary: str = "embeddings"
     estimator: str = "straight-through"
+    samples: int | None = None
     temperature: float = 1.0
     init: str = "vocabulary"
     backbone_dropout: bool = False
@@ -87,8 +102,26 @@ class PromptConfig:
             raise ValueError(
                 f"backbone_dropout={self.backbone_dropout!r} is not valid, expected True or False"
             )
+        self._check_estimator()
         if self.tasks is not None:
             object.__setattr__(self, "tasks", _task_names(self.tasks))
+
+    def _check_estimator(self):
+        hard = {"position": self.position in LEARNED, "size": self.size in LEARNED}
+        hard["vector"] = self.vector != "single" and self.mixing == "hard"
+        learned = [name for name, is_learned in hard.items() if is_learned]
+        if self.estimator == "exact" and len(learned) > 1:
+            raise ValueError(
+                f"estimator='exact' enumerates the options of one decision, expected one of {learned} to be learned "
+                "(or estimator='score-function', which takes several)"
+            )
+        if self.samples is None:
+            return
+        least = {"score-function": 2, "exact": 1}.get(self.estimator)
+        if least is None:
+            raise ValueError(f"samples={self.samples!r} has no use with estimator={self.estimator!r}, expected None")
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < least:
+            raise ValueError(f"samples={self.samples!r} is not valid, expected an integer of at least {least}")
 
     def to_dict(self) -> dict:
         """The options as plain JSON values."""
@@ -104,6 +137,37 @@ class PromptConfig:
                 f"unknown option {unknown[0]!r}={options[unknown[0]]!r}, expected some of {known}"
             )
         return cls(**options)
+
+    @classmethod
+    def authors(cls, name: str, **options) -> PromptConfig:
+        """A variant of the authors' code, by its name there; ``options`` replace or add others.
+
+        ===================== ======================================================================
+        ``adap_pos``          one learned split for the task
+        ``adap_ins_pos``      a split for each input
+        ``adap_ins_len``      a prefix with a size for each input
+        ``adap_ins_vec``      a prefix from a pool of 4, mixed by softmax of tanh for each input
+        ``adap_ins_vec_pos``  split and mixture (plain softmax) for each input
+        ``adap_pos_ins_vec``  one split for the task, mixture (plain softmax) for each input
+        ===================== ======================================================================
+
+        Length, pool, summary by the encoder, Gumbel-Softmax with straight-through gradients, first temperature and
+        parameter counts are theirs (adap_ins_len lacks their second controller, which does nothing). On purpose these
+        differ: evaluation is argmax without noise; a task's split is sampled for each instance, not once per batch; the
+        summary leaves padding out and is normalised; logits pass no ReLU; the order of the vectors is kept for every
+        split (theirs rotates); vectors that are not in use are dropped, not set to -1e20; a prompt starts from random
+        rows of the vocabulary, not from its first ones.
+
+        Raises
+        ------
+        ValueError : an unknown name; the message lists the names.
+
+        >>> PromptConfig.authors("adap_ins_vec", length=10).mixing
+        'tanh'
+        """
+        if name not in AUTHORS:
+            raise ValueError(f"name={name!r} is unknown, expected one of {list(AUTHORS)}")
+        return cls(**({"summary": "encoder"} | AUTHORS[name] | options))
 
     @property
     def shape(self) -> tuple[int, ...]:

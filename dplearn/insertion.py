@@ -145,6 +145,32 @@ def _plan(
     return _Plan(start, end, k, n, (base * (seq + length)).unsqueeze(1), t + moved, i + place)
 
 
+def rows_at_every_split(
+    mask: Tensor, length: int, split: Tensor, size: Tensor | None = None, keep_last: int | Tensor = 0
+) -> Tensor:
+    """Where the token that stands in each row would stand at every split: (B, l+1, S) with S = T + l.
+
+    Args:
+        mask, keep_last: as in ``insert``; mask (B, T).
+        length: l.
+        split, size: (B,) the split and the size of the sequences as they are; the size is the same at every split.
+    """
+    (batch, seq), options = mask.shape, length + 1
+    every = torch.arange(options, device=mask.device).repeat(batch)  # (B*(l+1),), split fastest
+
+    def plan(times, split):
+        def spread(value):
+            return value.repeat_interleave(times, 0) if isinstance(value, Tensor) else value
+
+        shapes = mask.new_empty(length, 0), mask.new_empty(batch * times, seq, 0)
+        return _plan(*shapes, spread(mask), split, spread(size), spread(keep_last))
+
+    now, then = plan(1, split), plan(options, every)
+    rows = torch.cat([now.input_positions, now.prompt_positions], 1)  # (B, S): of tokens, then of vectors
+    moved = torch.cat([then.input_positions, then.prompt_positions], 1).view(batch, options, -1)
+    return torch.empty_like(moved).scatter_(2, rows.unsqueeze(1).expand_as(moved), moved)
+
+
 def _place(prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
     """Copy every row to its place, once: (B, T+l, d). Ordinary operations, so torch knows all derivatives."""
     (batch, seq, dim), length = inputs.shape, prompt.shape[-2]

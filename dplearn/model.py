@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dplearn import checkpoint
-from dplearn.backbones import adapt
+from dplearn import card, checkpoint
+from dplearn.backbones import Backbone, adapt
 from dplearn.choice import Choice, Chooser
 from dplearn.config import PromptConfig
-from dplearn.controllers import TaskController, masked_mean
+from dplearn.controllers import LearnedDecision, TaskController, masked_mean
+from dplearn.estimators import SAMPLED, draw, repeat, surrogate
 from dplearn.prompt import DynamicPrompt, PromptedInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class Given(NamedTuple):
+    """What the prompt needs for a batch, in the order in which it takes it."""
+
+    inputs: Tensor  # (B, T, d)
+    mask: Tensor  # (B, T)
+    summary: Tensor | None  # (B, d)
+    keep_last: int | Tensor
+    task: Tensor | None  # (B,)
 
 
 class PromptedModel(nn.Module):
@@ -26,6 +37,9 @@ class PromptedModel(nn.Module):
     Only the prompt's parameters are trained, saved and loaded: ``state_dict`` holds them and nothing else, so
     ``transformers.Trainer`` writes and resumes small checkpoints without special code. The backbone is frozen, and it
     stays in evaluation mode unless ``config.backbone_dropout`` is set.
+
+    One backbone can hold several prompts by name: :meth:`add_prompt`, :meth:`load_prompt`, :meth:`use_prompt`. All of
+    the above is about the one in use; ``model.backbone`` is the model without any prompt.
     """
 
     # transformers.Trainer reads this: the loss is a mean over the batch, not divided by num_items_in_batch.
@@ -34,16 +48,28 @@ class PromptedModel(nn.Module):
     def __init__(self, backbone: PreTrainedModel, prompt: DynamicPrompt, prompt_config: PromptConfig):
         super().__init__()
         self.adapter = adapt(backbone)
-        if prompt.width != self.adapter.width:
-            raise ValueError(
-                f"prompt has width {prompt.width}, but {type(backbone).__name__} has width {self.adapter.width}"
-            )
+        self._check(prompt, prompt_config)
+        self._before = _Flags.of(backbone)
         self.backbone = backbone.requires_grad_(False)
         self.prompt = prompt.to(backbone.device)
         self.prompt_config = prompt_config
+        # Every prompt by name, those at rest with their config. The one in use is ``prompt``, and None stands here. (A
+        # plain dict: prompts at rest are no submodules, so nothing trains or saves them.)
+        self._prompts: dict[str, tuple[DynamicPrompt, PromptConfig] | None] = {"default": None}
+        self._checkpointing = False
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_post_hook(_forgive_backbone)
         self.train(backbone.training)
+
+    def _check(self, prompt: DynamicPrompt, config: PromptConfig) -> None:
+        """Raise ValueError where a prompt does not fit the backbone."""
+        if prompt.width != self.adapter.width:
+            kind, width = type(self.adapter.model).__name__, self.adapter.width
+            raise ValueError(f"prompt has width {prompt.width}, but {kind} has width {width}")
+        if config.estimator == "position-space" and isinstance(prompt.position, LearnedDecision):
+            reason = self.adapter.refuses_position_space()
+            if reason is not None:
+                raise ValueError(f"estimator='position-space' cannot be used: {reason}; expected another estimator")
 
     # --- what the tools of the transformers library ask a model for ---
 
@@ -62,10 +88,15 @@ class PromptedModel(nn.Module):
 
     def gradient_checkpointing_enable(self, **options) -> None:
         """Recompute the backbone's activations in the backward pass instead of storing them."""
+        if self._checkpointing:
+            self.backbone.disable_input_require_grads()  # a second call would lose track of the first one's hooks
         self.backbone.gradient_checkpointing_enable(**options)
+        self._checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         self.backbone.gradient_checkpointing_disable()
+        self.backbone.disable_input_require_grads()  # transformers leaves these hooks on the embeddings
+        self._checkpointing = False
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Decoder inputs (B, L) for labels (B, L), as the backbone makes them.
@@ -109,6 +140,11 @@ class PromptedModel(nn.Module):
         -------
         PromptedInput with the new embeddings and mask, where every row went, and the decisions.
         """
+        given = self._prepare(input_ids, attention_mask, inputs_embeds, summary, keep_last, task_ids, labels)
+        return self.prompt(*given)
+
+    def _prepare(self, input_ids, attention_mask, inputs_embeds, summary, keep_last, task_ids, labels) -> Given:
+        """What the prompt needs, from what the user gave (see :meth:`insert_prompt`)."""
         inputs, mask = self._embed(input_ids, attention_mask, inputs_embeds)
         self.adapter.check_length(inputs.shape[1] + self.prompt.length)
         if keep_last is None:
@@ -119,7 +155,7 @@ class PromptedModel(nn.Module):
             raise ValueError(
                 f"summary has shape {tuple(summary.shape)}, expected {(inputs.shape[0], inputs.shape[2])}"
             )
-        return self.prompt(inputs, mask, summary, keep_last, self._task_numbers(task_ids, inputs))
+        return Given(inputs, mask, summary, keep_last, self._task_numbers(task_ids, inputs))
 
     def forward(
         self,
@@ -139,11 +175,12 @@ class PromptedModel(nn.Module):
         leave before the head, except in an encoder-decoder, whose decoder is not touched. While a size is learned and
         costs something, the output has a ``penalty``, which is part of its ``loss``.
         """
-        placed = self.insert_prompt(
-            input_ids, attention_mask, inputs_embeds, summary, task_ids=task_ids, labels=labels
-        )
         if decoder_input_ids is not None:
             options["decoder_input_ids"] = decoder_input_ids
+        given = self._prepare(input_ids, attention_mask, inputs_embeds, summary, None, task_ids, labels)
+        if self._samples_losses():
+            return self._forward_draws(given, labels, options)
+        placed = self.prompt(*given)
         if labels is not None:
             options["labels"] = labels
         output = self.adapter.forward(placed, **options)
@@ -151,6 +188,44 @@ class PromptedModel(nn.Module):
             output["penalty"] = placed.penalty
             if output.get("loss") is not None:
                 output["loss"] = output["loss"] + placed.penalty
+        return output
+
+    def _samples_losses(self) -> bool:
+        """Whether this forward pass tries several decisions for each instance (:mod:`dplearn.estimators`)."""
+        sampling = self.training and torch.is_grad_enabled() and self.prompt_config.estimator in SAMPLED
+        return sampling and bool(self.prompt.samples())
+
+    def _forward_draws(self, given: Given, labels: Tensor | None, options: dict):
+        """The output for S copies of the batch, (S * B, ...), each with its own decisions.
+
+        Its ``loss`` is the surrogate over all copies; ``draws`` holds what other loss functions need to build one.
+        """
+        batch, config = len(given.inputs), self.prompt_config
+        decisions = self.prompt.decide(given.inputs if given.summary is None else given.summary, given.task)
+        logits = {name: decisions[name].logits for name in self.prompt.samples()}
+        draws = draw(logits, config.estimator, config.samples, self.prompt.generator)
+        times = len(draws.log_probs)
+        copies = {}
+        for name, choice in decisions.items():
+            if name in draws.index:
+                index = draws.index[name].flatten()
+                rows = torch.nn.functional.one_hot(index, logits[name].shape[1]).float() if name == "vector" else None
+                copies[name] = Choice(index, rows)
+            else:
+                weights = None if choice.weights is None else repeat(choice.weights, times, batch)
+                copies[name] = Choice(repeat(choice.index, times, batch), weights)
+        inputs, mask, _, keep_last, _ = (repeat(value, times, batch) for value in given)
+        placed = self.prompt(inputs, mask, None, keep_last, decisions=copies)
+        if labels is not None:
+            options["labels"] = labels  # an encoder-decoder makes the decoder's input from them
+        output = self.adapter.forward(placed, **{k: repeat(v, times, batch) for k, v in options.items()})
+        output["draws"] = draws
+        penalty = self.prompt.penalty(decisions)
+        if penalty is not None:
+            output["penalty"] = penalty
+        if labels is not None:
+            losses = self.adapter.losses(output["logits"], repeat(labels, times, batch)).view(times, batch)
+            output["loss"] = surrogate(losses, draws).mean() + (0.0 if penalty is None else penalty)
         return output
 
     @torch.no_grad()
@@ -262,6 +337,111 @@ class PromptedModel(nn.Module):
                 module.add_task()
         self.prompt_config = config
 
+    # --- several prompts on one backbone ---
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Names of the prompts that there are. A new model has one, "default"."""
+        return tuple(self._prompts)
+
+    @property
+    def active_prompt(self) -> str:
+        """Name of the prompt in use, which is the module ``prompt``."""
+        return next(name for name, at_rest in self._prompts.items() if at_rest is None)
+
+    def add_prompt(
+        self,
+        name: str,
+        config: PromptConfig | None = None,
+        vectors: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Add a prompt under a new name; ``config``, ``vectors`` and ``generator`` as in :func:`prompted`.
+
+        The prompt in use stays in use: call :meth:`use_prompt` to change to the new one.
+
+        Raises
+        ------
+        ValueError : the name is taken or empty; the prompt does not fit the backbone.
+        """
+        self._check_new(name)
+        config = PromptConfig() if config is None else config
+        self._add(name, _new_prompt(self.adapter, config, vectors, generator), config)
+
+    def load_prompt(self, name: str, folder: str) -> None:
+        """Add a prompt that :meth:`save_pretrained` wrote to ``folder``, under a new name, without using it yet.
+
+        Raises what :func:`from_pretrained` raises, and ValueError where the name is taken or empty.
+        """
+        self._check_new(name)
+        saved = checkpoint.read(folder)
+        config = PromptConfig.from_dict(saved.options)
+        self._add(name, _restore(folder, saved, config, self.backbone), config)
+
+    def use_prompt(self, name: str) -> None:
+        """Put another prompt to use: it answers, is trained and saved from here on. Nothing is loaded or copied.
+
+        Make the optimiser afterwards: one that was made before holds the other prompt's parameters.
+
+        Raises
+        ------
+        ValueError : there is no prompt of that name.
+        """
+        self._check_known(name)
+        active = self.active_prompt
+        if name != active:
+            self._prompts[active] = (self.prompt, self.prompt_config)
+            (self.prompt, self.prompt_config), self._prompts[name] = self._prompts[name], None
+            self.train(self.training)
+
+    def remove_prompt(self, name: str) -> None:
+        """Forget a prompt that is not in use.
+
+        Raises
+        ------
+        ValueError : there is no prompt of that name, or it is the one in use.
+        """
+        self._check_known(name)
+        if name == self.active_prompt:
+            raise ValueError(f"name={name!r} is in use, expected one that is not: call use_prompt with another first")
+        del self._prompts[name]
+
+    def unload(self) -> PreTrainedModel:
+        """Give the backbone back as it was before it got a prompt, and end this model.
+
+        ``requires_grad`` of every parameter and the mode of every module are what they were; no hook is left, and
+        gradient checkpointing is off if it was turned on through this model. (Weights never change; device and dtype
+        stay as they are now.) Save the prompts before: this model cannot be used afterwards.
+        """
+        backbone = self.backbone
+        if self._checkpointing and not self._before.checkpointing:
+            self.gradient_checkpointing_disable()
+        self._before.restore(backbone)
+        del self.backbone
+        self.adapter = self.backbone = _Unloaded()
+        return backbone
+
+    def _add(self, name: str, prompt: DynamicPrompt, config: PromptConfig) -> None:
+        self._check(prompt, config)
+        self._prompts[name] = (prompt.to(self.device), config)
+
+    def _check_new(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name={name!r} is not valid, expected a string that is not empty")
+        if name in self._prompts:
+            raise ValueError(f"name={name!r} is taken, expected a name other than {list(self._prompts)}")
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._prompts:
+            raise ValueError(f"name={name!r} is unknown, expected one of {list(self._prompts)}")
+
+    def _apply(self, fn, recurse=True):
+        """Prompts at rest move with the model (``to``, ``double``, ``half``)."""
+        for at_rest in self._prompts.values():
+            if at_rest is not None:
+                at_rest[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     # --- what is trained, saved and loaded ---
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -275,22 +455,80 @@ class PromptedModel(nn.Module):
                 module.set_temperature(temperature)
 
     def print_trainable_parameters(self) -> None:
-        """Print how many parameters are trained, and of how many."""
-        trained = sum(parameter.numel() for parameter in self.trainable_parameters().values())
-        total = trained + sum(parameter.numel() for parameter in self.backbone.parameters())
-        print(
-            f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
-        )
+        """Print how many parameters are trained, and of how many.
 
-    def save_pretrained(self, folder: str) -> None:
-        """Write the prompt (safetensors) and its configuration (JSON) to ``folder``; the backbone is not written.
-
-        A stop at any moment leaves the old or the new checkpoint, never half of one
-        (:func:`dplearn.checkpoint.save`).
+        Vectors that a fixed ``size`` leaves out are not counted as trained; their number follows where there are any.
         """
-        checkpoint.save(
-            folder, self.prompt.state_dict(), self.prompt_config.to_dict(), describe(self.backbone)
+        counted = card.count(self.prompt, self.backbone)
+        total = sum(counted)
+        text = f"trainable params: {counted.trained:,} || all params: {total:,}"
+        text += f" || trainable%: {100 * counted.trained / total:.4f}"
+        print(text + (f" || not in use: {counted.unused:,}" if counted.unused else ""))
+
+    def summary(self) -> card.Summary:
+        """A text of a few lines: the backbone, each decision with its level and parameters, and what is trained.
+
+        Parameters that cannot change any output (vectors that a fixed ``size`` leaves out) are not counted as trained.
+        The last line is the size of the checkpoint that :meth:`save_pretrained` writes.
+        """
+        size = sum(len(data) for data in checkpoint.files(*self._checkpoint(self.active_prompt)).values())
+        return card.summarize(self, describe(self.backbone), size)
+
+    def save_pretrained(self, folder: str, name: str | None = None) -> None:
+        """Write the prompt (safetensors), its configuration (JSON) and a card (README.md) to ``folder``.
+
+        The backbone is not written. A stop at any moment leaves the old or the new checkpoint, never half of one
+        (:func:`dplearn.checkpoint.save`).
+
+        Parameters
+        ----------
+        folder : made where missing. A README.md in it that dplearn did not write stays as it is.
+        name : which prompt; None is the one in use.
+
+        Raises
+        ------
+        ValueError : there is no prompt of that name.
+        """
+        checkpoint.save(folder, *self._checkpoint(self.active_prompt if name is None else name))
+
+    def _checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict, dict, str]:
+        """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""
+        self._check_known(name)
+        prompt, config = self._prompts[name] or (self.prompt, self.prompt_config)
+        backbone = describe(self.backbone)
+        text = card.write_card(config, card.count(prompt, self.backbone), backbone)
+        return prompt.state_dict(), config.to_dict(), backbone, text
+
+
+class _Flags(NamedTuple):
+    """What freezing a backbone changes, by name: parameters that want gradients, modules in training mode."""
+
+    trained: frozenset[str]
+    training: frozenset[str]
+    checkpointing: bool
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> _Flags:
+        return cls(
+            frozenset(name for name, parameter in backbone.named_parameters() if parameter.requires_grad),
+            frozenset(name for name, module in backbone.named_modules() if module.training),
+            any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules()),
         )
+
+    def restore(self, backbone: nn.Module) -> None:
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name in self.trained)
+        for name, module in backbone.named_modules():
+            module.training = name in self.training
+
+
+class _Unloaded:
+    """Stands where the backbone was after :meth:`PromptedModel.unload`; every use is an error that says so."""
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # copying and pickling ask for these
+            raise AttributeError(name)
+        raise RuntimeError("this model was unloaded: its backbone is free; make a new one with dplearn.prompted")
 
 
 def _drop_backbone(module: PromptedModel, state: dict, prefix: str, metadata: dict) -> None:
@@ -339,15 +577,20 @@ def prompted(
     ValueError : ``vectors`` does not have the shape that the config and the backbone's width ask for.
     """
     config = PromptConfig() if config is None else config
-    adapter = adapt(backbone)
+    return PromptedModel(backbone, _new_prompt(adapt(backbone), config, vectors, generator), config)
+
+
+def _new_prompt(
+    adapter: Backbone, config: PromptConfig, vectors: Tensor | None, generator: torch.Generator | None
+) -> DynamicPrompt:
     if vectors is None:
         vectors = config.initial_vectors(adapter.embedding, generator)
     elif vectors.shape != (*config.shape, adapter.width):
         raise ValueError(
             f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, adapter.width)}: "
-            f"length={config.length}, and {type(backbone).__name__} has width {adapter.width}"
+            f"length={config.length}, and {type(adapter.model).__name__} has width {adapter.width}"
         )
-    return PromptedModel(backbone, config.build(vectors), config)
+    return config.build(vectors)
 
 
 def from_pretrained(folder: str, backbone: PreTrainedModel | None = None) -> PromptedModel:
@@ -362,25 +605,39 @@ def from_pretrained(folder: str, backbone: PreTrainedModel | None = None) -> Pro
     Raises
     ------
     FileNotFoundError : no checkpoint there.
-    ValueError : the checkpoint is damaged, of another version, or made for another backbone; the message names which.
+    ValueError : the checkpoint is damaged, a pickle, of another version, made for another backbone, or made for one
+        that cannot be found by name while ``backbone`` is None; the message names which.
     """
     saved = checkpoint.read(folder)
     config = PromptConfig.from_dict(saved.options)
     if backbone is None:
-        backbone = _load_backbone(saved.backbone)
+        backbone = _load_backbone(folder, saved.backbone)
+    return PromptedModel(backbone, _restore(folder, saved, config, backbone), config)
+
+
+def _restore(
+    folder: str, saved: checkpoint.Saved, config: PromptConfig, backbone: PreTrainedModel
+) -> DynamicPrompt:
+    """The prompt of a checkpoint, for a backbone of the recorded kind."""
     checkpoint.check_backbone(folder, saved.backbone, describe(backbone))
     checkpoint.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapt(backbone).width))
     prompt = config.build(saved.tensors["vectors"])
     checkpoint.fill(folder, prompt, saved.tensors)
-    return PromptedModel(backbone, prompt, config)
+    return prompt
 
 
-def _load_backbone(description: dict) -> PreTrainedModel:
+def _load_backbone(folder: str, description: dict) -> PreTrainedModel:
     import transformers
 
     from dplearn import zoo
 
-    name = description["name_or_path"]
+    name, kind = description.get("name_or_path"), description.get("class")
     if name in zoo.names():
         return zoo.load(name)[0]
-    return getattr(transformers, description["class"]).from_pretrained(name)
+    model_class = getattr(transformers, str(kind), None)
+    if not name or not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise ValueError(
+            f"the prompt in {str(folder)!r} was trained for a backbone with class={kind!r} and name_or_path={name!r}, "
+            "which cannot be loaded by name: expected from_pretrained(folder, backbone)"
+        )
+    return model_class.from_pretrained(name)

@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from dplearn.choice import Choice
+from dplearn.backbones.position_space import Moves
+from dplearn.choice import Choice, Chooser
 from dplearn.controllers import FixedDecision, LearnedDecision, TaskController
-from dplearn.insertion import Inserted, insert, insert_weighted
+from dplearn.estimators import SAMPLED
+from dplearn.insertion import Inserted, insert, insert_weighted, rows_at_every_split
 from dplearn.length import expected_share
 from dplearn.vector import Mixture, mix
 
@@ -25,6 +28,7 @@ class PromptedInput(NamedTuple):
     prompt_positions: (B, l), where each prompt vector stands, -1 where it is not in use.
     decisions: choices by name, "position", "size" and, with a pool, "vector".
     penalty: the cost on length, a scalar to add to the loss, or None.
+    moves: what the position-space estimator needs, or None (:mod:`dplearn.backbones.position_space`).
     """
 
     embeds: Tensor
@@ -33,6 +37,7 @@ class PromptedInput(NamedTuple):
     prompt_positions: Tensor
     decisions: dict[str, Choice]
     penalty: Tensor | None = None
+    moves: Moves | None = None
 
 
 class DynamicPrompt(nn.Module):
@@ -101,7 +106,11 @@ class DynamicPrompt(nn.Module):
         return any(len(controller.logits) > 1 for controller in controllers)
 
     def decide(self, summary: Tensor, task: Tensor | None = None) -> dict[str, Choice]:
-        """What is decided for each instance, by name; summary (B, d), task numbers (B,)."""
+        """What is decided for each instance, by name: summary (B, d), or (B, ...) if nothing looks at it; task (B,)."""
+        if self.needs_summary and summary.ndim != 2:
+            raise ValueError("summary=None, expected a (batch, width) tensor: something is decided per instance")
+        if self.needs_task and task is None:
+            raise ValueError("task=None, expected task numbers (batch,): something is decided per task")
         return {name: part(summary, task) for name, part in self.parts.items()}
 
     def forward(
@@ -125,18 +134,48 @@ class DynamicPrompt(nn.Module):
         decisions : choices made before (see :meth:`decide`), instead of new ones.
         """
         if decisions is None:
-            if self.needs_summary and summary is None:
-                raise ValueError(
-                    "summary=None, expected a (batch, width) tensor: something is decided per instance"
-                )
-            if self.needs_task and task is None:
-                raise ValueError("task=None, expected task numbers (batch,): something is decided per task")
             decisions = self.decide(inputs if summary is None else summary, task)
-        placed = self._place(inputs, mask, keep_last, decisions)
-        penalty = None
-        if self.size_cost and self.training and decisions["size"].logits is not None:
-            penalty = self.size_cost * expected_share(decisions["size"])
-        return PromptedInput(*placed, decisions, penalty)
+        moves = None
+        if torch.is_grad_enabled() and decisions["position"].weights is not None and self._in_position_space:
+            moves = self._moves(mask, keep_last, decisions)
+            placed = self._place(inputs, mask, keep_last, decisions | {"position": Choice(decisions["position"].index)})
+        else:
+            placed = self._place(inputs, mask, keep_last, decisions)
+        if dropped := self.length - placed.prompt_positions.shape[1]:  # by a fixed size
+            placed = placed._replace(prompt_positions=pad(placed.prompt_positions, (0, dropped), value=-1))
+        return PromptedInput(*placed, decisions, self.penalty(decisions), moves)
+
+    def penalty(self, decisions: dict[str, Choice]) -> Tensor | None:
+        """The cost on length, while training and where a size is learned and costs something."""
+        if not (self.size_cost and self.training) or decisions["size"].logits is None:
+            return None
+        return self.size_cost * expected_share(decisions["size"])
+
+    def choosers(self) -> dict[str, Chooser]:
+        """The choosers of the decisions that pick one option, by name."""
+        choosers = {name: getattr(part, "chooser", None) for name, part in self.parts.items()}
+        return {name: chooser for name, chooser in choosers.items() if chooser is not None}
+
+    def samples(self) -> list[str]:
+        """Names of the decisions whose estimator tries several options and compares their losses."""
+        return [name for name, chooser in self.choosers().items() if chooser.estimator in SAMPLED]
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The source of randomness of the decisions; None is torch's global one."""
+        return next((chooser.generator for chooser in self.choosers().values()), None)
+
+    @property
+    def _in_position_space(self) -> bool:
+        return isinstance(self.position, LearnedDecision) and self.position.chooser.estimator == "position-space"
+
+    def _moves(self, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Moves:
+        position, length, size = decisions["position"], self.length, decisions["size"].index
+        if isinstance(self.size, FixedDecision):
+            length, size = self.size.option, None
+            position = _first(length, self.vectors, position)[1]
+        rows = rows_at_every_split(mask, length, position.index, size, keep_last)
+        return Moves(position.weights, rows, mask.long().argmax(1, keepdim=True))
 
     def content(self, decisions: dict[str, Choice]) -> Tensor:
         """The prompt vectors: (l, d) without a pool, (B, l, d) with one."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from dplearn.estimators import repeat, surrogate
 from dplearn.model import PromptedModel
 
 
@@ -73,11 +74,12 @@ class LabelWordLoss:
         (gradient accumulation over unequal batches).
         """
         scores, targets = self.scores(outputs["logits"]), self.targets(labels)
-        penalty = outputs.get("penalty", 0.0)  # the cost of a learned size
-        if num_items_in_batch is None:
-            return nn.functional.cross_entropy(scores, targets) + penalty
-        total = nn.functional.cross_entropy(scores, targets, reduction="sum")
-        return (total + penalty * len(targets)) * labels.shape[1] / num_items_in_batch
+        draws, batch = outputs.get("draws"), len(targets)
+        losses = nn.functional.cross_entropy(scores, repeat(targets, len(scores) // batch, batch), reduction="none")
+        if draws is not None:  # several decisions were tried for each instance (dplearn.estimators)
+            losses = surrogate(losses.view(-1, batch), draws)
+        losses = losses + outputs.get("penalty", 0.0)  # the cost of a learned size
+        return losses.mean() if num_items_in_batch is None else losses.sum() * labels.shape[1] / num_items_in_batch
 
 
 def parameter_groups(model: PromptedModel, prompt_lr: float, controller_lr: float) -> list[dict]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplearn.choice import Choice, Chooser
+from dplearn.choice import Choice, Chooser, at_least_float32
 from dplearn.controllers import LEARNED
 
 VECTORS = ("single", *LEARNED)
@@ -59,7 +59,7 @@ class Mixture(nn.Module):
 
     def forward(self, summary: Tensor, task: Tensor | None = None) -> Choice:
         """A choice whose weights are (B, K), never None, and whose index is the heaviest prompt of the pool."""
-        logits = self.controller(summary, task).float()
+        logits = at_least_float32(self.controller(summary, task))
         if self.chooser is None:
             weights = mixture_weights(logits, self.mixing)
             return Choice(weights.argmax(-1), weights, logits)

@@ -1,7 +1,22 @@
 """Small random models of the supported kinds, for tests: real transformers classes, no download."""
 
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RobertaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 WIDTH, VOCABULARY, EOS, PAD = 16, 60, 1, 0
 
@@ -72,3 +87,53 @@ def batch(lengths, seed: int = 0, side: str = "right", extra: int = 0, eos: bool
         where = slice(0, length) if side == "right" else slice(width - length, width)
         ids[row, where], mask[row, where] = tokens, 1
     return ids, mask
+
+
+# Options of all the models below. Positions and weights are far from zero, so that every row of the input matters.
+SMALL = dict(vocab_size=VOCABULARY, initializer_range=0.4, pad_token_id=PAD)
+LAYERS = dict(hidden_size=WIDTH, num_hidden_layers=2, intermediate_size=32, max_position_embeddings=64)
+
+
+def finish(kind, config, seed: int, dtype):
+    """A random model of a class, in evaluation mode."""
+    torch.manual_seed(seed)
+    return kind(config).to(dtype).eval()
+
+
+def gpt2(kind=GPT2LMHeadModel, seed: int = 0, dtype=torch.float64, **options):
+    """A random GPT-2: learned positions. It has no end token, so generation does not stop early."""
+    size = dict(n_positions=64, n_embd=WIDTH, n_layer=2, n_head=2)
+    end = dict(bos_token_id=None, eos_token_id=None)
+    dropout = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return finish(kind, GPT2Config(**SMALL | size | end | dropout | options), seed, dtype)
+
+
+def llama(kind=LlamaForCausalLM, seed: int = 0, dtype=torch.float64, **options):
+    """A random Llama: rotary positions, four heads that share two keys and values."""
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=None)
+    return finish(kind, LlamaConfig(**SMALL | LAYERS | heads | options), seed, dtype)
+
+
+def qwen2(kind=Qwen2ForCausalLM, seed: int = 0, dtype=torch.float64, **options):
+    """A random Qwen2: as Llama, with biases."""
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=None)
+    return finish(kind, Qwen2Config(**SMALL | LAYERS | heads | options), seed, dtype)
+
+
+def bert(kind=BertModel, seed: int = 0, dtype=torch.float64, **options):
+    """A random BERT: learned positions, token types, and a pooler that reads the first row."""
+    dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return finish(kind, BertConfig(**SMALL | LAYERS | dict(num_attention_heads=2) | dropout | options), seed, dtype)
+
+
+def roberta(kind, seed: int = 0, dtype=torch.float64, **options):
+    """A random RoBERTa: positions count from ``PAD + 1``."""
+    dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return finish(kind, RobertaConfig(**SMALL | LAYERS | dict(num_attention_heads=2) | dropout | options), seed, dtype)
+
+
+def distilbert(kind, seed: int = 0, dtype=torch.float64, **options):
+    """A random DistilBERT: learned positions, no token types, no pooler module."""
+    size = dict(dim=WIDTH, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64)
+    dropout = dict(dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
+    return finish(kind, DistilBertConfig(**SMALL | size | dropout | options), seed, dtype)

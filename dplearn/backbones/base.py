@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.controllers import masked_mean
+from dplearn.estimators import instance_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +72,14 @@ class Backbone:
     def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states (B, T, d) of the input without a prompt."""
         raise NotImplementedError
+
+    def refuses_position_space(self) -> str | None:
+        """Why the position-space estimator does not reach this model's position information, or None if it does."""
+        return f"{type(self.model).__name__} has no position information that is known"
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """One loss per instance, (N,); see :func:`dplearn.estimators.instance_losses`."""
+        return instance_losses(logits, labels)
 
     def forward(self, placed: PromptedInput, **options):
         """The model's own output for a prompted input; ``options`` are what the model's forward takes."""

@@ -9,11 +9,14 @@ token that is the last prompt vector of a postfix. So logits and labels have the
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from dplearn.backbones import position_space
 from dplearn.backbones.base import Backbone, rows_of, token_positions
+from dplearn.estimators import instance_losses
 
 
 class CausalBackbone(Backbone):
@@ -37,8 +40,8 @@ class CausalBackbone(Backbone):
 
     def keep_last(self, input_ids: Tensor | None, mask: Tensor, labels: Tensor | None) -> int | Tensor:
         """(B,): the real tokens from the first one with a label on; 0 without labels."""
-        if labels is None or labels.shape != mask.shape:
-            return 0
+        if labels is None or labels.shape != mask.shape or not self._predicts_next():
+            return 0  # labels of a classifier, of tokens or of the text, are no answer in the input
         labelled = (labels != -100) & (mask != 0)
         return ((labelled.cumsum(1) > 0) & (mask != 0)).sum(1)
 
@@ -53,14 +56,35 @@ class CausalBackbone(Backbone):
         return output.last_hidden_state
 
     def forward(self, placed, **options):
-        positions = token_positions(placed.mask)
-        with rows_of(self.model.base_model, self._rows(placed)):
-            return self.model(
-                inputs_embeds=placed.embeds, attention_mask=placed.mask, position_ids=positions, **options
-            )
+        positions, mask, carrying = token_positions(placed.mask), placed.mask, nullcontext()
+        if placed.moves is not None:
+            mask = position_space.visibility(placed.moves, placed.mask, placed.embeds.dtype)
+            kind, module = self._positions()
+            carrying = getattr(position_space, kind)(module, placed.moves)
+        with rows_of(self.model.base_model, self._rows(placed)), carrying:
+            return self.model(inputs_embeds=placed.embeds, attention_mask=mask, position_ids=positions, **options)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return instance_losses(logits, labels, shift=self._predicts_next())
+
+    def _predicts_next(self) -> bool:
+        """Whether the head is a language model's, whose labels are the input's own tokens."""
+        return self.model.get_output_embeddings() is not None and not _classifies_text(self.model)
+
+    def _positions(self) -> tuple[str, nn.Module] | None:
+        """How position information enters: learned vectors (GPT-2) or rotary angles (Llama), and the module."""
+        for name, how in (("wpe", "in_vectors"), ("rotary_emb", "in_rotary_angles")):
+            if isinstance(getattr(self.model.base_model, name, None), nn.Module):
+                return how, getattr(self.model.base_model, name)
+        return None
+
+    def refuses_position_space(self) -> str | None:
+        return None if self._positions() is not None else super().refuses_position_space()
 
     def generate(self, placed, **options) -> Tensor:
         """Returns the new tokens alone, as transformers does for ``inputs_embeds``. Padding goes to the left first."""
+        if not self.model.can_generate():
+            return super().generate(placed, **options)
         order = placed.mask.long().argsort(
             dim=1, stable=True
         )  # padding before real rows, each in their order
@@ -76,18 +100,20 @@ class CausalBackbone(Backbone):
         last = (steps * (placed.mask != 0)).amax(1, keepdim=True)
         if _classifies_text(self.model):
             return last
-        if self.model.get_output_embeddings() is None:
+        if not self._predicts_next():
             return own
         return torch.cat([own[:, 1:] - 1, last], 1).clamp(min=0)
 
 
 def _is_causal(model: nn.Module) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    from dplearn.backbones.encoder import ENCODERS
+    from transformers.models.auto import modeling_auto
 
     kind = model.config.model_type
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in ENCODERS
+    # Encoders that can be made decoders (BERT, ERNIE, RemBERT) are listed as both; as they come, they look both ways.
+    return (
+        kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
 
 
 def _classifies_text(model: nn.Module) -> bool:

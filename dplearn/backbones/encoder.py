@@ -9,9 +9,11 @@ the prompt out.
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 
+from dplearn.backbones import position_space
 from dplearn.backbones.base import Backbone, rows_of, token_positions
 
 
@@ -25,8 +27,8 @@ class EncoderBackbone(Backbone):
         self.takes_positions = "position_ids" in parameters
         self.takes_types = "token_type_ids" in parameters
         # RoBERTa counts positions from the row behind that of padding.
-        table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-        padding = getattr(table, "padding_idx", None)
+        self.table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+        padding = getattr(self.table, "padding_idx", None)
         self.first_position = 0 if padding is None else padding + 1
 
     @staticmethod
@@ -40,6 +42,9 @@ class EncoderBackbone(Backbone):
         if _stack(model) is None:
             return f"{type(model).__name__} has no module that holds its layers"
         return None
+
+    def refuses_position_space(self) -> str | None:
+        return None if isinstance(self.table, nn.Embedding) else super().refuses_position_space()
 
     def check_length(self, total: int) -> None:
         super().check_length(total + self.first_position)
@@ -57,7 +62,10 @@ class EncoderBackbone(Backbone):
             options["token_type_ids"] = types.new_zeros(placed.mask.shape).scatter_(
                 1, placed.input_positions, types
             )
-        with rows_of(self.stack, placed.input_positions):
+        carrying = nullcontext()
+        if placed.moves is not None:
+            carrying = position_space.in_vectors(self.table, placed.moves, self.first_position)
+        with rows_of(self.stack, placed.input_positions), carrying:
             return self.model(
                 inputs_embeds=placed.embeds,
                 attention_mask=placed.mask,

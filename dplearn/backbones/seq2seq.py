@@ -7,10 +7,12 @@ labels stay as they are. Where an input ends with the end-of-sequence token, tha
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from dplearn.backbones import position_space
 from dplearn.backbones.base import Backbone
 
 
@@ -47,8 +49,31 @@ class Seq2SeqBackbone(Backbone):
         encoder = self.model.get_encoder()
         return encoder(inputs_embeds=inputs, attention_mask=mask, return_dict=True).last_hidden_state
 
+    def refuses_position_space(self) -> str | None:
+        if position_space.relative_bias_of(self.model) is None and self._table() is None:
+            return f"{type(self.model).__name__}'s encoder has neither a relative bias nor learned positions"
+        return None
+
+    def _table(self) -> nn.Module | None:
+        """The encoder's learned position vectors (BART); None for relative biases."""
+        table = getattr(self.model.get_encoder(), "embed_positions", None)
+        return table if isinstance(table, nn.Embedding) else None
+
+    def _carrying(self, moves):
+        attention = position_space.relative_bias_of(self.model)
+        if attention is None:
+            table = self._table()
+            return position_space.in_vectors(table, moves, getattr(table, "offset", 0))
+        if getattr(attention, "gradient_checkpointing", False) or self.model.is_gradient_checkpointing:
+            raise ValueError(
+                "estimator='position-space' does not work with gradient checkpointing on a relative bias, which is "
+                "made anew in the backward pass: expected gradient checkpointing off or another estimator"
+            )
+        return position_space.in_relative_bias(attention, moves)
+
     def forward(self, placed, **options):
-        return self.model(inputs_embeds=placed.embeds, attention_mask=placed.mask, **options)
+        with nullcontext() if placed.moves is None else self._carrying(placed.moves):
+            return self.model(inputs_embeds=placed.embeds, attention_mask=placed.mask, **options)
 
     def generate(self, placed, **options) -> Tensor:
         return self.model.generate(inputs_embeds=placed.embeds, attention_mask=placed.mask, **options)

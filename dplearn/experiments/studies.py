@@ -33,17 +33,19 @@ def _job(
     }
 
 
+DOCS_STEPS = 150  # real text is harder: a longer budget, the same for all methods on it
+
+
 def gates() -> list[dict]:
     """Is t5-mini a backbone on which prompt tuning means something? The table of `python -m dplearn.zoo check`."""
     both, three = ("prefix", "prefix, random layers"), ("prefix", "full fine-tuning", "prefix, random layers")
-    tasks = ("world/color", "docs/signature", *WORLD, "world/owner", "docs/library", "docs/next")
+    world = ("world/color", *WORLD)
+    tasks = (*world, "world/owner", *DOCS)
     jobs = [_job(method, task, 0) for task in tasks for method in ("bag of words", "no prompt")]
-    jobs += [_job("prefix, untrained", task, seed, steps=0) for task in tasks for seed in SEEDS]
-    jobs += [_job(method, "docs/signature", seed) for seed in SEEDS for method in both]
-    for task in ("world/boolq", "world/rte", "world/wic", "world/color", "world/cb", "world/multirc"):
-        jobs += [_job(method, task, seed) for seed in SEEDS for method in three]
-    jobs += [_job(method, task, seed) for task in tasks[-2:] for seed in SEEDS for method in both]
     jobs += [_job("MiniLM probe", task, 0) for task in DOCS]
+    jobs += [_job("prefix, untrained", task, seed, steps=0) for task in tasks for seed in SEEDS]
+    jobs += [_job(method, task, seed) for task in world for seed in SEEDS for method in three]
+    jobs += [_job(method, task, seed, steps=DOCS_STEPS) for task in DOCS for seed in SEEDS for method in both]
     return jobs
 
 

@@ -90,7 +90,9 @@ TASKS = dict(
     field=5,
     naming=3,
 )
-LAST = TASKS | dict(
+# The equality questions lag behind: more of them, to the end.
+EQUAL = TASKS | dict(color=8, owner=7)
+LAST = EQUAL | dict(
     boolq=6, multirc=6, rte=7, cb=8, wic=8, bare=13, bare_documents=4, recall_told=4, recall_words=2, judge_short=1,
     judge_told=5, judge_open=6, judge_denied=2, senses=5, documents_corrupt=2, member=5, signature=8,
     signature_dense=9, signature_clear=7, next=3, field=6,
@@ -98,10 +100,11 @@ LAST = TASKS | dict(
 STAGES = (
     Stage(200, (0.0, 1e-3), SHORT),
     Stage(1200, (1e-3, 1e-3), SHORT),
-    Stage(1250, (1e-3, 1e-3), SENTENCES),
-    Stage(1000, (1e-3, 1e-3), TASKS),
-    Stage(700, (1e-3, 1e-3), LAST),
-    Stage(850, (1e-3, 5e-5), LAST),
+    Stage(1600, (1e-3, 1e-3), SENTENCES),
+    Stage(250, (1e-3, 1e-3), TASKS),
+    Stage(350, (1e-3, 1e-3), EQUAL),
+    Stage(200, (1e-3, 1e-3), LAST),
+    Stage(800, (1e-3, 5e-5), LAST),
 )
 SEED, BATCH = 1, 48
 SHAPE = dict(d_model=128, d_kv=16, d_ff=448, num_layers=4, num_decoder_layers=2, num_heads=8)

@@ -1,0 +1,32 @@
+"""A training step with each estimator of the position's gradient, against the fixed prompt, on the T5 of bench_steps.
+
+WAYS is the place for estimators: one line each, with the further options of PromptConfig that it needs. One that the
+package does not know is skipped. The batch has 4 inputs, since "exact" runs the model on l+1 = 21 copies of it.
+"""
+
+import torch
+from bench_steps import FULL, SMALL, FixedPrompt, make_batch, make_step, make_t5
+
+import dplearn as dp
+
+LENGTH = 20
+WAYS = [
+    ("straight-through", {}),
+    ("position-space", {}),
+    ("score-function", {}),
+    ("exact", {}),
+]
+
+
+def measure(report, quick, pairs):
+    shape = (SMALL if quick else FULL)._replace(batch=4)
+    backbone, batch = make_t5(shape), make_batch(shape)
+    fixed = make_step(FixedPrompt(backbone, torch.randn(LENGTH, shape.dim)), batch)
+    for name, options in WAYS:
+        try:
+            config = dp.PromptConfig(length=LENGTH, position="instance", estimator=name, **options)
+        except (TypeError, ValueError) as error:
+            report.skip(f"{name}/fixed", f"not available: {error}")
+            continue
+        step = make_step(dp.prompted(backbone, config).train(), batch)
+        report.ratio(f"{name}/fixed", step, fixed, pairs)

@@ -1,0 +1,149 @@
+"""Every figure of the benchmarks with its goal: what `run.py` may report and what the page of the book expects.
+
+This file imports nothing but the standard library: the book is built without running anything. A ratio "a / b" is the
+time of a over the time of b. Symbols: B instances in a batch, T input tokens, l prompt vectors, d width of the model.
+"""
+
+from typing import NamedTuple
+
+SHAPES = ((32, 256, 20, 768), (8, 128, 20, 512), (8, 480, 20, 1024), (32, 64, 100, 768))  # (B, T, l, d)
+MAIN = SHAPES[0]  # the shape that the goals on time name
+OTHERS = {
+    "fixed_cat": "fixed prefix by torch.cat",
+    "mixing_matrix": "one mixing matrix per instance",
+    "all_candidates": "all l+1 candidates at once",
+    "careful_loop": "a careful loop over instances",
+    "papers_loop": "loops in the authors' manner",
+}
+LENGTHS = (20, 100)
+ESTIMATORS = ("straight-through", "position-space", "score-function", "exact")
+
+
+class Figure(NamedTuple):
+    """One number: its name in the record, what it says, and the most (or the least) that it should be."""
+
+    name: str
+    words: str
+    goal: float | None = None
+    at_least: bool = False
+
+
+class Group(NamedTuple):
+    """Figures that one module measures, with its function ``measure(report, quick, pairs)``."""
+
+    title: str
+    module: str
+    figures: tuple[Figure, ...]
+
+
+def holds(value: float, goal: float | None, at_least: bool = False) -> bool | None:
+    """Whether a value reaches its goal, the goal itself included; None without a goal. What is not a number fails.
+
+    >>> holds(1.05, 1.05), holds(1.06, 1.05), holds(15, 15, at_least=True), holds(3, None)
+    (True, False, True, None)
+    """
+    if goal is None:
+        return None
+    return bool(value >= goal if at_least else value <= goal)
+
+
+def bound(figure: Figure) -> str:
+    """The goal in signs, or "" without one."""
+    return "" if figure.goal is None else f"{'≥' if figure.at_least else '≤'} {figure.goal:g}"
+
+
+def number(value: float) -> str:
+    """Three digits, and whole numbers from 1000 on.
+
+    >>> number(1.0345), number(1234.5), number(4e-14)
+    ('1.03', '1234', '4e-14')
+    """
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def at(shape: tuple[int, ...]) -> str:
+    """The shape in words."""
+    return "B={}, T={}, l={}, d={}".format(*shape)
+
+
+def _insertion():
+    yield Figure(
+        "error", "largest relative difference to the loop in float64, output and all gradients", 1e-12
+    )
+    yield Figure("operations", "operations beyond those of torch.cat, T ≤ 64", 80)
+    yield Figure("operations change", "change of that number with B and l", 0)
+    yield Figure("reads", "times that the host waits for a value of a tensor", 0)
+    yield Figure("one graph", "one graph under torch.compile(fullgraph=True), 1 = yes", 1, True)
+    for shape in SHAPES:
+        main = shape == MAIN
+        yield Figure(
+            f"time operator/fixed_cat {shape}",
+            f"time, operator / {OTHERS['fixed_cat']}; {at(shape)}",
+            6 if main else None,
+        )
+        for other in list(OTHERS)[1:]:
+            goal = 15 if main and other in ("all_candidates", "careful_loop") else None
+            words = f"time, {OTHERS[other]} / operator; {at(shape)}"
+            yield Figure(f"time {other}/operator {shape}", words, goal, True)
+    for shape in SHAPES:
+        words = f"peak memory in outputs, operator; {at(shape)}"
+        yield Figure(f"peak operator {shape}", words, 1.35 if shape[2] == 20 else 2.5)
+        for other, text in OTHERS.items():
+            yield Figure(f"peak {other} {shape}", f"peak memory in outputs, {text}; {at(shape)}")
+
+
+def _steps():
+    for l in LENGTHS:
+        yield Figure(f"peft/fixed l={l}", f"PEFT prompt tuning / fixed prompt; l={l}")
+        for way, words in {
+            "prefix": "our prefix",
+            "task": "position per task",
+            "instance": "position per instance",
+            "unified": "position, size and vector per instance",
+        }.items():
+            yield Figure(f"{way}/fixed l={l}", f"{words} / fixed prompt; l={l}", 1.05)
+        yield Figure(f"instance/peft l={l}", f"position per instance / PEFT prompt tuning; l={l}", 1.05)
+        words = "position per instance from the encoder, one more frozen pass / fixed prompt"
+        yield Figure(f"encoder/fixed l={l}", f"{words}; l={l}")
+        words = "the authors' two passes and loops / position per instance"
+        yield Figure(f"authors/instance l={l}", f"{words}; l={l}", 1.4 if l == 20 else 1.9, True)
+        yield Figure(f"frozen l={l}", f"frozen weights that got a gradient in all of these; l={l}", 0)
+
+
+def _models():
+    for kind, words in {"gpt2": "GPT-2", "bert": "BERT"}.items():
+        yield Figure(f"{kind} instance/fixed", f"{words}: position per instance / fixed prompt", 1.05)
+        yield Figure(f"{kind} frozen", f"{words}: frozen weights that got a gradient", 0)
+
+
+def _length():
+    yield Figure("dropped/masked T=64", "dropping 80 of 100 vectors / masking them; T=64", 0.60)
+    yield Figure("dropped/masked T=128", "dropping 80 of 100 vectors / masking them; T=128")
+    yield Figure("difference", "largest relative difference of the logits of the two", 1e-4)
+
+
+def _padding():
+    words = {
+        "longest": "padded to the longest input of all",
+        "dynamic": "padded to the longest of each batch",
+        "grouped": "the same with inputs of like length in a batch",
+    }
+    for way in ("dynamic", "grouped"):
+        yield Figure(f"{way}/longest", f"time of one epoch, {words[way]} / {words['longest']}")
+    for way, text in words.items():
+        yield Figure(f"padding {way}", f"share of padding among the input tokens, {text}")
+
+
+def _estimators():
+    for name in ESTIMATORS:
+        yield Figure(f"{name}/fixed", f"position per instance, {name} / fixed prompt; l=20")
+
+
+GROUPS = {
+    "insertion": Group("The insertion operator", "bench_insertion", tuple(_insertion())),
+    "steps": Group("A training step", "bench_steps", tuple(_steps())),
+    "models": Group("Other kinds of models", "bench_models", tuple(_models())),
+    "length": Group("Unused vectors", "bench_length", tuple(_length())),
+    "padding": Group("Padding", "bench_padding", tuple(_padding())),
+    "estimators": Group("Estimators of the position's gradient", "bench_estimators", tuple(_estimators())),
+}

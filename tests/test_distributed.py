@@ -1,0 +1,115 @@
+"""Two processes on the CPU (gloo) give the losses and gradients of one process with the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+import dplearn as dp
+
+LENGTH = 4
+LABELS = torch.tensor([[5, 6], [7, 8], [9, 10], [11, 12]])
+
+
+def make():
+    """Everything learned, and nothing drawn: the exact expectation over splits, a soft mixture of the pool."""
+    torch.manual_seed(0)
+    config = dp.PromptConfig(
+        length=LENGTH, position="instance", vector="instance", pool_size=2, estimator="exact"
+    )
+    model = dp.prompted(tiny.t5(), config, vectors=torch.randn(2, LENGTH, tiny.WIDTH))
+    model.prompt.double()
+    return model.train()
+
+
+def one_process():
+    model = make()
+    ids, mask = tiny.batch([6, 3, 8, 5])
+    loss = model(ids, mask, labels=LABELS).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.trainable_parameters().items()}
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = make()
+    wrapped = DistributedDataParallel(model)
+    ids, mask = tiny.batch([6, 3, 8, 5])
+    half = slice(2 * rank, 2 * rank + 2)
+    loss = wrapped(ids[half], mask[half], labels=LABELS[half]).loss
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.trainable_parameters().items()}
+    torch.save((loss.detach(), gradients), Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_average_to_the_gradient_of_the_global_batch(tmp_path):
+    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    (loss0, one), (loss1, other) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    loss, wanted = one_process()
+    assert_close((loss0 + loss1) / 2, loss, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(loss0, loss1)
+    for name, gradient in wanted.items():
+        assert torch.equal(one[name], other[name])
+        assert_close(one[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import torch
+from transformers import Trainer, TrainingArguments, set_seed
+import test_distributed, tiny
+
+class Examples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+    def __getitem__(self, index):
+        ids, mask = tiny.batch([6], seed=index)
+        return dict(input_ids=ids[0], attention_mask=mask[0], labels=torch.tensor([5 + index % 7, 6]))
+
+
+model = test_distributed.make()
+arguments = TrainingArguments(
+    output_dir={folder!r}, max_steps=3, per_device_train_batch_size=int(sys.argv[1]), learning_rate=0.1, seed=3,
+    data_seed=3, save_strategy="no", logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True,
+    dataloader_pin_memory=False, ddp_backend="gloo",
+)
+trainer = Trainer(model=model, args=arguments, train_dataset=Examples())
+trainer.train()
+if trainer.is_world_process_zero():
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tensors = {{name: p.tolist() for name, p in model.trainable_parameters().items()}}
+    json.dump(dict(losses=losses, tensors=tensors), open(sys.argv[2], "w"))
+"""
+
+
+@pytest.mark.parametrize("launcher", [("torch.distributed.run", "--standalone", "--nproc-per-node=2")])
+def test_the_trainer_under_a_launcher_takes_the_same_steps(tmp_path, launcher):
+    """torchrun with two processes of 4 examples each, and one process with 8: the same three steps."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "out")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    commands = {
+        "two": [sys.executable, "-m", *launcher, str(script), "4", str(tmp_path / "two")],
+        "one": [sys.executable, str(script), "8", str(tmp_path / "one")],
+    }
+    found = {}
+    for name, command in commands.items():
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr[-3000:]
+        found[name] = json.loads((tmp_path / name).read_text())
+    for one, two in zip(found["one"]["losses"], found["two"]["losses"], strict=True):
+        assert one == pytest.approx(two, abs=2e-4)  # the trainer logs four digits
+    for name, values in found["one"]["tensors"].items():
+        assert_close(torch.tensor(found["two"]["tensors"][name]), torch.tensor(values), rtol=1e-5, atol=1e-7)
+    assert found["one"]["losses"][0] != found["one"]["losses"][-1]

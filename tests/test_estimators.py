@@ -1,0 +1,420 @@
+"""The estimators of a decision's gradient, each against an explicit expectation or an explicit mixture.
+
+The expectation over splits is built by hand: one forward pass for each split of a fixed prompt, weighted with the
+controller's probabilities, differentiated by autograd. The mixtures of the position-space estimator are built by hand
+too, in the order [P; X], where moving a prompt changes position information and nothing else.
+"""
+
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import dplearn as dp
+from dplearn import estimators
+from dplearn.backbones import position_space
+
+LENGTH = 3
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+IDS, MASK = tiny.batch([6, 3, 8])
+LABELS = {"t5": torch.tensor([[5, 6], [7, -100], [9, 10]])}
+
+
+def make(backbone, position="instance", seed=0, **options):
+    """A prompted model in training mode whose prompt is in float64."""
+    torch.manual_seed(seed)
+    config = dp.PromptConfig(length=LENGTH, position=position, **options)
+    shape = (*config.shape, tiny.WIDTH)
+    model = dp.prompted(backbone, config, vectors=torch.randn(shape))
+    model.prompt.double()
+    return model.train()
+
+
+def losses_by_hand(model, labels, ids=IDS, mask=MASK):
+    """(l+1, B) losses of every instance alone at every split, each a mean over the batch's label tokens times B."""
+    vectors, config = model.prompt.vectors, dp.PromptConfig(length=LENGTH)
+    found = []
+    for k in range(LENGTH + 1):
+        fixed = dp.prompted(model.backbone, config, vectors=vectors.detach().float())
+        placed = dp.insert(
+            vectors, model.adapter.embed(ids), mask, k, keep_last=model.adapter.keep_last(ids, mask, labels)
+        )
+        logits = fixed.backbone(inputs_embeds=placed.embeds, attention_mask=placed.mask, labels=labels).logits
+        tokens = [
+            torch.nn.functional.cross_entropy(row, wanted, ignore_index=-100, reduction="sum")
+            for row, wanted in zip(logits, labels, strict=True)
+        ]
+        found.append(torch.stack(tokens) * len(ids) / (labels != -100).sum())
+    return torch.stack(found)
+
+
+def logits_of(model, ids=IDS, mask=MASK):
+    summary = model.summarize(ids, mask)
+    return model.prompt.position.controller(summary)
+
+
+def gradients(model, loss):
+    return torch.autograd.grad(loss, list(model.trainable_parameters().values()), allow_unused=True)
+
+
+# ---- exact ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", ["task", "instance"])
+def test_exact_is_autograd_through_the_expectation(position):
+    model, labels = make(tiny.t5(), position, estimator="exact"), LABELS["t5"]
+    loss = model(IDS, MASK, labels=labels).loss
+    by_hand = (logits_of(model).softmax(-1).T * losses_by_hand(model, labels)).sum(0).mean()
+    assert_close(loss, by_hand, **EXACT)
+    for found, wanted in zip(gradients(model, loss), gradients(model, by_hand), strict=True):
+        assert_close(found, wanted, **EXACT)
+
+
+def test_a_sample_of_the_options_is_unbiased():
+    """Over all orders the mean weight of an option is 1, and each instance tries different options."""
+    logits = {"position": torch.randn(5000, 4, dtype=torch.float64)}
+    draws = estimators.draw(logits, "exact", samples=2, generator=torch.Generator().manual_seed(0))
+    index = draws.index["position"]
+    assert index.shape == (2, 5000) and (index[0] != index[1]).all() and draws.weight == 2
+    weight = draws.weight * torch.bincount(index.flatten(), minlength=4) / 5000
+    assert_close(weight, torch.ones(4), rtol=0, atol=0.06)  # about four standard errors
+    chances = logits["position"].log_softmax(-1)
+    assert_close(draws.log_probs, chances.gather(1, index.T).T, **EXACT)
+    losses = torch.rand(2, 5000, dtype=torch.float64)
+    by_hand = 2 * (chances.exp().gather(1, index.T).T * losses).sum(0)
+    assert_close(estimators.surrogate(losses, draws), by_hand, **EXACT)
+
+
+def test_exact_enumerates_sizes_and_hard_vectors_too():
+    """The size n costs nothing but its own forward pass: the expectation over true n-vector prompts."""
+    torch.manual_seed(0)
+    backbone, labels = tiny.t5(), LABELS["t5"]
+    config = dp.PromptConfig(length=LENGTH, size="instance", estimator="exact")
+    model = dp.prompted(backbone, config, vectors=torch.randn(LENGTH, tiny.WIDTH)).train()
+    model.prompt.double()
+    loss = model(IDS, MASK, labels=labels).loss
+    chances = model.prompt.size.controller(model.summarize(IDS, MASK)).softmax(-1)
+    rows = []
+    for n in range(LENGTH + 1):
+        embeds, mask = model.adapter.embed(IDS), MASK
+        if n:
+            placed = dp.insert(model.prompt.vectors[:n], embeds, MASK, keep_last=1)
+            embeds, mask = placed.embeds, placed.mask
+        logits = backbone(inputs_embeds=embeds, attention_mask=mask, labels=labels).logits
+        rows.append(estimators.instance_losses(logits, labels))
+    by_hand = (chances.T * torch.stack(rows)).sum(0).mean()
+    assert_close(loss, by_hand, **EXACT)
+    for found, wanted in zip(gradients(model, loss), gradients(model, by_hand), strict=True):
+        assert_close(found, wanted, **EXACT)
+
+
+# ---- score function ---------------------------------------------------------------------------------------
+
+
+def test_the_surrogate_has_the_mean_loss_and_the_leave_one_out_gradient():
+    torch.manual_seed(0)
+    logits = {
+        name: torch.randn(3, n, dtype=torch.float64, requires_grad=True) for name, n in (("a", 4), ("b", 2))
+    }
+    draws = estimators.draw(logits, "score-function", samples=5)
+    losses = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    value = estimators.surrogate(losses, draws)
+    assert_close(value, losses.mean(0), **EXACT)
+    found = torch.autograd.grad(value.sum(), [losses, *logits.values()])
+    assert_close(found[0], torch.full_like(losses, 0.2), **EXACT)
+    for name, gradient in zip(logits, found[1:], strict=True):
+        by_hand = torch.zeros_like(logits[name])
+        for b in range(3):
+            for s in range(5):
+                others = [losses[r, b].item() for r in range(5) if r != s]
+                one_hot = torch.eye(logits[name].shape[1], dtype=torch.float64)[draws.index[name][s, b]]
+                score = one_hot - logits[name][b].detach().softmax(-1)  # gradient of log pi
+                by_hand[b] += (losses[s, b].item() - sum(others) / 4) * score / 5
+        assert_close(gradient, by_hand, **EXACT)
+
+
+def test_score_function_is_unbiased_within_its_error():
+    """Many independent estimates of the same gradient against the exact one, in units of the standard error."""
+    model, labels = make(tiny.t5(), "task", estimator="score-function", samples=4), LABELS["t5"]
+    (exact,) = torch.autograd.grad(
+        (logits_of(model).softmax(-1).T * losses_by_hand(model, labels)).sum(0).mean(),
+        [model.prompt.position.controller.logits],
+    )
+    copies = 40  # rows of one batch are independent estimates
+    many = IDS.repeat(copies, 1), MASK.repeat(copies, 1), labels.repeat(copies, 1)
+    model.prompt.position.chooser.generator = torch.Generator().manual_seed(0)
+    estimates = []
+    for _ in range(8):
+        loss = model(many[0], many[1], labels=many[2]).loss
+        estimates.append(torch.autograd.grad(loss, [model.prompt.position.controller.logits])[0])
+    estimates = torch.stack(estimates)
+    error = estimates.std(0) / len(estimates) ** 0.5
+    assert ((estimates.mean(0) - exact).abs() < 4 * error + 1e-9).all()
+    assert (
+        error.max() < 0.3 * exact.abs().max()
+    )  # and the check is not empty: the error is small enough to see a bias
+
+
+def test_copies_keep_their_instance():
+    value = torch.arange(3)
+    assert estimators.repeat(value, 2, 3).tolist() == [0, 1, 2, 0, 1, 2]
+    assert estimators.repeat(torch.tensor(3.0), 2, 3) == 3 and estimators.repeat("x", 2, 3) == "x"
+
+
+# ---- position space ---------------------------------------------------------------------------------------
+
+
+def mixed_t5(model, weights, labels):
+    """Losses with the encoder's relative bias mixed over splits, the tokens staying in the order [P; X; EOS; padding].
+
+    Everything is spelled out: positions of each token at each split in loops, the bias of each pair from the table.
+    """
+    encoder, vectors = model.backbone.get_encoder(), model.prompt.vectors
+    attention = encoder.block[0].layer[0].SelfAttention
+    embeds = torch.cat([vectors.expand(len(IDS), -1, -1), model.adapter.embed(IDS)], 1)
+    mask = torch.cat([torch.ones(len(IDS), LENGTH, dtype=torch.long), MASK], 1)
+    total = embeds.shape[1]
+    bias = torch.zeros(len(IDS), attention.n_heads, total, total, dtype=torch.float64)
+    for b in range(len(IDS)):
+        real = int(MASK[b].sum()) - 1  # EOS stays last
+        for k in range(LENGTH + 1):
+            at = [i if i < k else i + real for i in range(LENGTH)]
+            at += [t + k if t < real else t + LENGTH for t in range(IDS.shape[1])]
+            offset = torch.tensor(at)[None, :] - torch.tensor(at)[:, None]
+            bucket = attention._relative_position_bucket(
+                offset,
+                True,
+                attention.relative_attention_num_buckets,
+                attention.relative_attention_max_distance,
+            )
+            bias[b] = bias[b] + weights[b, k] * attention.relative_attention_bias(bucket).permute(2, 0, 1)
+    usual = attention.compute_bias
+    attention.compute_bias = lambda *arguments, **options: bias
+    try:
+        states = encoder(inputs_embeds=embeds, attention_mask=mask)
+    finally:
+        attention.compute_bias = usual
+    return model.backbone(encoder_outputs=states, attention_mask=mask, labels=labels).loss
+
+
+def mixed_bert(model, weights, labels):
+    """The same with position vectors: each token gets the mixture of the vectors of the places that it would have."""
+    base, vectors = model.backbone.bert, model.prompt.vectors
+    table = base.embeddings.position_embeddings.weight
+    embeds = torch.cat([vectors.expand(len(IDS), -1, -1), model.adapter.embed(IDS)], 1)
+    mask = torch.cat([torch.ones(len(IDS), LENGTH, dtype=torch.long), MASK], 1)
+    mixed = torch.zeros_like(embeds)
+    for b in range(len(IDS)):
+        real = int(MASK[b].sum())
+        for k in range(LENGTH + 1):
+            at = [i if i < k else i + real for i in range(LENGTH)]
+            at += [t + k if t < real else 0 for t in range(IDS.shape[1])]
+            mixed[b] = mixed[b] + weights[b, k] * table[at]
+    same = torch.zeros_like(mask)  # every row gets the vector of position 0, which is taken off again
+    states = base(inputs_embeds=embeds + mixed - table[0], attention_mask=mask, position_ids=same)
+    scores = model.backbone.cls(states.last_hidden_state[:, LENGTH:])
+    return torch.nn.functional.cross_entropy(scores.transpose(1, 2), labels, ignore_index=-100)
+
+
+def mixed_causal(model, weights, labels):
+    """Position vectors (GPT-2) or rotary angles (Llama) and causal visibility mixed, the tokens in the order [P; X].
+
+    The head reads the rows that it reads at the sampled split: for each token the one before the next.
+    """
+    base, vectors = model.backbone.base_model, model.prompt.vectors
+    kept = (labels != -100).sum(1)
+    embeds = torch.cat([vectors.expand(len(IDS), -1, -1), model.adapter.embed(IDS)], 1)
+    total = embeds.shape[1]
+    places = torch.zeros(len(IDS), LENGTH + 1, total, dtype=torch.long)
+    for b in range(len(IDS)):
+        question = int(MASK[b].sum() - kept[b])
+        for k in range(LENGTH + 1):
+            at = [i if i < k else i + question for i in range(LENGTH)]
+            places[b, k] = torch.tensor(
+                at + [t + k if t < question else t + LENGTH for t in range(IDS.shape[1])]
+            )
+    seen = (places.unsqueeze(2) <= places.unsqueeze(3)).double()  # (B, K, query, key)
+    seen = torch.einsum("bk,bkqt->bqt", weights, seen)
+    hidden = torch.cat([torch.zeros(len(IDS), LENGTH), 1 - MASK], 1).bool()
+    mask = (
+        (seen + position_space.HIDDEN).log().masked_fill(hidden.unsqueeze(1), torch.finfo(torch.float64).min)
+    )
+    zero = torch.zeros(len(IDS), total, dtype=torch.long)
+    if hasattr(base, "wpe"):
+        mixed = torch.einsum("bk,bkqd->bqd", weights, base.wpe.weight[places])
+        states = base(
+            inputs_embeds=embeds + mixed - base.wpe.weight[0],
+            attention_mask=mask.unsqueeze(1),
+            position_ids=zero,
+        )
+    else:
+        usual = base.rotary_emb.forward
+        tables = [table[0] for table in usual(embeds, torch.arange(total).unsqueeze(0))]
+        angles = tuple(torch.einsum("bk,bkqd->bqd", weights, table[places]) for table in tables)
+        base.rotary_emb.forward = lambda *arguments, **options: angles
+        states = base(inputs_embeds=embeds, attention_mask=mask.unsqueeze(1), position_ids=zero)
+        base.rotary_emb.forward = usual
+    loss, chosen = 0, weights.argmax(1)
+    for b in range(len(IDS)):
+        order = places[b, chosen[b]].tolist()
+        for t in range(IDS.shape[1]):
+            if labels[b, t] != -100:
+                row = order.index(order[LENGTH + t] - 1)  # the token that stands right before token t
+                scores = model.backbone.lm_head(states.last_hidden_state[b, row])
+                loss = loss + torch.nn.functional.cross_entropy(scores, labels[b, t])
+    return loss / kept.sum()
+
+
+def bert():
+    torch.manual_seed(0)
+    sizes = dict(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    return BertForMaskedLM(BertConfig(**sizes, initializer_range=0.4)).double().eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    sizes = dict(
+        vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1
+    )
+    return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.4)).double().eval()
+
+
+def llama():
+    torch.manual_seed(0)
+    sizes = dict(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    return (
+        LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, initializer_range=0.4)).double().eval()
+    )
+
+
+ANSWERS = IDS.masked_fill(
+    (MASK == 0) | (MASK.cumsum(1) <= MASK.sum(1, keepdim=True) - 2), -100
+)  # the last two tokens
+CASES = {
+    "t5": (tiny.t5, mixed_t5, LABELS["t5"]),
+    "bert": (bert, mixed_bert, IDS.masked_fill(MASK == 0, -100)),
+    "gpt2": (gpt2, mixed_causal, ANSWERS),
+    "llama": (llama, mixed_causal, ANSWERS),
+}
+LOW = {"gpt2": 1e-5, "llama": 1e-5}  # a causal model's loss is computed in float32
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("position", ["task", "instance"])
+def test_position_space_is_the_mixture_of_position_information(kind, position):
+    """At the sampled one-hot the output is that of the inserted sequence; the gradient is autograd's of the mixture."""
+    build, mixed, labels = CASES[kind]
+    model = make(build(), position, estimator="position-space", temperature=0.7)
+    model.prompt.position.chooser.generator = torch.Generator().manual_seed(1)
+    output = model(IDS, MASK, labels=labels)
+    model.prompt.position.chooser.generator.manual_seed(1)
+    choice = model.prompt.decide(model.summarize(IDS, MASK, labels))["position"]
+    chosen = {"position": choice._replace(weights=None), "size": dp.choice.Choice(torch.full((3,), LENGTH))}
+    keep = model.adapter.keep_last(IDS, MASK, labels)
+    with torch.no_grad():
+        placed = model.prompt(model.adapter.embed(IDS), MASK, None, keep, decisions=chosen)
+        assert_close(output.logits, model.adapter.forward(placed, labels=labels).logits, rtol=0, atol=1e-12)
+    by_hand = mixed(model, choice.weights, labels)
+    assert_close(output.loss.double(), by_hand, rtol=0, atol=LOW.get(kind, 1e-12))
+    loss = model.adapter.losses(output.logits, labels).mean()  # the model's own, in float64
+    for found, wanted in zip(gradients(model, loss), gradients(model, by_hand), strict=True):
+        assert_close(found, wanted, rtol=1e-8, atol=1e-11)
+        assert found.abs().max() > 1e-6
+
+
+def test_where_order_cannot_matter_position_space_has_no_drift():
+    """T5 without relative biases: the exact gradient is 0; so is position space, while the paper's estimator drifts."""
+    sizes = {}
+    for name in ("exact", "position-space", "straight-through"):
+        backbone = tiny.t5()
+        with torch.no_grad():
+            backbone.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()
+        model = make(backbone, "task", estimator=name)
+        loss = model(IDS, MASK, labels=LABELS["t5"]).loss
+        (found,) = torch.autograd.grad(loss, [model.prompt.position.controller.logits])
+        sizes[name] = found.abs().max().item()
+    assert sizes["exact"] < 1e-12 and sizes["position-space"] < 1e-12 < 1e-4 < sizes["straight-through"], (
+        sizes
+    )
+
+
+def test_a_size_is_learned_beside_the_position():
+    model = make(tiny.t5(), estimator="position-space", size="instance")
+    loss = model(IDS, MASK, labels=LABELS["t5"]).loss
+    assert all(g is not None and g.abs().max() > 0 for g in gradients(model, loss))
+
+
+# ---- together with the rest of the package ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", sorted(estimators.SAMPLED))
+def test_label_words_see_the_same_surrogate(estimator):
+    """LabelWordLoss on the copies equals the model's own loss where the vocabulary is the label words alone."""
+    model = make(tiny.t5(), estimator=estimator)
+    model.prompt.position.chooser.generator = torch.Generator().manual_seed(3)
+    labels = torch.tensor([[5], [7], [5]])
+    output = model(IDS, MASK, labels=labels)
+    found = dp.LabelWordLoss(list(range(tiny.VOCABULARY)))(output, labels)
+    assert_close(found, output.loss, rtol=1e-5, atol=1e-6)
+    accumulated = dp.LabelWordLoss(list(range(tiny.VOCABULARY)))(output, labels, num_items_in_batch=6)
+    assert_close(accumulated, output.loss / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["position-space", "score-function", "exact"])
+def test_evaluation_is_the_same_argmax_for_all(estimator):
+    model, usual = make(tiny.t5(), estimator=estimator), make(tiny.t5())
+    usual.prompt.load_state_dict(model.prompt.state_dict())
+    one, two = (m.eval()(IDS, MASK, labels=LABELS["t5"]) for m in (model, usual))
+    assert torch.equal(one.logits, two.logits) and "draws" not in one
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"estimator": "exact", "size": "task"},
+            r"enumerates the options of one decision, expected one of \['position', 'size'\]",
+        ),
+        ({"samples": 3}, r"samples=3 has no use with estimator='straight-through', expected None"),
+        (
+            {"estimator": "score-function", "samples": 1},
+            r"samples=1 is not valid, expected an integer of at least 2",
+        ),
+        (
+            {"estimator": "exact", "samples": True},
+            r"samples=True is not valid, expected an integer of at least 1",
+        ),
+        ({"estimator": "magic"}, r"estimator='magic' is unknown, expected 'exact', 'position-space'"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        dp.PromptConfig(position="task", **options)
+
+
+def test_gradient_checkpointing_of_a_relative_bias_is_refused():
+    model = make(tiny.t5(), estimator="position-space")
+    model.gradient_checkpointing_enable()
+    with pytest.raises(
+        ValueError, match="estimator='position-space' does not work with gradient checkpointing"
+    ):
+        model(IDS, MASK, labels=LABELS["t5"])
+
+
+def test_a_backbone_whose_positions_are_out_of_reach_is_refused():
+    backbone = tiny.t5()
+    backbone.encoder.block[0].layer[0].SelfAttention.has_relative_attention_bias = False
+    with pytest.raises(ValueError, match="cannot be used: T5ForConditionalGeneration's encoder has neither"):
+        make(backbone, estimator="position-space")
