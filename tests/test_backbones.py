@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import tiny
 import torch
+import torch._dynamo.testing
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from transformers import (
@@ -70,13 +71,19 @@ CASES = {
     "qwen2": Case(tiny.qwen2, "next", logits(lambda m, h: m.lm_head(h)), "answer"),
     "gpt2-base": Case(partial(tiny.gpt2, GPT2Model), "own", lambda m, h: {"last_hidden_state": h}),
     "gpt2-text": Case(
-        partial(tiny.gpt2, GPT2ForSequenceClassification), "last", logits(lambda m, h: m.score(h)[:, 0]), "text"
+        partial(tiny.gpt2, GPT2ForSequenceClassification),
+        "last",
+        logits(lambda m, h: m.score(h)[:, 0]),
+        "text",
     ),
     "gpt2-tokens": Case(
         partial(tiny.gpt2, GPT2ForTokenClassification), "own", logits(lambda m, h: m.classifier(h)), "token"
     ),
     "llama-text": Case(
-        partial(tiny.llama, LlamaForSequenceClassification), "last", logits(lambda m, h: m.score(h)[:, 0]), "text"
+        partial(tiny.llama, LlamaForSequenceClassification),
+        "last",
+        logits(lambda m, h: m.score(h)[:, 0]),
+        "text",
     ),
     "bert": Case(
         partial(tiny.bert, BertModel),
@@ -92,7 +99,11 @@ CASES = {
         types=True,
     ),
     "bert-tokens": Case(
-        partial(tiny.bert, BertForTokenClassification), "own", logits(lambda m, h: m.classifier(h)), "token", types=True
+        partial(tiny.bert, BertForTokenClassification),
+        "own",
+        logits(lambda m, h: m.classifier(h)),
+        "token",
+        types=True,
     ),
     "bert-mlm": Case(
         partial(tiny.bert, BertForMaskedLM), "own", logits(lambda m, h: m.cls(h)), "token", types=True
@@ -105,7 +116,11 @@ CASES = {
         first=tiny.PAD + 1,
     ),
     "roberta-mlm": Case(
-        partial(tiny.roberta, RobertaForMaskedLM), "own", logits(lambda m, h: m.lm_head(h)), "token", first=tiny.PAD + 1
+        partial(tiny.roberta, RobertaForMaskedLM),
+        "own",
+        logits(lambda m, h: m.lm_head(h)),
+        "token",
+        first=tiny.PAD + 1,
     ),
     "distilbert-text": Case(
         partial(tiny.distilbert, DistilBertForSequenceClassification),
@@ -221,6 +236,11 @@ def references(case, model, ids, mask, decide, labelled=True):
     return found
 
 
+def always(prompt, k):
+    """The same decision for every instance."""
+    return lambda row, tokens: (prompt, k)
+
+
 def assert_equal(output, expected, mask):
     """Compare an output with its references, on the rows of real tokens where it has a row for each token."""
     for row, fields in enumerate(expected):
@@ -252,7 +272,7 @@ def test_each_split_equals_concatenation_by_hand(name, k):
     model, (ids, mask) = make(case, position=k), batch(case)
     for labelled in (True, False):  # without labels no token is an answer: a postfix stands behind them all
         output = model(ids, **arguments(case, ids, mask, labelled))
-        expected = references(case, model, ids, mask, lambda *_: (model.prompt.vectors, k), labelled)
+        expected = references(case, model, ids, mask, always(model.prompt.vectors, k), labelled)
         assert_equal(output, expected, mask)
         if case.rows in ("own", "next"):
             states = output["last_hidden_state" if "last_hidden_state" in output else "logits"]
@@ -265,7 +285,7 @@ def test_the_loss_is_the_cross_entropy_by_hand(name):
     model, (ids, mask) = make(case, position=1), batch(case)
     given = arguments(case, ids, mask)
     scores, targets = [], []
-    for row, fields in enumerate(references(case, model, ids, mask, lambda *_: (model.prompt.vectors, 1))):
+    for row, fields in enumerate(references(case, model, ids, mask, always(model.prompt.vectors, 1))):
         score, target = fields["logits"], given["labels"][row : row + 1]
         if case.labels in ("answer", "token"):
             score, target = score[0], target[0][mask[row].bool()]
@@ -275,7 +295,9 @@ def test_the_loss_is_the_cross_entropy_by_hand(name):
         targets.append(target.reshape(-1))
     expected = cross_entropy(torch.cat(scores), torch.cat(targets), ignore_index=-100)
     found = model(ids, **given).loss
-    assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)  # transformers computes some losses in float32
+    assert_close(
+        found.double(), expected, rtol=1e-6, atol=1e-6
+    )  # transformers computes some losses in float32
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -305,7 +327,9 @@ def test_an_instance_does_not_depend_on_its_batch_or_its_padding(name, options):
 
     expected = references(case, model, *batch(case), decide)
     if options is LEARNED:
-        assert len({len(prompt) for prompt, _ in decided.values()}) > 1 < len({k for _, k in decided.values()})
+        assert (
+            len({len(prompt) for prompt, _ in decided.values()}) > 1 < len({k for _, k in decided.values()})
+        )
     for side in ("right", "left") if name != "bart" else ("right",):
         for extra in (0, 5):
             ids, mask = batch(case, side, extra)
@@ -319,7 +343,9 @@ def rows_seen(case, model):
     """A list that gets the number of rows of each batch that enters the backbone's layers."""
     body = model.backbone.get_encoder() if case.rows == "decoder" else model.backbone.base_model
     seen = []
-    body.register_forward_pre_hook(lambda _, a, given: seen.append(given["inputs_embeds"].shape[1]), with_kwargs=True)
+    body.register_forward_pre_hook(
+        lambda _, a, given: seen.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+    )
     return seen
 
 
@@ -334,7 +360,7 @@ def test_a_size_equals_a_shorter_prompt(name, n):
         if size == "task":
             with torch.no_grad():
                 model.prompt.size.controller.logits[0, n] = 1e6  # so sampling decides for n too
-        expected = references(case, model, ids, mask, lambda *_: (model.prompt.vectors[:n], 2))
+        expected = references(case, model, ids, mask, always(model.prompt.vectors[:n], 2))
         seen = rows_seen(case, model)
         for training in (False, True):
             assert_equal(model.train(training)(ids, **arguments(case, ids, mask)), expected, mask)
@@ -374,7 +400,7 @@ def test_a_step_changes_every_part_of_the_prompt_and_not_one_bit_of_the_backbone
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(wanting, lr=0.1, weight_decay=0.1)
     output = model(ids, **arguments(case, ids, mask))
-    (output.loss if case.labels else output.last_hidden_state.square().mean()).backward()
+    (output.loss if case.labels else output.last_hidden_state[..., 0].sum()).backward()
     for part, value in model.trainable_parameters().items():
         assert value.grad.isfinite().all() and value.grad.abs().max() > 1e-6, part
     optimizer.step()
@@ -437,7 +463,9 @@ def test_greedy_generation_equals_a_loop_by_hand(name, options):
     for side in ("right", "left") if name != "bart" else ("right",):
         for use_cache in (True, False):
             ids, mask = batch(case, side, extra=2)
-            found = generate(case, model, ids, mask, use_cache=use_cache, eos_token_id=eos, pad_token_id=tiny.PAD)
+            found = generate(
+                case, model, ids, mask, use_cache=use_cache, eos_token_id=eos, pad_token_id=tiny.PAD
+            )
             assert found == expected
 
 
@@ -472,12 +500,13 @@ def gradients(model, loss):
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_bf16_autocast_gives_finite_float32_gradients_close_to_the_exact_ones(name):
+def test_bf16_autocast_gives_finite_float32_gradients_near_the_exact_ones(name):
+    """Under autocast the controllers round too; with this seed no decision turns."""
     case = CASES[name]
     model, (ids, mask) = make(case, dtype=torch.float32, **LEARNED).train(), batch(case)
     found = []
     for enabled in (False, True):
-        torch.manual_seed(0)
+        torch.manual_seed(3)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss = model(ids, **arguments(case, ids, mask)).loss
         found.append(gradients(model, loss))
@@ -494,45 +523,44 @@ def test_gradient_checkpointing_gives_the_same_gradient(name):
     given = arguments(case, ids, mask)
     if case.rows != "own":
         given["use_cache"] = False  # transformers switches it off with a warning
-    layer = next(module for module in model.backbone.modules() if hasattr(module, "gradient_checkpointing"))
-    assert layer is not None
+    blocks = next(module for module in model.backbone.modules() if isinstance(module, torch.nn.ModuleList))
+    leaf = next(module for module in blocks[0].modules() if not list(module.children()))
     calls, found = [], []
-    block = next(child for module in model.backbone.modules() if isinstance(module, torch.nn.ModuleList) for child in module)
-    next(iter(block.children())).register_forward_pre_hook(lambda *_: calls.append(1))
+    leaf.register_forward_pre_hook(lambda *_: calls.append(1))
     for _ in range(2):
         torch.manual_seed(0)
         found.append(gradients(model, model(ids, **given).loss))
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for expected, value in zip(*found):
         assert_close(value, expected, **EXACT)
-    assert len(calls) == 3  # once, and twice with checkpointing
+    assert len(calls) == 3  # once without, twice with checkpointing
 
 
 @pytest.mark.parametrize("name", ["t5", "gpt2", "bert-text"])
 def test_insertion_is_one_graph_under_compile(name):
     case = CASES[name]
-    model, (ids, mask) = make(case, **LEARNED), batch(case)
-    labels = labels_of(case, ids, mask)
-    for training in (False, True):
-        model.train(training)
-        compiled = torch.compile(model.insert_prompt, backend="eager", fullgraph=True)
-        found = []
-        for insert in (model.insert_prompt, compiled):
-            torch.manual_seed(0)
-            found.append(insert(ids, mask, labels=labels))
-        rows = found[0].embeds.shape[1]  # compiled code cannot drop rows that no instance uses: it masks them
-        assert_close(found[1].embeds[:, :rows], found[0].embeds, **EXACT)
-        assert torch.equal(found[1].mask[:, :rows], found[0].mask) and not found[1].mask[:, rows:].any()
+    model, (ids, mask) = make(case, **LEARNED).train(), batch(case)
+    labels, found = labels_of(case, ids, mask), []
+    for insert in (model.insert_prompt, torch.compile(model.insert_prompt, backend="eager", fullgraph=True)):
+        torch.manual_seed(0)
+        found.append(insert(ids, mask, labels=labels))
+    assert_close(found[1].embeds, found[0].embeds, **EXACT)
+    assert torch.equal(found[1].mask, found[0].mask)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert-text"])
-def test_the_whole_model_is_one_graph_under_compile(name):
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert-text"])
+def test_the_whole_model_is_one_graph_and_is_compiled_once(name):
+    """Without labels and without Llama's classifier: there transformers logs a warning, which breaks the graph. (For T5:
+    tests/test_model.py.)"""
     case = CASES[name]
     model, (ids, mask) = make(case, position=1), batch(case)
-    given = arguments(case, ids, mask)
-    expected = model(ids, **given)
-    found = torch.compile(model, backend="aot_eager", fullgraph=True)(ids, **given)
-    assert_close(found.logits, expected.logits, **EXACT)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    gradients = []
+    for call in (model, compiled, compiled):
+        gradients.append(torch.autograd.grad(call(ids, mask).logits[..., 0].sum(), model.prompt.vectors)[0])
+    assert_close(gradients[1], gradients[0], **EXACT)
+    assert torch.equal(gradients[1], gradients[2]) and counter.frame_count == 1
 
 
 # --- 7: a prefix is PEFT's prompt tuning, without its defects ---
@@ -542,7 +570,8 @@ def peft_of(case, model, task="CAUSAL_LM"):
     """PEFT's prompt tuning of the same backbone with the same vectors."""
     from peft import PromptTuningConfig, get_peft_model
 
-    theirs = get_peft_model(case.make(), PromptTuningConfig(task_type=task, num_virtual_tokens=LENGTH)).double().eval()
+    config = PromptTuningConfig(task_type=task, num_virtual_tokens=LENGTH)
+    theirs = get_peft_model(case.make(), config).double().eval()
     with torch.no_grad():
         theirs.prompt_encoder["default"].embedding.weight.copy_(model.prompt.vectors)
     return theirs
@@ -554,14 +583,15 @@ def test_a_prefix_equals_peft_prompt_tuning(name):
     model, (ids, mask) = make(case, position="prefix"), batch(case)
     theirs = peft_of(case, model)
     labels = labels_of(case, ids, mask)
-    expected, found = theirs(input_ids=ids, attention_mask=mask, labels=labels), model(ids, mask, labels=labels)
+    found, expected = (m(input_ids=ids, attention_mask=mask, labels=labels) for m in (model, theirs))
     real = mask.bool()
     assert_close(found.logits[real], expected.logits[:, LENGTH:][real], **EXACT)
     assert_close(found.loss, expected.loss, **EXACT)
     gradient = torch.autograd.grad(expected.loss, theirs.prompt_encoder["default"].embedding.weight)
     assert_close(torch.autograd.grad(found.loss, model.prompt.vectors), gradient, **EXACT)
     ids, mask = ids[:1, : LENGTHS[0]], mask[:1, : LENGTHS[0]]  # no padding
-    assert_close(model(ids, mask).logits, theirs(input_ids=ids, attention_mask=mask).logits[:, LENGTH:], **EXACT)
+    found, expected = (m(input_ids=ids, attention_mask=mask) for m in (model, theirs))
+    assert_close(found.logits, expected.logits[:, LENGTH:], **EXACT)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -579,12 +609,15 @@ def test_left_padding_changes_peft_prompt_tuning_and_not_ours(name):
     assert (peft_padded - peft).abs().max() > 0.01
 
 
-def test_the_pooler_reads_the_first_token_and_not_as_in_peft_the_first_prompt_vector():
+def test_the_pooler_reads_the_first_token_where_in_peft_it_reads_a_prompt_vector():
     case = CASES["bert-text"]
     model, (ids, mask) = make(case, position="prefix"), batch(case)
-    theirs = peft_of(case, model, "SEQ_CLS")
-    wanted = references(case, model, ids, mask, lambda *_: (model.prompt.vectors, LENGTH))
-    assert_equal(model(ids, **arguments(case, ids, mask)), wanted, mask)
+    expected = references(case, model, ids, mask, always(model.prompt.vectors, LENGTH))
+    ours, theirs = (
+        m(input_ids=ids, **arguments(case, ids, mask)) for m in (model, peft_of(case, model, "SEQ_CLS"))
+    )
+    assert_equal(ours, expected, mask)
+    assert (theirs.logits - ours.logits).abs().max() > 0.01
 
 
 # --- 8: what cannot work says so, and why ---
@@ -592,13 +625,12 @@ def test_the_pooler_reads_the_first_token_and_not_as_in_peft_the_first_prompt_ve
 
 def ernie():
     """An encoder that is known as a decoder too; as it comes, it looks both ways."""
-    config = ErnieConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    return ErnieForMaskedLM(config)
+    return ErnieForMaskedLM(ErnieConfig(**tiny.SMALL, **tiny.LAYERS, num_attention_heads=2))
 
 
 def vit():
-    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=4)
-    return ViTModel(config)
+    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    return ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4))
 
 
 @pytest.mark.parametrize(
@@ -606,9 +638,12 @@ def vit():
     [
         (vit, ["model_type='vit'", "expected one of the encoders"]),
         (ernie, ["model_type='ernie'", "not known as one"]),
-        (lambda: tiny.bert(BertLMHeadModel, is_decoder=True), ["model_type='bert' is a decoder", "not known as one"]),
+        (
+            lambda: tiny.bert(BertLMHeadModel, is_decoder=True),
+            ["model_type='bert' is a decoder", "not known as one"],
+        ),
         (lambda: T5EncoderModel(tiny.t5().config), ["model_type='t5' is not one", "not known as one"]),
-        (lambda: BartForCausalLM(tiny.bart().config), ["does not take inputs_embeds"]),
+        (lambda: BartForCausalLM(tiny.bart().config), ["model_type='bart' is a decoder", "not known as one"]),
         (
             lambda: BartForSequenceClassification(tiny.bart().config),
             ["language-modelling head, BartForSequenceClassification has none"],
@@ -634,7 +669,7 @@ def test_the_last_position_is_used_and_the_next_one_refused(name):
     longest = 64 - LENGTH - case.first
     model = make(case, position=1)
     ids, mask = tiny.batch([longest], eos=False)
-    expected = references(case, model, ids, mask, lambda *_: (model.prompt.vectors, 1), labelled=False)
-    assert_equal(model(ids, mask), expected, mask)
+    expected = references(case, model, ids, mask, always(model.prompt.vectors, 1), labelled=False)
+    assert_equal(model(ids, **arguments(case, ids, mask, labelled=False)), expected, mask)
     with pytest.raises(ValueError, match="65 positions, but max_position_embeddings=64"):
         model(*tiny.batch([longest + 1], eos=False))

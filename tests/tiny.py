@@ -123,13 +123,17 @@ def qwen2(kind=Qwen2ForCausalLM, seed: int = 0, dtype=torch.float64, **options):
 def bert(kind=BertModel, seed: int = 0, dtype=torch.float64, **options):
     """A random BERT: learned positions, token types, and a pooler that reads the first row."""
     dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return finish(kind, BertConfig(**SMALL | LAYERS | dict(num_attention_heads=2) | dropout | options), seed, dtype)
+    return finish(
+        kind, BertConfig(**SMALL | LAYERS | dict(num_attention_heads=2) | dropout | options), seed, dtype
+    )
 
 
 def roberta(kind, seed: int = 0, dtype=torch.float64, **options):
     """A random RoBERTa: positions count from ``PAD + 1``."""
     dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return finish(kind, RobertaConfig(**SMALL | LAYERS | dict(num_attention_heads=2) | dropout | options), seed, dtype)
+    return finish(
+        kind, RobertaConfig(**SMALL | LAYERS | dict(num_attention_heads=2) | dropout | options), seed, dtype
+    )
 
 
 def distilbert(kind, seed: int = 0, dtype=torch.float64, **options):

@@ -113,14 +113,21 @@ def rows_of(module: nn.Module, rows: Tensor):
     would be without a prompt.
     """
 
-    def hook(_, arguments, output):
+    usual, patched = module.forward, module.__dict__.get("forward")
+
+    def forward(*arguments, **options):
+        output = usual(*arguments, **options)
         if isinstance(output, tuple):
             return (take_rows(output[0], rows), *output[1:])
         output["last_hidden_state"] = take_rows(output["last_hidden_state"], rows)
         return output
 
-    handle = module.register_forward_hook(hook)
+    # Not a forward hook: registering one counts handles in a class attribute, which torch.compile cannot trace.
+    module.forward = forward
     try:
         yield
     finally:
-        handle.remove()
+        if patched is None:
+            module.__dict__.pop("forward")  # the class's own is visible again
+        else:
+            module.forward = patched  # as accelerate does
