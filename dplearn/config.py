@@ -142,14 +142,12 @@ class PromptConfig:
     def authors(cls, name: str, **options) -> PromptConfig:
         """A variant of the authors' code, by its name there; ``options`` replace or add others.
 
-        ===================== ======================================================================
-        ``adap_pos``          one learned split for the task
-        ``adap_ins_pos``      a split for each input
-        ``adap_ins_len``      a prefix with a size for each input
-        ``adap_ins_vec``      a prefix from a pool of 4, mixed by softmax of tanh for each input
-        ``adap_ins_vec_pos``  split and mixture (plain softmax) for each input
-        ``adap_pos_ins_vec``  one split for the task, mixture (plain softmax) for each input
-        ===================== ======================================================================
+        - ``adap_pos``: one learned split for the task;
+        - ``adap_ins_pos``: a split for each input;
+        - ``adap_ins_len``: a prefix with a size for each input;
+        - ``adap_ins_vec``: a prefix from a pool of 4, mixed by softmax of tanh for each input;
+        - ``adap_ins_vec_pos``: split and mixture (plain softmax) for each input;
+        - ``adap_pos_ins_vec``: one split for the task, mixture (plain softmax) for each input.
 
         Length, pool, summary by the encoder, Gumbel-Softmax with straight-through gradients, first temperature and
         parameter counts are theirs (adap_ins_len lacks their second controller, which does nothing). On purpose these
@@ -185,7 +183,7 @@ class PromptConfig:
         return embedding.detach()[picked.to(embedding.device)].float().cpu().view(*self.shape, width)
 
     def build(self, vectors: Tensor, generator: torch.Generator | None = None) -> DynamicPrompt:
-        """The prompt module that this config describes, starting from ``vectors`` (*shape, d).
+        """The prompt module that this config describes, starting from ``vectors``, ``shape`` times d.
 
         ``generator`` feeds the Gumbel noise of learned decisions; None uses torch's global generator.
         """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
@@ -65,7 +66,7 @@ class EncoderBackbone(Backbone):
         carrying = nullcontext()
         if placed.moves is not None:
             carrying = position_space.in_vectors(self.table, placed.moves, self.first_position)
-        with rows_of(self.stack, placed.input_positions), carrying:
+        with rows_of(self.stack, _rows(placed)), carrying:
             return self.model(
                 inputs_embeds=placed.embeds,
                 attention_mask=placed.mask,
@@ -80,6 +81,14 @@ class EncoderBackbone(Backbone):
 
 # Kinds whose layers were looked at: one stack, absolute positions, a pooler or head behind the stack.
 ENCODERS = {"bert", "roberta", "distilbert", "xlm-roberta", "camembert", "electra"}
+
+
+def _rows(placed) -> Tensor:
+    """(B, T): each input token's own row. A pooler reads column 0, so where that is padding (on the left) it holds the
+    row of the first real token."""
+    own = placed.input_positions
+    first = placed.mask.gather(1, own).long().argmax(1, keepdim=True)
+    return torch.cat([own.gather(1, first), own[:, 1:]], 1)
 
 
 def _stack(model: nn.Module) -> nn.Module | None:
