@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,6 +30,21 @@ class Given(NamedTuple):
     summary: Tensor | None  # (B, d)
     keep_last: int | Tensor
     task: Tensor | None  # (B,)
+
+
+@cache
+def _extended_type(kind: type) -> type:
+    fields = [(name, object, None) for name in ("penalty", "draws")]
+    return make_dataclass(f"Prompted{kind.__name__}", fields, bases=(kind,))
+
+
+def extended(output, **fields):
+    """A transformers output with ``penalty`` and ``draws`` as fields of its own kind.
+
+    Items that its class does not know would be lost or refused where outputs are taken apart and put together again, as
+    DistributedDataParallel does.
+    """
+    return _extended_type(type(output))(**dict(output) | fields)
 
 
 class PromptedModel(nn.Module):
@@ -184,11 +200,10 @@ class PromptedModel(nn.Module):
         if labels is not None:
             options["labels"] = labels
         output = self.adapter.forward(placed, **options)
-        if placed.penalty is not None:
-            output["penalty"] = placed.penalty
-            if output.get("loss") is not None:
-                output["loss"] = output["loss"] + placed.penalty
-        return output
+        if placed.penalty is None:
+            return output
+        loss = output.get("loss")
+        return extended(output, loss=None if loss is None else loss + placed.penalty, penalty=placed.penalty)
 
     def _samples_losses(self) -> bool:
         """Whether this forward pass tries several decisions for each instance (:mod:`dplearn.estimators`)."""
@@ -219,14 +234,11 @@ class PromptedModel(nn.Module):
         if labels is not None:
             options["labels"] = labels  # an encoder-decoder makes the decoder's input from them
         output = self.adapter.forward(placed, **{k: repeat(v, times, batch) for k, v in options.items()})
-        output["draws"] = draws
-        penalty = self.prompt.penalty(decisions)
-        if penalty is not None:
-            output["penalty"] = penalty
+        penalty, loss = self.prompt.penalty(decisions), None
         if labels is not None:
             losses = self.adapter.losses(output["logits"], repeat(labels, times, batch)).view(times, batch)
-            output["loss"] = surrogate(losses, draws).mean() + (0.0 if penalty is None else penalty)
-        return output
+            loss = surrogate(losses, draws).mean() + (0.0 if penalty is None else penalty)
+        return extended(output, loss=loss, penalty=penalty, draws=draws)
 
     @torch.no_grad()
     def generate(

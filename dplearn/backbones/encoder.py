@@ -24,9 +24,7 @@ class EncoderBackbone(Backbone):
     def __init__(self, model):
         super().__init__(model)
         self.stack = _stack(model)
-        parameters = inspect.signature(model.forward).parameters
-        self.takes_positions = "position_ids" in parameters
-        self.takes_types = "token_type_ids" in parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         # RoBERTa counts positions from the row behind that of padding.
         self.table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
         padding = getattr(self.table, "padding_idx", None)
