@@ -320,6 +320,8 @@ class PromptedModel(nn.Module):
         names = self.prompt_config.tasks or ("default",)
         if task_ids is None:
             return None
+        if isinstance(task_ids, str):
+            raise ValueError(f"task_ids={task_ids!r} is one name, expected one for each instance of the batch")
         if not isinstance(task_ids, Tensor):
             unknown = [task for task in task_ids if isinstance(task, str) and task not in names]
             if unknown:

@@ -353,6 +353,13 @@ def test_the_summary_is_the_masked_mean_and_can_be_computed_once(backbone, summa
     assert torch.equal(model(ids, mask, labels=LABELS, summary=found).logits, expected)
 
 
+def test_the_encoders_summary_has_no_dropout_in_training():
+    model = make(tiny.t5(dropout=0.3), "instance", summary="encoder", backbone_dropout=True).train()
+    ids, mask = tiny.batch([6, 3, 8])
+    assert torch.equal(model.summarize(ids, mask), model.summarize(ids, mask))
+    assert model.backbone.training and model.backbone.encoder.block[0].training
+
+
 def test_inputs_embeds_equal_input_ids_where_the_end_token_is_named(backbone):
     model = make(backbone, 2)
     ids, mask = tiny.batch([6, 3, 8])

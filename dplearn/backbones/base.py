@@ -66,8 +66,15 @@ class Backbone:
 
     @torch.no_grad()
     def summarize(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Masked mean of the frozen model's last hidden states: (B, T, d), (B, T) -> (B, d). No gradient."""
-        return masked_mean(self.hidden_states(inputs, mask), mask)
+        """Masked mean of the last hidden states: (B, T, d), (B, T) -> (B, d), without gradient or dropout."""
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            return masked_mean(self.hidden_states(inputs, mask), mask)
+        finally:
+            if training:
+                self.model.train()
 
     def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states (B, T, d) of the input without a prompt."""
