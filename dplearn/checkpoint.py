@@ -126,7 +126,7 @@ def read(folder: str | os.PathLike) -> Saved:
     folder = Path(folder)
     path = folder / CONFIG
     while True:
-        text = read_text_of(folder, CONFIG, "a folder written by save_pretrained")
+        text = read_text_of(folder, CONFIG, "a folder written by save_pretrained (PEFT's: see import_peft)")
         document = parse(path, text)
         if document.get("format") != FORMAT:
             found = document.get("format")

@@ -1,8 +1,9 @@
 """Prompts of other libraries: PEFT's prompt tuning, both ways, and plain arrays.
 
 What PEFT calls prompt tuning is a fixed prompt of one prefix. Such a prompt gives the same logits here and there; the
-package PEFT is not needed for it, since only its two files are read and written. One difference is left: where inputs
-are padded on the left, PEFT puts the prompt before the padding, and this package before the first real token.
+package PEFT is not needed for it, since only its two files are read and written. Two differences are left. Where inputs
+are padded on the left, PEFT puts the prompt before the padding, and this package before the first real token. And for a
+decoder-only model, PEFT's loss also counts the first token of the input, where that has a label.
 """
 
 from __future__ import annotations
@@ -165,8 +166,11 @@ def import_npy(
     path, width = Path(path), adapt(backbone).width
     try:
         array = numpy.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy file of numbers (pickles are never loaded): {error}") from None
+    except (ValueError, EOFError):  # numpy's own message advises to load pickles
+        raise ValueError(
+            f"{path} is no .npy file of numbers, or it is damaged, expected an array (length, {width}): "
+            "pickles are never loaded, they can run code"
+        ) from None
     if not isinstance(array, numpy.ndarray):
         array.close()
         raise ValueError(f"{path} is an archive of arrays, expected one array in a .npy file")

@@ -104,7 +104,7 @@ class PromptedModel(nn.Module):
 
     def gradient_checkpointing_enable(self, **options) -> None:
         """Recompute the backbone's activations in the backward pass instead of storing them."""
-        if self._checkpointing:
+        if self._checkpointing or self._before.checkpointing:
             self.backbone.disable_input_require_grads()  # a second call would lose track of the first one's hooks
         self.backbone.gradient_checkpointing_enable(**options)
         self._checkpointing = True

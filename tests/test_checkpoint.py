@@ -1,7 +1,9 @@
 """Checkpoints: exact round trips, one error per kind of damage, and no stop that leaves half of one."""
 
+import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 
 import dplearn as dp
 from dplearn import checkpoint
@@ -57,6 +60,18 @@ def test_saving_again_replaces_the_old_checkpoint(saved):
     assert torch.equal(again.prompt.vectors, model.prompt.vectors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_tensors_come_back_in_the_dtype_in_which_they_were_saved(tmp_path, dtype):
+    """Vectors and controllers alike: a checkpoint in float64 used to come back with rounded controllers."""
+    model = make("instance")
+    model.prompt.to(dtype)
+    model.save_pretrained(tmp_path)
+    again = dp.from_pretrained(tmp_path, tiny.t5(dtype=torch.float32))
+    for name, parameter in model.trainable_parameters().items():
+        found = again.trainable_parameters()[name]
+        assert found.dtype == dtype and found.requires_grad and torch.equal(found, parameter)
+
+
 def test_a_backbone_saved_in_a_folder_is_found_again(tmp_path):
     tiny.t5(dtype=torch.float32).save_pretrained(tmp_path / "backbone")
     from transformers import AutoModelForSeq2SeqLM
@@ -84,6 +99,26 @@ def rewrite(folder, tensors):
     """Put other tensors into a checkpoint, with a right hash."""
     document = json.loads((folder / "prompt_config.json").read_text())
     checkpoint.save(folder, tensors, document["prompt"], document["backbone"])
+
+
+class Ran:
+    """A pickle of this stops the tests when it is loaded."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was loaded')",)
+
+
+def only_a_pickle(folder, name):
+    weights(folder).unlink()
+    (folder / "prompt_config.json").unlink()
+    (folder / name).write_bytes(pickle.dumps(Ran()))
+
+
+def name_weights(folder, name, data):
+    """Put other weights in place, with a right hash."""
+    (folder / name).write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    edit(folder, lambda document: document.update(weights={"file": name, "sha256": digest}))
 
 
 DAMAGE = {
@@ -165,6 +200,58 @@ DAMAGE = {
         ValueError,
         "width=512, this one has width=16",
     ),
+    "another class of backbone": (
+        lambda f: edit(f, lambda d: d["backbone"].update({"class": "T5EncoderModel"})),
+        ValueError,
+        "class='T5EncoderModel', this one has class='T5ForConditionalGeneration'",
+    ),
+    "another vocabulary": (
+        lambda f: edit(f, lambda d: d["backbone"].update(vocabulary=61)),
+        ValueError,
+        "vocabulary=61, this one has vocabulary=60",
+    ),
+    "nothing about the backbone": (
+        lambda f: edit(f, lambda d: d.update(backbone={})),
+        ValueError,
+        "model_type=None, this one has model_type='t5'",
+    ),
+    "wider vectors": (
+        lambda f: rewrite(f, {"vectors": torch.zeros(4, 32)}),
+        ValueError,
+        r"tensor 'vectors' .* expected shape \(4, 16\), found \(4, 32\)",
+    ),
+    "vectors of integers": (
+        lambda f: rewrite(f, {"vectors": torch.zeros(4, 16, dtype=torch.int64)}),
+        ValueError,
+        "tensor 'vectors' .* expected floating point, found torch.int64",
+    ),
+    "an older format": (
+        lambda f: edit(f, lambda d: d.update(format=1)),
+        ValueError,
+        "format=1, expected 2: it was written by another version",
+    ),
+    "weights that are no safetensors, with a right hash": (
+        lambda f: name_weights(f, "prompt-0.safetensors", b"\x80\x04N."),
+        ValueError,
+        "prompt-0.safetensors is damaged, expected safetensors",
+    ),
+    "weights in a pickle": (
+        lambda f: name_weights(f, "prompt.bin", pickle.dumps(Ran())),
+        ValueError,
+        "names 'prompt.bin', expected a .safetensors file: pickles are never loaded",
+    ),
+    "a PEFT checkpoint": (
+        lambda f: (weights(f).rename(f / "adapter_model.safetensors"), (f / checkpoint.CONFIG).unlink()),
+        FileNotFoundError,
+        "holds no prompt_config.json, expected a folder written by save_pretrained .*import_peft",
+    ),
+} | {
+    f"only {name}": (
+        lambda f, name=name: only_a_pickle(f, name),
+        ValueError,
+        f"holds '{name}' and no prompt_config.json: pickles are never loaded, they can run code",
+    )
+    for name in ("model.bin", "model.pt", "model.pth", "model.pkl", "model.pickle", "model.ckpt")
 }
 
 
@@ -172,8 +259,110 @@ DAMAGE = {
 def test_damage_is_named(saved, case):
     damage, error, message = DAMAGE[case]
     damage(saved)
+    backbone = tiny.t5(dtype=torch.float32)
     with pytest.raises(error, match=message):
-        dp.from_pretrained(saved, tiny.t5(dtype=torch.float32))
+        dp.from_pretrained(saved, backbone)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())  # it was not frozen
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"name_or_path": ""},
+        {"name_or_path": "somewhere", "class": "pipeline"},
+        {"name_or_path": "somewhere", "class": "AutoModel"},
+        {"name_or_path": "somewhere", "class": "NoSuchModel"},
+    ],
+)
+def test_a_backbone_that_cannot_be_found_by_name_has_to_be_given(saved, description):
+    edit(saved, lambda document: document["backbone"].update(description))
+    kind = description.get("class", "T5ForConditionalGeneration")
+    message = f"class='{kind}' and name_or_path='{description['name_or_path']}', which cannot be loaded by name"
+    with pytest.raises(ValueError, match=message):
+        dp.from_pretrained(saved)
+
+
+# --- the card ---
+
+
+def card_of(folder):
+    """The front matter of a card, and the text behind it."""
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("google/flan-t5-small", "google/flan-t5-small"),
+        ("gpt2", "gpt2"),
+        ("123/456", "123/456"),  # would be a string in YAML anyway
+        ("1e3", "1e3"),  # would be a number without quotes
+        ("t5-mini", None),  # ships with the package
+        ("", None),
+        ("../somewhere/else", None),
+        ("/".join(["", "srv", "models", "mine"]), None),
+    ],
+)
+def test_the_card_names_the_backbone_where_it_has_a_name_that_others_can_use(tmp_path, name, base):
+    backbone = tiny.t5(dtype=torch.float32)
+    backbone.name_or_path = name
+    make(backbone=backbone).save_pretrained(tmp_path)
+    front, text = card_of(tmp_path)
+    assert front == {"library_name": "dplearn"} | ({} if base is None else {"base_model": base})
+    assert ('dp.from_pretrained("this-folder")' in text) == (base is not None or name == "t5-mini")
+    assert "srv" not in text and "somewhere" not in text
+
+
+def test_a_folder_of_this_machine_is_no_name_of_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "model").mkdir(parents=True)
+    backbone = tiny.t5(dtype=torch.float32)
+    backbone.name_or_path = "someone/model"
+    make(backbone=backbone).save_pretrained(tmp_path / "prompt")
+    front, text = card_of(tmp_path / "prompt")
+    assert front == {"library_name": "dplearn"} and "someone" not in text
+
+
+def test_the_card_says_what_the_prompt_is(tmp_path):
+    options = dict(size=3, vector="task", pool_size=2, tasks=["rte", "boolq"])
+    model = make("instance", **options)
+    model.save_pretrained(tmp_path)
+    _, text = card_of(tmp_path)
+    trained = 2 * 3 * 16 + (16 + 1) * 5 + 2 * 2  # vectors in use, the split's linear layer, weights for two tasks
+    for words in (
+        "# A prompt for T5ForConditionalGeneration",
+        "4 vectors of width 16",
+        "- Where: a split in 0..3",
+        "decided for each input from the mean of its embeddings.",
+        "- How many: the first 3 of 4; 1 vector is not in use.",
+        "- Which: a mixture (softmax) out of a pool of 2, learned for each task.",
+        f"- Trained parameters: {trained} (32 more are not in use).",
+        "- Tasks: 'rte', 'boolq'.",
+        f"Written by dplearn {dp.__version__}.",
+    ):
+        assert words in text
+
+
+def test_the_lines_of_code_in_a_card_load_the_prompt(tmp_path):
+    model = make("task", backbone=dp.zoo.load("t5-mini")[0])
+    model.save_pretrained(tmp_path)
+    code = card_of(tmp_path)[1].split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace("this-folder", str(tmp_path)), names)
+    assert torch.equal(names["model"].prompt.vectors, model.prompt.vectors)
+
+
+def test_a_card_is_renewed_and_a_text_of_ones_own_is_kept(saved):
+    make("postfix").save_pretrained(saved)
+    assert "- Where: after the input (postfix)." in (saved / "README.md").read_text()
+    (saved / "README.md").write_bytes(b"My own words, not even in UTF-8: \xff")
+    make("prefix").save_pretrained(saved)
+    assert (saved / "README.md").read_bytes() == b"My own words, not even in UTF-8: \xff"
+    assert dp.from_pretrained(saved, tiny.t5(dtype=torch.float32)).prompt_config.position == "prefix"
+
+
+# --- a stop at any moment ---
 
 
 WRITER = """
@@ -181,7 +370,8 @@ import sys, torch
 from dplearn import checkpoint
 print("ready", flush=True)
 for version in range(10_000):
-    checkpoint.save(sys.argv[1], {"vectors": torch.full((2000, 100), float(version))}, {"version": version}, {})
+    tensors = {"vectors": torch.full((2000, 100), float(version))}
+    checkpoint.save(sys.argv[1], tensors, {"version": version}, {}, f"# {version}")
 """
 
 
@@ -211,3 +401,45 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_debris(saved, monkeypat
     with pytest.raises(OSError, match="disk full"):
         make("task").save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_a_stop_before_each_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch):
+    """The three files are renamed one after the other: tensors, card, JSON. Only the last one commits."""
+    real, found = checkpoint.os.replace, []
+    for stop in range(4):
+        folder, count = tmp_path / str(stop), 0
+        make("prefix").save_pretrained(folder)
+
+        def replace(source, target, stop=stop):
+            nonlocal count
+            if count == stop:
+                raise OSError("stopped")
+            count += 1
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, "replace", replace)
+            try:
+                make("postfix").save_pretrained(folder)
+            except OSError as error:
+                assert str(error) == "stopped"
+        found.append(dp.from_pretrained(folder, tiny.t5(dtype=torch.float32)).prompt_config.position)
+        assert not list(folder.glob(".*.tmp"))
+    assert found == ["prefix", "prefix", "prefix", "postfix"]
+
+
+def test_a_reader_that_is_overtaken_by_a_writer_follows_it(saved, monkeypatch):
+    """Between the JSON file and the tensors, another process saves: the tensors that JSON named are gone."""
+    tensors, old = {"vectors": torch.full((4, 16), 7.0)}, json.loads((saved / checkpoint.CONFIG).read_text())
+    real, overtaken = checkpoint.parse, []
+
+    def parse(path, text):
+        if not overtaken:
+            overtaken.append(path)
+            checkpoint.save(saved, tensors, old["prompt"] | {"position": "postfix"}, old["backbone"])
+        return real(path, text)
+
+    monkeypatch.setattr(checkpoint, "parse", parse)
+    found = checkpoint.read(saved)
+    assert overtaken and torch.equal(found.tensors["vectors"], tensors["vectors"])
+    assert found.options["position"] == "postfix"

@@ -79,22 +79,167 @@ def test_prompts_at_rest_move_with_the_model(model):
     assert model.prompt.vectors.dtype == torch.float64 and answer(model).dtype == torch.float64
 
 
-def test_unloading_gives_the_backbone_back_as_it_was():
-    backbone = tiny.t5(dropout=0.1).train()
-    backbone.lm_head.weight.requires_grad_(False)
-    wanted = [name for name, p in backbone.named_parameters() if p.requires_grad]
-    weights = copy.deepcopy(backbone.state_dict())
-    model = dp.prompted(backbone, CONFIGS["default"])
+def test_switching_back_gives_the_same_module_and_the_same_answer(model):
+    first, expected = model.prompt, answer(model)
+    model.use_prompt("pool")
+    assert model.prompt is not first and not torch.equal(answer(model), expected)
+    model.use_prompt("default")
+    assert model.prompt is first and torch.equal(answer(model), expected)
+    model.use_prompt("default")  # it is in use already
+    assert model.prompt is first and model.prompts == ("default", "short", "pool")
+
+
+def test_a_prompt_that_is_put_to_use_takes_the_mode_of_the_model():
+    """Each prompt has its own say about the backbone's dropout."""
+    model = dp.prompted(tiny.t5(dropout=0.5), CONFIGS["short"])
+    model.add_prompt("noisy", dp.PromptConfig(length=2, backbone_dropout=True))
+    model.train()
+    for name, noisy in (("noisy", True), ("default", False), ("noisy", True)):
+        model.use_prompt(name)
+        assert model.prompt.training and model.backbone.training is noisy
+    model.eval()
+    model.use_prompt("default")
+    assert not model.prompt.training and not model.backbone.training
+
+
+def test_a_new_task_and_a_temperature_belong_to_the_prompt_in_use():
+    config = dp.PromptConfig(length=2, position="task")
+    model = dp.prompted(tiny.t5(), config)
+    model.add_prompt("other", config)
+    model.add_task("new")
+    model.set_temperature(0.25)
+    for name, tasks, temperature in (("other", None, 1.0), ("default", ("default", "new"), 0.25)):
+        model.use_prompt(name)
+        assert model.prompt_config.tasks == tasks
+        assert len(model.prompt.position.controller.logits) == (2 if tasks else 1)
+        assert model.prompt.position.chooser.temperature == temperature
+
+
+def test_generation_and_decisions_are_those_of_the_prompt_in_use(model):
+    alone = dp.prompted(tiny.t5(dtype=torch.float32), CONFIGS["short"], vectors=vectors_of("short")).eval()
+    model.use_prompt("short")
+    options = dict(max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    found, expected = (one.generate(IDS, MASK, **options).logits for one in (model, alone))
+    assert all(torch.equal(*pair) for pair in zip(found, expected))
+    assert model.decide(IDS, MASK)["position"].index.tolist() == [0, 0, 0]
+
+
+def test_a_copy_of_the_model_has_prompts_of_its_own(model):
+    copied = copy.deepcopy(model)
+    copied.use_prompt("short")
+    with torch.no_grad():
+        copied.prompt.vectors.fill_(0)
+    model.use_prompt("short")
+    assert torch.equal(model.prompt.vectors, vectors_of("short")) and copied.prompts == model.prompts
+
+
+def test_a_compiled_model_answers_with_the_prompt_in_use(model):
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for name in ("default", "short", "default"):
+        model.use_prompt(name)
+        found = compiled(IDS, MASK, labels=LABELS).logits
+        torch.testing.assert_close(found, answer(model), rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_that_the_backbone_cannot_serve_is_refused_when_it_is_added():
+    model = dp.prompted(tiny.t5(), CONFIGS["short"])
+    model.adapter.refuses_position_space = lambda: "for a test"
+    config = dp.PromptConfig(length=2, position="task", estimator="position-space")
+    with pytest.raises(ValueError, match="estimator='position-space' cannot be used: for a test"):
+        model.add_prompt("other", config)
+    assert model.prompts == ("default",)
+
+
+def test_a_checkpoint_of_another_backbone_is_refused_when_it_is_loaded(model, tmp_path):
+    dp.prompted(tiny.bart(dtype=torch.float32), CONFIGS["short"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='bart', this one has model_type='t5'"):
+        model.load_prompt("other", tmp_path)
+    with pytest.raises(ValueError, match="name='pool' is taken"):
+        model.load_prompt("pool", tmp_path)
+    assert model.prompts == ("default", "short", "pool")
+
+
+BACKBONES = {"t5": tiny.t5, "bart": tiny.bart, "gpt2": tiny.gpt2, "llama": tiny.llama, "bert": tiny.bert}
+
+
+def state_of(backbone):
+    """All that a prompt could leave behind: flags, modes, hooks, replaced methods, settings, weights."""
+    modules = dict(backbone.named_modules())
+    kinds = [name for name in vars(torch.nn.Module()) if name.endswith("hooks")]
+    return {
+        "wanted": [name for name, p in backbone.named_parameters() if p.requires_grad],
+        "training": [name for name, module in modules.items() if module.training],
+        "hooks": [len(getattr(module, kind)) for module in modules.values() for kind in kinds],
+        "checkpointing": [n for n, m in modules.items() if getattr(m, "gradient_checkpointing", False)],
+        "methods": [n for n, m in modules.items() if {"forward", "compute_bias"} & set(vars(m))],
+        "config": backbone.config.to_dict(),
+        "weights": {name: tensor.tolist() for name, tensor in backbone.state_dict().items()},
+    }
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("estimator", ["straight-through", "position-space"])
+def test_unloading_gives_the_backbone_back_as_it_was(kind, estimator):
+    """Some parameters frozen, some modules in another mode: all of it is there again after training and a switch."""
+    backbone = BACKBONES[kind]().train()
+    names = [name for name, _ in backbone.named_parameters()]
+    for name in names[::3]:
+        backbone.get_parameter(name).requires_grad_(False)
+    next(module for module in backbone.modules() if isinstance(module, torch.nn.Embedding)).eval()
+    before = state_of(backbone)
+    assert 0 < len(before["wanted"]) < len(names) and len(before["training"]) > 1
+    model = dp.prompted(backbone, dp.PromptConfig(length=3, position="instance", estimator=estimator)).train()
+    model.add_prompt("other", dp.PromptConfig(length=2, backbone_dropout=True))
+    for name in ("default", "other"):
+        model.use_prompt(name)
+        output = model(IDS, MASK, **({"labels": LABELS} if kind in ("t5", "bart") else {}))
+        output[0].sum().backward()
+    torch.optim.SGD(model.trainable_parameters().values(), lr=1.0).step()
+    assert state_of(backbone) != before  # frozen, and in another mode
+    assert model.unload() is backbone and state_of(backbone) == before
+    again = dp.prompted(backbone, CONFIGS["short"])
+    assert again.unload() is backbone and state_of(backbone) == before
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_unloading_turns_off_the_checkpointing_that_came_through_the_model(times):
+    backbone = tiny.t5()
+    before = state_of(backbone)
+    model = dp.prompted(backbone, CONFIGS["short"]).train()
+    for _ in range(times):
+        model.gradient_checkpointing_enable()
+    assert state_of(backbone)["checkpointing"] and sum(state_of(backbone)["hooks"]) > 0
+    assert model.unload() is backbone and state_of(backbone) == before
+
+
+def test_unloading_leaves_what_was_set_before_the_model():
+    backbone = tiny.t5()
+    backbone.gradient_checkpointing_enable()
+    backbone.lm_head.register_forward_hook(lambda *_: None)
+    before = state_of(backbone)
+    assert before["checkpointing"] and sum(before["hooks"]) > 1
+    model = dp.prompted(backbone, CONFIGS["short"])
     model.gradient_checkpointing_enable()
-    model(IDS, MASK, labels=LABELS).loss.backward()
-    found = model.unload()
-    assert found is backbone and all(module.training for module in backbone.modules())
-    assert [name for name, p in backbone.named_parameters() if p.requires_grad] == wanted
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.state_dict().items())
-    assert not any(module._forward_hooks for module in backbone.modules())
-    assert not any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
-    with pytest.raises(RuntimeError, match="this model was unloaded"):
-        model(IDS, MASK, labels=LABELS)
+    model.unload()
+    assert state_of(backbone) == before
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: m(IDS, MASK, labels=LABELS),
+        lambda m: m.generate(IDS, MASK),
+        lambda m: m.save_pretrained("nowhere"),
+        lambda m: m.summary(),
+        lambda m: m.unload(),
+        lambda m: m.device,
+        lambda m: m.config,
+    ],
+)
+def test_an_unloaded_model_says_so(model, call):
+    model.unload()
+    with pytest.raises(RuntimeError, match="this model was unloaded: its backbone is free; make a new one"):
+        call(model)
 
 
 def test_the_summary_counts_what_training_can_change(model):
@@ -125,6 +270,8 @@ def test_the_summary_tells_the_size_of_the_checkpoint(model, tmp_path):
         (lambda m: m.save_pretrained("nowhere", name="long"), "name='long' is unknown"),
         (lambda m: m.add_prompt("pool"), "name='pool' is taken"),
         (lambda m: m.add_prompt(""), "name='' is not valid, expected a string that is not empty"),
+        (lambda m: m.add_prompt(3), "name=3 is not valid, expected a string that is not empty"),
+        (lambda m: m.remove_prompt("long"), "name='long' is unknown, expected one of"),
         (lambda m: m.remove_prompt("default"), "name='default' is in use"),
         (
             lambda m: m.add_prompt("wide", vectors=torch.zeros(20, 3)),
