@@ -33,18 +33,21 @@ def _job(
     }
 
 
+FULL_RATES = (5e-4, 1e-3, 2e-3)  # of AdamW on all weights
 DOCS_STEPS = 150  # real text is harder: a longer budget, the same for all methods on it
 
 
 def gates() -> list[dict]:
     """Is t5-mini a backbone on which prompt tuning means something? The table of `python -m dplearn.zoo check`."""
-    both, three = ("prefix", "prefix, random layers"), ("prefix", "full fine-tuning", "prefix, random layers")
+    both, full = ("prefix", "prefix, random layers"), "full fine-tuning"
     world = ("world/color", *WORLD)
     tasks = (*world, "world/owner", *DOCS)
     jobs = [_job(method, task, 0) for task in tasks for method in ("bag of words", "no prompt")]
     jobs += [_job("MiniLM probe", task, 0) for task in DOCS]
     jobs += [_job("prefix, untrained", task, seed, steps=0) for task in tasks for seed in SEEDS]
-    jobs += [_job(method, task, seed) for task in world for seed in SEEDS for method in three]
+    jobs += [_job(method, task, seed) for task in world for seed in SEEDS for method in both]
+    jobs += [_job(full, task, 101, "choice", learning_rate=rate) for task in world for rate in FULL_RATES]
+    jobs += [_job(full, task, seed, learning_rate="chosen") for task in world for seed in SEEDS]
     jobs += [_job(method, task, seed, steps=DOCS_STEPS) for task in DOCS for seed in SEEDS for method in both]
     return jobs
 
