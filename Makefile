@@ -20,7 +20,7 @@ NB ?= $(NOTEBOOKS)
 TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # The cells of one notebook share a kernel, so they must stay in one process: loadscope, never the default distribution.
-NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 -n $(JOBS) --dist loadscope
+NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 --timeout 900 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help book test test-package test-notebooks test-site notebooks robust lint format clean distclean

@@ -379,17 +379,20 @@ def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path):
     """Kill a process that saves in a loop, at many moments; what lies there is always whole and of one version."""
     versions = []
     with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE) as first:
-        first.stdout.readline()
-        while not (tmp_path / checkpoint.CONFIG).exists():
-            time.sleep(0.01)
-        for moment in range(20):  # stop, read what lies there, go on
-            time.sleep(0.003 + 0.0017 * moment)
-            os.kill(first.pid, signal.SIGSTOP)
-            saved = checkpoint.read(tmp_path)
-            assert (saved.tensors["vectors"] == saved.options["version"]).all()
-            versions.append(saved.options["version"])
-            os.kill(first.pid, signal.SIGCONT)
-        first.kill()
+        try:
+            first.stdout.readline()
+            while not (tmp_path / checkpoint.CONFIG).exists():
+                assert first.poll() is None
+                time.sleep(0.01)
+            for moment in range(20):  # stop, read what lies there, go on
+                time.sleep(0.003 + 0.0017 * moment)
+                os.kill(first.pid, signal.SIGSTOP)
+                saved = checkpoint.read(tmp_path)
+                assert (saved.tensors["vectors"] == saved.options["version"]).all()
+                versions.append(saved.options["version"])
+                os.kill(first.pid, signal.SIGCONT)
+        finally:
+            first.kill()  # leaving the block waits for its end, and a stopped process never ends
     saved = checkpoint.read(tmp_path)
     assert (saved.tensors["vectors"] == saved.options["version"]).all()
     assert versions == sorted(versions) and versions[-1] > versions[0]

@@ -1,7 +1,9 @@
 """Two processes on the CPU (gloo) give the losses and gradients of one process with the same global batch."""
 
+import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +40,38 @@ def one_process():
     return loss.detach(), {name: p.grad.clone() for name, p in model.trainable_parameters().items()}
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def launch(processes, script, *arguments):
+    """Run a script as torchrun does, or alone; whatever happens, none of its processes outlives the call."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )
+    run = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        errors = run.communicate(timeout=120)[1]
+    finally:
+        if run.poll() is None:
+            run.terminate()  # torchrun then ends its workers
+            try:
+                run.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 0, errors[-3000:]
+
+
+def worker(folder):
+    """What each of the two processes of the first test does."""
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank = dist.get_rank()
     model = make()
     wrapped = DistributedDataParallel(model)
     ids, mask = tiny.batch([6, 3, 8, 5])
@@ -53,7 +84,9 @@ def worker(rank, folder):
 
 
 def test_two_processes_average_to_the_gradient_of_the_global_batch(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    script = tmp_path / "worker.py"
+    script.write_text("import sys, test_distributed\n\ntest_distributed.worker(sys.argv[1])\n")
+    launch(2, script, tmp_path)
     (loss0, one), (loss1, other) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     loss, wanted = one_process()
     assert_close((loss0 + loss1) / 2, loss, rtol=1e-12, atol=1e-12)
@@ -65,7 +98,6 @@ def test_two_processes_average_to_the_gradient_of_the_global_batch(tmp_path):
 
 SCRIPT = """
 import json, os, sys
-sys.path.insert(0, {tests!r})
 import torch
 from transformers import Trainer, TrainingArguments, set_seed
 import test_distributed, tiny
@@ -80,7 +112,7 @@ class Examples(torch.utils.data.Dataset):
 
 model = test_distributed.make()
 arguments = TrainingArguments(
-    output_dir={folder!r}, max_steps=3, per_device_train_batch_size=int(sys.argv[1]), learning_rate=0.1, seed=3,
+    output_dir=sys.argv[2] + "-out", max_steps=3, per_device_train_batch_size=int(sys.argv[1]), learning_rate=0.1, seed=3,
     data_seed=3, save_strategy="no", logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True,
     dataloader_pin_memory=False, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
 )
@@ -88,25 +120,18 @@ trainer = Trainer(model=model, args=arguments, train_dataset=Examples())
 trainer.train()
 if trainer.is_world_process_zero():
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    tensors = {{name: p.tolist() for name, p in model.trainable_parameters().items()}}
+    tensors = {name: p.tolist() for name, p in model.trainable_parameters().items()}
     json.dump(dict(losses=losses, tensors=tensors), open(sys.argv[2], "w"))
 """
 
 
-@pytest.mark.parametrize("launcher", [("torch.distributed.run", "--standalone", "--nproc-per-node=2")])
-def test_the_trainer_under_a_launcher_takes_the_same_steps(tmp_path, launcher):
+def test_the_trainer_under_a_launcher_takes_the_same_steps(tmp_path):
     """torchrun with two processes of 4 examples each, and one process with 8: the same three steps."""
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "out")))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    commands = {
-        "two": [sys.executable, "-m", *launcher, str(script), "4", str(tmp_path / "two")],
-        "one": [sys.executable, str(script), "8", str(tmp_path / "one")],
-    }
+    script.write_text(SCRIPT)
     found = {}
-    for name, command in commands.items():
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stderr[-3000:]
+    for name, processes in (("one", 1), ("two", 2)):
+        launch(processes, script, 8 // processes, tmp_path / name)
         found[name] = json.loads((tmp_path / name).read_text())
     for one, two in zip(found["one"]["losses"], found["two"]["losses"], strict=True):
         assert one == pytest.approx(two, abs=2e-4)  # the trainer logs four digits

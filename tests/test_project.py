@@ -39,7 +39,7 @@ def requirements():
 
 def tracked_files():
     """The files that git tracks; a source archive without git has none, and the tests that need them are skipped."""
-    run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     if run.returncode:
         pytest.skip("not a git checkout, so there is no list of tracked files")
     return [ROOT / name for name in run.stdout.split("\0") if name and (ROOT / name).is_file()]
@@ -139,7 +139,7 @@ def test_shipped_weights_stay_small():
 def imported_by(statement):
     """The top-level names of all modules that a fresh interpreter holds after the statement."""
     code = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 
