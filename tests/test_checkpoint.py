@@ -277,7 +277,9 @@ def test_damage_is_named(saved, case):
 def test_a_backbone_that_cannot_be_found_by_name_has_to_be_given(saved, description):
     edit(saved, lambda document: document["backbone"].update(description))
     kind = description.get("class", "T5ForConditionalGeneration")
-    message = f"class='{kind}' and name_or_path='{description['name_or_path']}', which cannot be loaded by name"
+    message = (
+        f"class='{kind}' and name_or_path='{description['name_or_path']}', which cannot be loaded by name"
+    )
     with pytest.raises(ValueError, match=message):
         dp.from_pretrained(saved)
 
@@ -329,7 +331,9 @@ def test_the_card_says_what_the_prompt_is(tmp_path):
     model = make("instance", **options)
     model.save_pretrained(tmp_path)
     _, text = card_of(tmp_path)
-    trained = 2 * 3 * 16 + (16 + 1) * 5 + 2 * 2  # vectors in use, the split's linear layer, weights for two tasks
+    trained = (
+        2 * 3 * 16 + (16 + 1) * 5 + 2 * 2
+    )  # vectors in use, the split's linear layer, weights for two tasks
     for words in (
         "# A prompt for T5ForConditionalGeneration",
         "4 vectors of width 16",
