@@ -32,6 +32,7 @@ __all__ = [
     "prompted",
     "schedule",
     "tasks",
+    "theory",
     "zoo",
 ]
 
@@ -41,6 +42,7 @@ _LATER = {
     "LabelWordLoss": "training",
     "parameter_groups": "training",
     "tasks": None,
+    "theory": None,
     "zoo": None,
 }
 

@@ -74,7 +74,23 @@ def position() -> list[dict]:
     return choices + reports
 
 
-STUDIES = {"gates": gates, "position": position}
+ESTIMATED = {f"per instance, {name}": name for name in ("straight-through", "position-space", "score-function")}
+# What study `position` chose on validation for a learned position.
+ESTIMATED_RATES = {"world/color": 0.3, "docs/signature": 0.1}
+
+
+def estimators() -> list[dict]:
+    """Which estimator should be the default? A position per instance learned with each, in the same number of steps.
+
+    Scores on validation decide; those on test are reported beside them. "exact" costs 25 times a step and is not run.
+    """
+    return [
+        _job(method, task, seed, learning_rate=rate, splits=["validation", "test"])
+        for task, rate in ESTIMATED_RATES.items() for seed in SEEDS for method in ESTIMATED
+    ]  # fmt: skip
+
+
+STUDIES = {"gates": gates, "position": position, "estimators": estimators}
 
 
 def chosen_rate(rows: list[dict], job: dict) -> float:
@@ -101,7 +117,7 @@ def run_job(job: dict) -> dict:
 
     task = tasks.load(job["task"])
     reported = [split for split in ("test", "test_wordings") if split in task.splits]
-    splits = ["validation"] if job["purpose"] == "choice" else reported
+    splits = ["validation"] if job["purpose"] == "choice" else job.get("splits", reported)
     method, seed = job["method"], job["seed"]
     given = {name: job[name] for name in ("learning_rate", "bf16", "steps") if name in job}
     if method in ("bag of words", "MiniLM probe"):
@@ -117,7 +133,10 @@ def run_job(job: dict) -> dict:
     else:
         if method.endswith("random layers"):
             backbone = zoo.random_control(job["backbone"], seed)
-        config = PromptConfig(length=20, position=POSITIONS[method.split(",")[0]])
+        if method in ESTIMATED:
+            config = PromptConfig(length=20, position="instance", estimator=ESTIMATED[method])
+        else:
+            config = PromptConfig(length=20, position=POSITIONS[method.split(",")[0]])
         row = tuning.tune_prompt(backbone, tokenizer, task, config, tuning.Settings(**given), seed, **options)
     return job | row
 

@@ -139,6 +139,16 @@ def _estimators():
         yield Figure(f"{name}/fixed", f"position per instance, {name} / fixed prompt; l=20")
 
 
+GRADIENT_KINDS = {"t5": "T5", "bert": "BERT", "gpt2": "GPT-2", "llama": "Llama"}
+
+
+def _gradients():
+    for kind, words in GRADIENT_KINDS.items():
+        for name in ESTIMATORS[:-1]:
+            yield Figure(f"{kind} {name} cosine", f"{words}, {name}: cosine of the mean estimate with the exact gradient")
+            yield Figure(f"{kind} {name} noise", f"{words}, {name}: noise of one estimate / norm of the exact gradient")
+
+
 GROUPS = {
     "insertion": Group("The insertion operator", "bench_insertion", tuple(_insertion())),
     "steps": Group("A training step", "bench_steps", tuple(_steps())),
@@ -146,4 +156,5 @@ GROUPS = {
     "length": Group("Unused vectors", "bench_length", tuple(_length())),
     "padding": Group("Padding", "bench_padding", tuple(_padding())),
     "estimators": Group("Estimators of the position's gradient", "bench_estimators", tuple(_estimators())),
+    "gradients": Group("What the estimators find", "bench_gradients", tuple(_gradients())),
 }
