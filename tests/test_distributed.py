@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo) give the losses and gradients of one process with the same global batch."""
+"""Two processes on the CPU (gloo), with whole or sharded weights, give the losses and gradients of one process."""
 
 import datetime
 import json
@@ -12,6 +12,8 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -57,7 +59,7 @@ def launch(processes, script, *arguments):
         start_new_session=True,
     )
     try:
-        errors = run.communicate(timeout=120)[1]
+        errors = run.communicate(timeout=200)[1]
     finally:
         if run.poll() is None:
             run.terminate()  # torchrun then ends its workers
@@ -83,9 +85,29 @@ def worker(folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_average_to_the_gradient_of_the_global_batch(tmp_path):
+def sharded_worker(folder):
+    """As ``worker``, with FSDP: every layer of the backbone is split over the processes, and so is the prompt."""
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+    model = make()
+    for block in (*model.backbone.encoder.block, *model.backbone.decoder.block):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    weight = model.backbone.encoder.block[0].layer[0].SelfAttention.q.weight
+    assert len(weight.to_local()) == len(weight) // 2
+    ids, mask = tiny.batch([6, 3, 8, 5])
+    half = slice(2 * rank, 2 * rank + 2)
+    loss = model(ids[half], mask[half], labels=LABELS[half]).loss
+    loss.backward()
+    gradients = {name: p.grad.full_tensor() for name, p in model.trainable_parameters().items()}
+    torch.save((loss.detach(), gradients), Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("work", [worker, sharded_worker])
+def test_two_processes_average_to_the_gradient_of_the_global_batch(tmp_path, work):
     script = tmp_path / "worker.py"
-    script.write_text("import sys, test_distributed\n\ntest_distributed.worker(sys.argv[1])\n")
+    script.write_text(f"import sys, test_distributed\n\ntest_distributed.{work.__name__}(sys.argv[1])\n")
     launch(2, script, tmp_path)
     (loss0, one), (loss1, other) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     loss, wanted = one_process()

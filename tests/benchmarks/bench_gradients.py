@@ -58,5 +58,10 @@ def measure(report, quick, pairs):
                 values = sorted(getattr(quality, field) for quality in qualities)
                 low, _, high = statistics.quantiles(values, n=4, method="inclusive")
                 report.add(
-                    f"{kind} {name} {field}", statistics.median(values), low=low, high=high, seeds=seeds, draws=draws
+                    f"{kind} {name} {field}",
+                    statistics.median(values),
+                    low=low,
+                    high=high,
+                    seeds=seeds,
+                    draws=draws,
                 )

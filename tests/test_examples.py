@@ -1,0 +1,52 @@
+"""The examples that a reader copies run as they are written: README.md and the page At work."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, pipeline
+
+import dplearn as dp
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("README.md", 3), ("book/at-work.md", 5)])
+def test_examples_run_as_written(name, blocks, tmp_path, monkeypatch, capsys):
+    found = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+    assert len(found) == blocks
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in found:
+        exec(compile(code, name, "exec"), names)
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("text-classification", BertForSequenceClassification),
+        ("token-classification", BertForTokenClassification),
+        ("feature-extraction", BertModel),
+    ],
+)
+def test_pipelines_give_the_scores_of_the_model(task, kind):
+    tokenizer = dp.zoo.load("t5-mini")[1]
+    backbone = tiny.bert(kind, dtype=torch.float32, vocab_size=len(tokenizer))
+    model = dp.prompted(backbone, dp.PromptConfig(length=4, position="instance")).eval()
+    text = "anna keeps a red ball ."
+    found = pipeline(task, model=model, tokenizer=tokenizer, device="cpu")(text)
+    with torch.no_grad():
+        output = model(**tokenizer(text, return_tensors="pt"))
+    if task == "feature-extraction":
+        assert_close(torch.tensor(found), output.last_hidden_state)
+        return
+    scores = output.logits.softmax(-1)
+    if task == "text-classification":
+        assert found[0]["score"] == pytest.approx(scores.max().item(), abs=1e-6)
+    else:  # the pipeline leaves special tokens out
+        best = scores[0].max(-1).values[: len(found)].tolist()
+        assert [row["score"] for row in found] == pytest.approx(best, abs=1e-6)
