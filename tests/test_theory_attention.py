@@ -615,6 +615,25 @@ def test_padding_gets_no_attention(name, side):
     torch.testing.assert_close(found, own, **close)
 
 
+@pytest.mark.parametrize("name", ["t5", "gpt2", "llama"])
+def test_masks_of_ones_own_and_none_at_all_are_recorded(name, sequence):
+    embeds, labels = sequence
+    model = MODELS[name][0]()
+    own = (torch.rand(9, 9, generator=torch.Generator().manual_seed(3)) < 0.6) | torch.eye(
+        9, dtype=torch.bool
+    )
+    with A.recording(model) as layers:
+        run(model, embeds, own[None, None])
+    found = A.layer_gates(layers, torch.arange(9), count=9)  # every key a segment of its own
+    assert max(A.decomposition_error(layer, labels) for layer in layers) < 1e-12
+    assert (found[:, 0, :, ~own] == 0).all() and (found[:, 0, :, own] > 0).all()
+    if name == "gpt2":  # a module that is called alone gets no mask, and is causal all the same
+        with A.recording(model) as layers:
+            model.h[0].attn(embeds)
+        assert A.decomposition_error(layers[0], labels) < 1e-12
+        assert (A.layer_gates(layers, labels)[..., labels == INPUT, AFTER] == 0).all()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_zero_blocks_of_the_jacobian(name, sequence):
     embeds, labels = sequence
@@ -741,6 +760,17 @@ def test_recording_a_prompted_model_and_leaving_it_as_it_was():
 
 
 EOS = tiny.EOS
+
+
+def test_recordings_nest(sequence):
+    embeds, model = sequence[0], tiny.bert(BertModel)
+    with A.recording(model) as outer:
+        run(model, embeds)
+        with A.recording(model) as inner:
+            run(model, embeds)
+        run(model, embeds)
+    run(model, embeds)
+    assert (len(outer), len(inner)) == (4, 2)
 
 
 def test_mean_gates_are_means_of_the_rows():

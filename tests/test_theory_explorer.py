@@ -440,6 +440,8 @@ def test_works_as_jupyterlab_inserts_it(browser, page):
         )
     sliders = opened.page.get_by_role("slider")
     assert sliders.count() == 2
+    # Without this mark JupyterLab takes the arrow keys for itself.
+    assert all(slider.get_attribute("data-lm-suppress-shortcuts") for slider in sliders.all())
     sliders.nth(1).press("Home")
     assert [sliders.nth(i).input_value() for i in range(2)] == ["2", "0"]
     assert (

@@ -5,13 +5,14 @@ separation   targets that one split realises and another cannot, with their exac
 sensitivity  how much a real model's answer changes when the split moves, and through which mechanism
 gumbel       Gumbel-Softmax and its straight-through gradient against the exact one
 gradients    the estimates that a real model's training step gives, against the exact gradient
+explorer     the interactive figure: three small heads at every split
 
 Submodules are loaded when they are first used: some need sympy.
 """
 
 from importlib import import_module
 
-SUBMODULES = ("attention", "separation", "sensitivity", "gumbel", "gradients")
+SUBMODULES = ("attention", "separation", "sensitivity", "gumbel", "gradients", "explorer")
 
 __all__ = [*SUBMODULES, "position_sensitivity"]
 

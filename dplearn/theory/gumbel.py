@@ -51,8 +51,7 @@ def corners(loss: Callable[[Tensor], Tensor], options: int) -> Corners:
     Corners(values=tensor([1., 3.], dtype=torch.float64), gradients=tensor([[2., 3.],
             [0., 3.]], dtype=torch.float64))
     """
-    if isinstance(options, bool) or not isinstance(options, int) or options < 2:
-        raise ValueError(f"options={options!r} is not valid, expected an integer of at least 2")
+    _whole("options", options, 2)
     values, gradients = [], []
     for corner in torch.eye(options, dtype=torch.float64):
         value = loss(corner.requires_grad_())
@@ -94,6 +93,8 @@ def straight_through_gradient(
     Source: Yang et al. (2023), section 3.2; Bengio et al. (2013).
     """
     _square(logits, gradients)
+    if noise.shape[-1:] != logits.shape:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}, expected (..., {len(logits)})")
     noisy = logits.double() + noise.double()
     slopes = gradients.double()[noisy.argmax(-1)]  # (..., n)
     return (softmax_jacobian(noisy, temperature) @ slopes.unsqueeze(-1)).squeeze(-1)
@@ -115,6 +116,7 @@ def sampled_straight_through(
     Arguments as for :func:`straight_through_gradient`; generator is a torch.Generator, None for torch's global one.
     """
     _square(logits, gradients)
+    _whole("draws", draws, 2)
     rows = logits.detach().double().expand(draws, -1).clone().requires_grad_()
     weights = gumbel_one_hot(rows, _positive(temperature), generator)
     slopes = gradients.double()[weights.argmax(-1)]
@@ -163,20 +165,36 @@ def _logistic(x: Tensor) -> Tensor:
 
 
 def trapezoid_gradient(logits: Tensor, gradients: Tensor) -> Tensor:
-    """What the straight-through estimate is on average as the temperature goes to 0, (n,).
+    """What the straight-through estimate is on average as the temperature goes to 0, (..., n).
 
     ``sum_k pi_j pi_k (grad L(e_j) + grad L(e_k)) . (e_j - e_k) / 2``: the exact gradient, with the difference of the
     losses of two options replaced by the trapezoid rule for the integral of the slope along the segment between them.
 
     Parameters
     ----------
-    logits : (n,).  gradients : (n, n), of :class:`Corners`.
+    logits : (n,) or (..., n).  gradients : (..., n, n), of :class:`Corners`; leading dimensions are instances.
     """
-    _square(logits, gradients)
-    pi, v = logits.double().softmax(-1), gradients.double()
-    own = v.diagonal()
-    ends = own.unsqueeze(1) + v.T - v - own  # [j, k] = (v_j + v_k)[j] - (v_j + v_k)[k]
-    return (pi.unsqueeze(1) * pi * ends).sum(1) / 2
+    n = logits.shape[-1]
+    if gradients.shape[-2:] != (n, n):
+        raise ValueError(
+            f"gradients has shape {tuple(gradients.shape)}, expected (..., {n}, {n}): a row per corner"
+        )
+    pi = logits.double().softmax(-1)
+    return (pi.unsqueeze(-1) * pi.unsqueeze(-2) * trapezoid_differences(gradients)).sum(-1)
+
+
+def trapezoid_differences(gradients: Tensor) -> Tensor:
+    """The trapezoid rule for every ``f_j - f_k``: ``(grad L(e_j) + grad L(e_k)) . (e_j - e_k) / 2``, (..., n, n).
+
+    gradients : (..., n, n), of :class:`Corners`.
+
+    >>> square = corners(lambda w: (w * torch.tensor([1.0, 3.0])).sum() ** 2, 2)
+    >>> trapezoid_differences(square.gradients)[1, 0] == square.values[1] - square.values[0]
+    tensor(True)
+    """
+    v = gradients.double()
+    own = v.diagonal(dim1=-2, dim2=-1)
+    return (own.unsqueeze(-1) + v.mT - v - own.unsqueeze(-2)) / 2
 
 
 def two_option_laws(logits: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,6 +266,8 @@ def chance_correct(logits: Tensor, correct: Tensor) -> Tensor:
 
     logits : (N, n).  correct : (N, n), whether the answer with option k is right.
     """
+    if correct.shape != logits.shape:
+        raise ValueError(f"correct has shape {tuple(correct.shape)}, expected {tuple(logits.shape)}")
     chances = (logits.double().softmax(-1) * correct.double()).sum(-1)
     return chances.clamp(max=1)  # a sum of probabilities can round to more
 
@@ -286,8 +306,7 @@ def best_of(chances: Tensor, times: int) -> float:
     >>> best_of(torch.tensor([0.5]), times=2)
     0.75
     """
-    if isinstance(times, bool) or not isinstance(times, int) or times < 1:
-        raise ValueError(f"times={times!r} is not valid, expected an integer of at least 1")
+    _whole("times", times, 1)
     below = count_distribution(chances).cumsum(0)[:-1].clamp(max=1)
     return 1 - (below**times).mean().item()
 
@@ -302,8 +321,7 @@ def settles_at(schedule: Callable[[int], float], steps: int) -> int:
     >>> settles_at(Authors(), 20_000)
     680
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r} is not valid, expected an integer of at least 1")
+    _whole("steps", steps, 1)
     last, step = schedule(steps), steps
     while step > 0 and schedule(step - 1) == last:
         step -= 1
@@ -351,8 +369,16 @@ def _square(logits: Tensor, gradients: Tensor, options: int | None = None) -> No
         )
 
 
+def _whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r} is not valid, expected an integer of at least {least}")
+
+
 def _chances(chances: Tensor) -> Tensor:
     chances = chances.double()
-    if chances.ndim != 1 or len(chances) == 0 or not ((chances >= 0) & (chances <= 1)).all():
-        raise ValueError(f"chances has shape {tuple(chances.shape)}, expected (N,) with values in 0..1")
+    if chances.ndim != 1 or len(chances) == 0:
+        raise ValueError(f"chances has shape {tuple(chances.shape)}, expected (N,)")
+    outside = chances[~((chances >= 0) & (chances <= 1))]
+    if len(outside):
+        raise ValueError(f"chances holds {outside[0].item():g}, expected values in 0..1")
     return chances
