@@ -198,7 +198,7 @@ def test_as_the_temperature_falls_the_mean_becomes_the_trapezoid_rule(name):
     mean, error = limit_by_sampling(LOGITS, gradients)
     assert ((found - mean).abs() < 4.5 * error + 2e-3).all()
     gap = (found - gumbel.exact_gradient(LOGITS, values)).abs()
-    if name == "cubic":  # a gap that no temperature removes, many times what the sampling could mistake
+    if name == "cubic":  # a gap that lowering the temperature does not remove, many times what the sampling could mistake
         assert gap.max() > 0.05 and (gap - 9 * error - 4e-3).max() > 0
     else:
         assert gap.max() < 1e-13
@@ -403,6 +403,8 @@ def test_the_difference_comes_first_in_an_exact_straight_through_sum(dtype):
     assert gumbel.one_hot_error(soft).max() == 0
     wrong = gumbel.one_hot_error(soft, difference_first=False)
     assert wrong.max() > 0
+    top = soft.amax(-1)  # only the one can go wrong: 0 + s - s is 0
+    assert torch.equal(wrong, (((1 + top) - top) - 1).abs())
     if dtype == torch.bfloat16:
         assert wrong.max() == 2**-8 and (wrong > 0).double().mean() > 0.1
 

@@ -8,7 +8,7 @@ that was drawn, and gives the logits ``J^T v`` with the Jacobian J of the softma
     with each difference replaced by the trapezoid rule  (grad L(e_j) + grad L(e_k)) . (e_j - e_k) / 2  as tau -> 0.
 
 The rule looks at slopes at the two ends and never at the values there. It is right for losses that are linear or
-quadratic between the corners, and no temperature mends it for others.
+quadratic between the corners; for others, lowering the temperature does not mend it.
 
 Everything is float64; identities that hold exactly are returned as sympy expressions. The sampling itself and the
 temperature schedules are those of :mod:`dplearn.choice`.

@@ -1,13 +1,15 @@
 """Targets that a prompt reaches at one split and at no other, with their exact losses, and the models where none exist.
 
-Every comparison is at the same number of prompt vectors, and every prompt is the best one for its split. Four frozen
+Every comparison is at the same number of prompt vectors, and every prompt is the best one for its split. The frozen
 readers are small enough to be solved completely; the name of a function says which it belongs to:
 
-window_, one_sided    one layer with a relative position bias: rows that a prefix, or a postfix, cannot influence
-profiles, matching    one layer with any relative bias: which splits can stand in for each other, decided exactly
-causal_               two causal layers read at an end token: what stands before the input gates, what is behind reads
-shift_                absolute positions: the split moves the input along the position table
-instance_, task_      types of inputs that need different splits, so that one split per task is not enough
+* ``window_*``, ``one_sided*``: one layer with a relative position bias, and rows that a prefix, or a postfix, cannot
+  influence
+* ``profiles``, ``matching`` and what follows: one layer with any relative bias, and which splits can stand in for each
+  other, decided exactly
+* ``causal_*``: two causal layers read at an end token; what stands before the input gates, what stands behind it reads
+* ``shift_*``: absolute positions; the split moves the input along the position table
+* ``instance_*``, ``task_*``: types of inputs that need different splits, so that one split per task is not enough
 
 Exact results are sympy numbers. The functions that end in ``_loss``, and ``one_sided`` and ``biased_rows``, are the
 same readers in torch; ``fit`` searches their best prompt from many starts. A search proves no bound, it can only break
@@ -80,8 +82,8 @@ def fit(
 ) -> Fit:
     """Minimise ``loss`` over a prompt, from many random starts at once.
 
-    ``loss`` takes prompts (restarts, *shape) in float64 and gives one loss for each, (restarts,). Adam with a
-    falling learning rate runs on all of them; L-BFGS then finishes the best one.
+    ``loss`` takes prompts in float64, of the given shape behind a first dimension of restarts, and gives one loss for
+    each. Adam with a falling learning rate runs on all of them; L-BFGS then finishes the best one.
     """
     if restarts < 1 or steps < 1:
         raise ValueError(f"restarts={restarts} and steps={steps}, expected at least one of each")
@@ -138,10 +140,8 @@ def window_attention(
     Returns (seq, length + seq); the columns are P_1..P_l, then X_1..X_T. Rows sum to 1. No prompt changes
     them: the head looks at distances only.
 
-    >>> window_attention(2, epsilon=0)  # a prefix: the second row sees the two input tokens and no prompt
-    Matrix([
-    [0, 1/3, 1/3, 1/3],
-    [0,   0, 1/2, 1/2]])
+    >>> window_attention(2, epsilon=0).tolist()  # a prefix: the second row sees the two input tokens and no prompt
+    [[0, 1/3, 1/3, 1/3], [0, 0, 1/2, 1/2]]
     """
     _check_split(split, length)
     _check_seq(seq)
