@@ -198,7 +198,7 @@ def test_as_the_temperature_falls_the_mean_becomes_the_trapezoid_rule(name):
     mean, error = limit_by_sampling(LOGITS, gradients)
     assert ((found - mean).abs() < 4.5 * error + 2e-3).all()
     gap = (found - gumbel.exact_gradient(LOGITS, values)).abs()
-    if name == "cubic":  # a gap that lowering the temperature does not remove, many times what the sampling could mistake
+    if name == "cubic":  # a gap that stays, many times what the sampling could mistake
         assert gap.max() > 0.05 and (gap - 9 * error - 4e-3).max() > 0
     else:
         assert gap.max() < 1e-13
