@@ -36,7 +36,10 @@ class Draws(NamedTuple):
 
 
 def draw(
-    logits: dict[str, Tensor], estimator: str, samples: int | None = None, generator: torch.Generator | None = None
+    logits: dict[str, Tensor],
+    estimator: str,
+    samples: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Draws:
     """Choose what to try.
 

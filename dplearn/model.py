@@ -85,7 +85,9 @@ class PromptedModel(nn.Module):
         if config.estimator == "position-space" and isinstance(prompt.position, LearnedDecision):
             reason = self.adapter.refuses_position_space()
             if reason is not None:
-                raise ValueError(f"estimator='position-space' cannot be used: {reason}; expected another estimator")
+                raise ValueError(
+                    f"estimator='position-space' cannot be used: {reason}; expected another estimator"
+                )
 
     # --- what the tools of the transformers library ask a model for ---
 
@@ -159,7 +161,9 @@ class PromptedModel(nn.Module):
         given = self._prepare(input_ids, attention_mask, inputs_embeds, summary, keep_last, task_ids, labels)
         return self.prompt(*given)
 
-    def _prepare(self, input_ids, attention_mask, inputs_embeds, summary, keep_last, task_ids, labels) -> Given:
+    def _prepare(
+        self, input_ids, attention_mask, inputs_embeds, summary, keep_last, task_ids, labels
+    ) -> Given:
         """What the prompt needs, from what the user gave (see :meth:`insert_prompt`)."""
         inputs, mask = self._embed(input_ids, attention_mask, inputs_embeds)
         self.adapter.check_length(inputs.shape[1] + self.prompt.length)
@@ -224,7 +228,11 @@ class PromptedModel(nn.Module):
         for name, choice in decisions.items():
             if name in draws.index:
                 index = draws.index[name].flatten()
-                rows = torch.nn.functional.one_hot(index, logits[name].shape[1]).float() if name == "vector" else None
+                rows = (
+                    torch.nn.functional.one_hot(index, logits[name].shape[1]).float()
+                    if name == "vector"
+                    else None
+                )
                 copies[name] = Choice(index, rows)
             else:
                 weights = None if choice.weights is None else repeat(choice.weights, times, batch)
@@ -321,7 +329,9 @@ class PromptedModel(nn.Module):
         if task_ids is None:
             return None
         if isinstance(task_ids, str):
-            raise ValueError(f"task_ids={task_ids!r} is one name, expected one for each instance of the batch")
+            raise ValueError(
+                f"task_ids={task_ids!r} is one name, expected one for each instance of the batch"
+            )
         if not isinstance(task_ids, Tensor):
             unknown = [task for task in task_ids if isinstance(task, str) and task not in names]
             if unknown:
@@ -417,7 +427,9 @@ class PromptedModel(nn.Module):
         """
         self._check_known(name)
         if name == self.active_prompt:
-            raise ValueError(f"name={name!r} is in use, expected one that is not: call use_prompt with another first")
+            raise ValueError(
+                f"name={name!r} is in use, expected one that is not: call use_prompt with another first"
+            )
         del self._prompts[name]
 
     def unload(self) -> PreTrainedModel:
@@ -542,7 +554,9 @@ class _Unloaded:
     def __getattr__(self, name: str):
         if name.startswith("__"):  # copying and pickling ask for these
             raise AttributeError(name)
-        raise RuntimeError("this model was unloaded: its backbone is free; make a new one with dplearn.prompted")
+        raise RuntimeError(
+            "this model was unloaded: its backbone is free; make a new one with dplearn.prompted"
+        )
 
 
 def _drop_backbone(module: PromptedModel, state: dict, prefix: str, metadata: dict) -> None:
@@ -649,7 +663,9 @@ def _load_backbone(folder: str, description: dict) -> PreTrainedModel:
     if name in zoo.names():
         return zoo.load(name)[0]
     model_class = getattr(transformers, str(kind), None)
-    if not name or not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+    if not name or not (
+        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    ):
         raise ValueError(
             f"the prompt in {str(folder)!r} was trained for a backbone with class={kind!r} and name_or_path={name!r}, "
             "which cannot be loaded by name: expected from_pretrained(folder, backbone)"

@@ -108,7 +108,9 @@ class DynamicPrompt(nn.Module):
     def decide(self, summary: Tensor, task: Tensor | None = None) -> dict[str, Choice]:
         """What is decided for each instance, by name: summary (B, d), or (B, ...) if nothing looks at it; task (B,)."""
         if self.needs_summary and summary.ndim != 2:
-            raise ValueError("summary=None, expected a (batch, width) tensor: something is decided per instance")
+            raise ValueError(
+                "summary=None, expected a (batch, width) tensor: something is decided per instance"
+            )
         if self.needs_task and task is None:
             raise ValueError("task=None, expected task numbers (batch,): something is decided per task")
         return {name: part(summary, task) for name, part in self.parts.items()}
@@ -138,7 +140,9 @@ class DynamicPrompt(nn.Module):
         moves = None
         if torch.is_grad_enabled() and decisions["position"].weights is not None and self._in_position_space:
             moves = self._moves(mask, keep_last, decisions)
-            placed = self._place(inputs, mask, keep_last, decisions | {"position": Choice(decisions["position"].index)})
+            placed = self._place(
+                inputs, mask, keep_last, decisions | {"position": Choice(decisions["position"].index)}
+            )
         else:
             placed = self._place(inputs, mask, keep_last, decisions)
         if dropped := self.length - placed.prompt_positions.shape[1]:  # by a fixed size
@@ -167,7 +171,9 @@ class DynamicPrompt(nn.Module):
 
     @property
     def _in_position_space(self) -> bool:
-        return isinstance(self.position, LearnedDecision) and self.position.chooser.estimator == "position-space"
+        return (
+            isinstance(self.position, LearnedDecision) and self.position.chooser.estimator == "position-space"
+        )
 
     def _moves(self, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Moves:
         position, length, size = decisions["position"], self.length, decisions["size"].index

@@ -75,11 +75,17 @@ class LabelWordLoss:
         """
         scores, targets = self.scores(outputs["logits"]), self.targets(labels)
         draws, batch = outputs.get("draws"), len(targets)
-        losses = nn.functional.cross_entropy(scores, repeat(targets, len(scores) // batch, batch), reduction="none")
+        losses = nn.functional.cross_entropy(
+            scores, repeat(targets, len(scores) // batch, batch), reduction="none"
+        )
         if draws is not None:  # several decisions were tried for each instance (dplearn.estimators)
             losses = surrogate(losses.view(-1, batch), draws)
         losses = losses + outputs.get("penalty", 0.0)  # the cost of a learned size
-        return losses.mean() if num_items_in_batch is None else losses.sum() * labels.shape[1] / num_items_in_batch
+        return (
+            losses.mean()
+            if num_items_in_batch is None
+            else losses.sum() * labels.shape[1] / num_items_in_batch
+        )
 
 
 def parameter_groups(model: PromptedModel, prompt_lr: float, controller_lr: float) -> list[dict]:

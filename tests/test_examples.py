@@ -1,6 +1,7 @@
 """The examples that a reader copies run as they are written: README.md and the page At work."""
 
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, pipeline
 
 import dplearn as dp
+from dplearn.experiments import records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +25,21 @@ def test_examples_run_as_written(name, blocks, tmp_path, monkeypatch, capsys):
     for code in found:
         exec(compile(code, name, "exec"), names)
     assert capsys.readouterr().out
+
+
+def test_the_table_of_estimators_is_that_of_the_record():
+    rows = records.by(records.load("estimators")["rows"], "task", "method")
+    text, task = (ROOT / "book" / "at-work.md").read_text(), ""
+    found = {}
+    for line in re.findall(r"^\| .* ± .* \|$", text, re.MULTILINE):
+        name, estimator, _, validation, test = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        task = name or task
+        found[task, f"per instance, {estimator}"] = [validation, test]
+    assert found.keys() == rows.keys() and len(found) == 6
+    for key, runs in rows.items():
+        for split, cell in zip(("validation", "test"), found[key], strict=True):
+            scores = [records.headline(run, split) for run in runs]
+            assert cell == f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ class CausalBackbone(Backbone):
             kind, module = self._positions()
             carrying = getattr(position_space, kind)(module, placed.moves)
         with rows_of(self.model.base_model, self._rows(placed)), carrying:
-            return self.model(inputs_embeds=placed.embeds, attention_mask=mask, position_ids=positions, **options)
+            return self.model(
+                inputs_embeds=placed.embeds, attention_mask=mask, position_ids=positions, **options
+            )
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return instance_losses(logits, labels, shift=self._predicts_next())

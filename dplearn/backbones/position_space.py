@@ -103,7 +103,9 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype) -> Tensor:
     steps = torch.arange(mask.shape[1], device=mask.device)
     visible = steps <= steps.unsqueeze(1)  # (query, key), as the rows stand now
     lowest = torch.finfo(dtype).min
-    value = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill(~visible, math.log(HIDDEN))
+    value = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill(
+        ~visible, math.log(HIDDEN)
+    )
     value = value.expand(len(mask), -1, -1).masked_fill(~real, lowest).unsqueeze(1)
 
     def products(grad):

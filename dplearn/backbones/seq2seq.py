@@ -64,7 +64,9 @@ class Seq2SeqBackbone(Backbone):
         if attention is None:
             table = self._table()
             return position_space.in_vectors(table, moves, getattr(table, "offset", 0))
-        if any(getattr(module, "gradient_checkpointing", False) for module in self.model.get_encoder().modules()):
+        if any(
+            getattr(module, "gradient_checkpointing", False) for module in self.model.get_encoder().modules()
+        ):
             raise ValueError(
                 "estimator='position-space' does not work with gradient checkpointing on a relative bias, which is "
                 "made anew in the backward pass: expected gradient checkpointing off or another estimator"

@@ -74,7 +74,9 @@ def position() -> list[dict]:
     return choices + reports
 
 
-ESTIMATED = {f"per instance, {name}": name for name in ("straight-through", "position-space", "score-function")}
+ESTIMATED = {
+    f"per instance, {name}": name for name in ("straight-through", "position-space", "score-function")
+}
 # What study `position` chose on validation for a learned position.
 ESTIMATED_RATES = {"world/color": 0.3, "docs/signature": 0.1}
 

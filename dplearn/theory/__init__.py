@@ -1,4 +1,4 @@
-"""The theory of the book as functions: what a prompt can and cannot do inside attention, and what a sampled split learns.
+"""The theory of the book as functions: what a prompt can do inside attention, and what a sampled split learns.
 
 attention    attention with prompts, in sympy and in torch: the gated decomposition and what follows from it
 separation   targets that one split realises and another cannot, with their exact losses

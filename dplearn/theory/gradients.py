@@ -80,8 +80,10 @@ def compare(
 
     Parameters
     ----------
-    model, batch, draws : as for :func:`position_gradients`.
-    estimators : names; None: all but "exact" that the backbone admits.
+    model : as for :func:`position_gradients`.
+    batch : as for :func:`position_gradients`.
+    estimators : their names, without "exact". None: all that the backbone admits.
+    draws : how many estimates of each.
 
     Source: Yang et al. (2023), section 3.2, for "straight-through"; :mod:`dplearn.estimators` for the others.
     """
