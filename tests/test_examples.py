@@ -31,15 +31,15 @@ def test_the_table_of_estimators_is_that_of_the_record():
     rows = records.by(records.load("estimators")["rows"], "task", "method")
     text, task = (ROOT / "book" / "at-work.md").read_text(), ""
     found = {}
-    for line in re.findall(r"^\| .* ± .* \|$", text, re.MULTILINE):
-        name, estimator, _, validation, test = (cell.strip(" `") for cell in line.strip("|").split("|"))
+    for line in re.findall(r"^\| .*\u00a0±.* \|$", text, re.MULTILINE):
+        name, estimator, validation, test = (cell.strip(" ") for cell in line.strip("|").split("|"))
         task = name or task
         found[task, f"per instance, {estimator}"] = [validation, test]
     assert found.keys() == rows.keys() and len(found) == 6
     for key, runs in rows.items():
         for split, cell in zip(("validation", "test"), found[key], strict=True):
             scores = [records.headline(run, split) for run in runs]
-            assert cell == f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}"
+            assert cell == f"{statistics.mean(scores):.3f}\u00a0±\u00a0{statistics.stdev(scores):.3f}"
 
 
 @pytest.mark.parametrize(
