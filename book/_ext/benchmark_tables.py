@@ -36,7 +36,7 @@ def cells(goals, figure, found, quick):
         reason = "" if found is None else f": {found['skipped']}"
         return [figure.words, f"not run{reason}", "", goals.bound(figure), ""]
     value, spread = found["value"], ""
-    if "pairs" in found:
+    if "low" in found:
         spread = f"{goals.number(found['low'])} to {goals.number(found['high'])}"
     # Judged here and not copied: a goal that has changed since the run must not keep its old verdict.
     verdict = {True: "pass", False: "fail", None: ""}[goals.holds(value, figure.goal, figure.at_least)]

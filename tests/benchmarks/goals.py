@@ -145,13 +145,8 @@ GRADIENT_KINDS = {"t5": "T5", "bert": "BERT", "gpt2": "GPT-2", "llama": "Llama"}
 def _gradients():
     for kind, words in GRADIENT_KINDS.items():
         for name in ESTIMATORS[:-1]:
-            yield Figure(
-                f"{kind} {name} cosine",
-                f"{words}, {name}: cosine of the mean estimate with the exact gradient",
-            )
-            yield Figure(
-                f"{kind} {name} noise", f"{words}, {name}: noise of one estimate / norm of the exact gradient"
-            )
+            yield Figure(f"{kind} {name} cosine", f"{words}, {name}: cosine")
+            yield Figure(f"{kind} {name} noise", f"{words}, {name}: noise")
 
 
 GROUPS = {
