@@ -49,7 +49,10 @@ def decisions(config: PromptConfig) -> dict[str, Decision]:
     >>> decisions(PromptConfig(length=20, size=8))["how many"]
     Decision(level='fixed', words='the first 8 of 20; 12 vectors are not in use')
     """
-    return {"where": _where(config), "how many": _how_many(config), "which": _which(config)}
+    where = _where(config)
+    if config.insert is not None:
+        where = where._replace(words=f"{where.words}, {config.insert.split('-')[0]} the position embeddings")
+    return {"where": where, "how many": _how_many(config), "which": _which(config)}
 
 
 def _learned(level: str, config: PromptConfig) -> str:
@@ -166,6 +169,11 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
         f"{config.length} vectors of width {backbone['width']} that steer {which}. The backbone is not in this folder.",
         "",
         *(f"- {name.capitalize()}: {found.words}." for name, found in decisions(config).items()),
+        *(
+            [f"- Depth: fresh vectors in each of the first {config.depth} layers."]
+            if config.depth > 1
+            else []
+        ),
         f"- Trained parameters: {counted.trained:,}{unused}.",
         *tasks,
         "",

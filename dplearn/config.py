@@ -17,6 +17,7 @@ from dplearn.vector import MIXINGS, VECTORS, Mixture
 
 SUMMARIES = ("embeddings", "encoder")
 INITS = ("vocabulary", "uniform")
+INSERTS = (None, "after-positions", "before-positions")
 
 # The variants of the authors' code, by the names of its scripts: what differs from the defaults.
 AUTHORS: dict[str, dict] = {
@@ -59,8 +60,16 @@ class PromptConfig:
         training step costs about so many forward and backward passes.
     temperature : initial temperature of Gumbel-Softmax; anneal it with :class:`dplearn.Annealing`.
     init : first values of the vectors: rows drawn from the backbone's "vocabulary" embeddings (all drawn rows differ
-        where the vocabulary is large enough), or "uniform" in (-0.5, 0.5).
+        where the vocabulary is large enough), or "uniform" in (-0.5, 0.5). Images have no vocabulary: there the default
+        is VPT's, uniform in (-v, v) with v^2 = 6 / (size of a patch + d).
     backbone_dropout : leave the frozen backbone's dropout on while training. Off by default.
+    depth : images only: in how many of the first layers there is a prompt of its own. 1: at the input alone
+        (VPT-shallow). More: at the input of each further layer, fresh vectors replace the prompt's rows (VPT-deep). All
+        layers share position and size, and the weights of a pool. A learned position or size then needs an estimator
+        that runs real sequences.
+    insert : images only: whether the prompt enters "after-positions" (behind the position embeddings, as VPT; the
+        default, None) or "before-positions". Behind them no position can matter; in front of them the split shifts the
+        patches over a grid of positions that is stretched for the prompt (:mod:`dplearn.backbones.vit`).
 
     Raises
     ------
@@ -84,9 +93,11 @@ class PromptConfig:
     temperature: float = 1.0
     init: str = "vocabulary"
     backbone_dropout: bool = False
+    depth: int = 1
+    insert: str | None = None
 
     def __post_init__(self):
-        for name in ("length", "pool_size"):
+        for name in ("length", "pool_size", "depth"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} is not valid, expected an integer of at least 1")
@@ -94,6 +105,7 @@ class PromptConfig:
         resolve_size(self.size, self.length)
         choices = {
             "vector": VECTORS, "mixing": MIXINGS, "summary": SUMMARIES, "estimator": sorted(ESTIMATORS), "init": INITS,
+            "insert": INSERTS,
         }  # fmt: skip
         for name, options in choices.items():
             if getattr(self, name) not in options:
@@ -106,6 +118,7 @@ class PromptConfig:
                 f"backbone_dropout={self.backbone_dropout!r} is not valid, expected True or False"
             )
         self._check_estimator()
+        self._check_images()
         if self.tasks is not None:
             object.__setattr__(self, "tasks", _task_names(self.tasks))
 
@@ -129,6 +142,22 @@ class PromptConfig:
             raise ValueError(
                 f"samples={self.samples!r} is not valid, expected an integer of at least {least}"
             )
+
+    def _check_images(self):
+        if self.insert == "before-positions" and self.size in LEARNED:
+            raise ValueError(
+                f"size={self.size!r} is not valid with insert='before-positions', expected 'full' or a number: "
+                "the grid of positions is stretched for one size"
+            )
+        # Which mixture of sequences straight-through gradients belong to is clear at the input alone.
+        rough = {"straight-through": ("position", "size"), "position-space": ("size",)}
+        for name in rough.get(self.estimator, ()):
+            if self.depth > 1 and getattr(self, name) in LEARNED:
+                raise ValueError(
+                    f"estimator={self.estimator!r} is not valid with depth={self.depth} and {name}="
+                    f"{getattr(self, name)!r}, expected 'score-function' or 'exact'"
+                    + (", or 'position-space'" if name == "position" else "")
+                )
 
     def to_dict(self) -> dict:
         """The options as plain JSON values."""
@@ -176,12 +205,15 @@ class PromptConfig:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the trained vectors without their width: (length,) or (pool_size, length)."""
-        return (self.length,) if self.vector == "single" else (self.pool_size, self.length)
+        """Shape of the trained vectors without their width: (length,), with the depth (if above 1) and the pool's size
+        (if there is a pool) in front: (pool_size, depth, length)."""
+        deep = () if self.depth == 1 else (self.depth,)
+        pool = () if self.vector == "single" else (self.pool_size,)
+        return (*pool, *deep, self.length)
 
     def initial_vectors(self, embedding: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """First values of the prompt, (length, d) or (pool_size, length, d) in float32, for a backbone with this
-        (vocabulary, d) embedding."""
+        """First values of the prompt, ``shape`` times d in float32, for a backbone with this (vocabulary, d)
+        embedding."""
         rows, width = embedding.shape
         if self.init == "uniform":
             return torch.empty(*self.shape, width).uniform_(-0.5, 0.5, generator=generator)
@@ -198,6 +230,7 @@ class PromptConfig:
             raise ValueError(
                 f"vectors has shape {tuple(vectors.shape)}, expected ({', '.join(map(str, self.shape))}, width): "
                 f"length={self.length}, vector={self.vector!r}"
+                + (f", depth={self.depth}" if self.depth > 1 else "")
             )
         tasks = 1 if self.tasks is None else len(self.tasks)
 
@@ -221,6 +254,7 @@ class PromptConfig:
             decision(resolve_size(self.size, self.length), self.size),
             vector,
             self.size_cost,
+            self.depth,
         )
 
 

@@ -30,6 +30,7 @@ class Given(NamedTuple):
     summary: Tensor | None  # (B, d)
     keep_last: int | Tensor
     task: Tensor | None  # (B,)
+    positions: Tensor | None  # (1, T + n, d), where the prompt enters in front of a backbone's positions
 
 
 @cache
@@ -78,10 +79,11 @@ class PromptedModel(nn.Module):
         self.train(backbone.training)
 
     def _check(self, prompt: DynamicPrompt, config: PromptConfig) -> None:
-        """Raise ValueError where a prompt does not fit the backbone."""
+        """Raise ValueError where a prompt does not fit the backbone; the adapter warns of what cannot help."""
         if prompt.width != self.adapter.width:
             kind, width = type(self.adapter.model).__name__, self.adapter.width
             raise ValueError(f"prompt has width {prompt.width}, but {kind} has width {width}")
+        self.adapter.check(config)
         if config.estimator == "position-space" and isinstance(prompt.position, LearnedDecision):
             reason = self.adapter.refuses_position_space()
             if reason is not None:
@@ -103,6 +105,11 @@ class PromptedModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.backbone.dtype
+
+    @property
+    def main_input_name(self) -> str:
+        """What the backbone reads: "input_ids" or "pixel_values"."""
+        return self.backbone.main_input_name
 
     def gradient_checkpointing_enable(self, **options) -> None:
         """Recompute the backbone's activations in the backward pass instead of storing them."""
@@ -141,6 +148,8 @@ class PromptedModel(nn.Module):
         keep_last: int | Tensor | None = None,
         task_ids: Tensor | Sequence[int | str] | None = None,
         labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **embedding,
     ) -> PromptedInput:
         """Embed a batch, decide about the prompt and put it in place; the backbone's layers do not run.
 
@@ -153,19 +162,45 @@ class PromptedModel(nn.Module):
             end-of-sequence token last where the input ids end with one, a decoder-only model the tokens that have
             ``labels``.
         task_ids : the task of each instance, (B,) numbers or a list of names; needed where tasks decide differently.
+        pixel_values : (B, channels, height, width) images, for a backbone that reads them, and nothing else of the
+            above but ``summary`` and ``task_ids``.
+        embedding : what else the backbone's embeddings take, such as ``interpolate_pos_encoding``.
 
         Returns
         -------
         PromptedInput with the new embeddings and mask, where every row went, and the decisions.
         """
-        given = self._prepare(input_ids, attention_mask, inputs_embeds, summary, keep_last, task_ids, labels)
-        return self.prompt(*given)
+        given = self._prepare(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            summary,
+            keep_last,
+            task_ids,
+            labels,
+            pixel_values,
+            embedding,
+        )
+        return self._insert(given)
+
+    def _insert(self, given: Given, decisions: dict[str, Choice] | None = None) -> PromptedInput:
+        inputs, mask, summary, keep_last, task, positions = given
+        return self.adapter.finish(self.prompt(inputs, mask, summary, keep_last, task, decisions), positions)
 
     def _prepare(
-        self, input_ids, attention_mask, inputs_embeds, summary, keep_last, task_ids, labels
+        self,
+        input_ids,
+        attention_mask,
+        inputs_embeds,
+        summary,
+        keep_last,
+        task_ids,
+        labels,
+        pixel_values,
+        embedding,
     ) -> Given:
         """What the prompt needs, from what the user gave (see :meth:`insert_prompt`)."""
-        inputs, mask = self._embed(input_ids, attention_mask, inputs_embeds)
+        inputs, mask = self._embed(input_ids, attention_mask, inputs_embeds, pixel_values, embedding)
         self.adapter.check_length(inputs.shape[1] + self.prompt.length)
         if keep_last is None:
             keep_last = self.adapter.keep_last(input_ids, mask, labels)
@@ -175,7 +210,11 @@ class PromptedModel(nn.Module):
             raise ValueError(
                 f"summary has shape {tuple(summary.shape)}, expected {(inputs.shape[0], inputs.shape[2])}"
             )
-        return Given(inputs, mask, summary, keep_last, self._task_numbers(task_ids, inputs))
+        positions = None
+        if self.prompt_config.insert == "before-positions":
+            inputs = self.adapter.embed(pixel_values, positions=False, **embedding)
+            positions = self.adapter.positions(pixel_values, self.prompt.size.option)
+        return Given(inputs, mask, summary, keep_last, self._task_numbers(task_ids, inputs), positions)
 
     def forward(
         self,
@@ -186,21 +225,26 @@ class PromptedModel(nn.Module):
         labels: Tensor | None = None,
         summary: Tensor | None = None,
         task_ids: Tensor | Sequence[int | str] | None = None,
+        pixel_values: Tensor | None = None,
         **options,
     ):
         """The backbone's own output for the prompted input.
 
-        Takes what the backbone's ``forward`` takes (``options`` are handed on), plus ``summary`` and ``task_ids`` as in
-        :meth:`insert_prompt`. ``labels`` have the shape that the backbone wants without a prompt: the prompt's rows
-        leave before the head, except in an encoder-decoder, whose decoder is not touched. While a size is learned and
-        costs something, the output has a ``penalty``, which is part of its ``loss``.
+        Takes what the backbone's ``forward`` takes (``options`` are handed on; images go by name, ``pixel_values=``),
+        plus ``summary`` and ``task_ids`` as in :meth:`insert_prompt`. ``labels`` have the shape that the backbone wants
+        without a prompt: the prompt's rows leave before the head, except in an encoder-decoder, whose decoder is not
+        touched. While a size is learned and costs something, the output has a ``penalty``, which is part of its
+        ``loss``.
         """
         if decoder_input_ids is not None:
             options["decoder_input_ids"] = decoder_input_ids
-        given = self._prepare(input_ids, attention_mask, inputs_embeds, summary, None, task_ids, labels)
+        embedding = {name: options.pop(name) for name in self.adapter.embedding_options if name in options}
+        given = self._prepare(
+            input_ids, attention_mask, inputs_embeds, summary, None, task_ids, labels, pixel_values, embedding
+        )
         if self._samples_losses():
             return self._forward_draws(given, labels, options)
-        placed = self.prompt(*given)
+        placed = self._insert(given)
         if labels is not None:
             options["labels"] = labels
         output = self.adapter.forward(placed, **options)
@@ -237,8 +281,8 @@ class PromptedModel(nn.Module):
             else:
                 weights = None if choice.weights is None else repeat(choice.weights, times, batch)
                 copies[name] = Choice(repeat(choice.index, times, batch), weights)
-        inputs, mask, _, keep_last, _ = (repeat(value, times, batch) for value in given)
-        placed = self.prompt(inputs, mask, None, keep_last, decisions=copies)
+        several = Given(*(repeat(value, times, batch) for value in given))
+        placed = self._insert(several._replace(summary=None, task=None), copies)
         if labels is not None:
             options["labels"] = labels  # an encoder-decoder makes the decoder's input from them
         output = self.adapter.forward(placed, **{k: repeat(v, times, batch) for k, v in options.items()})
@@ -256,6 +300,7 @@ class PromptedModel(nn.Module):
         inputs_embeds: Tensor | None = None,
         summary: Tensor | None = None,
         task_ids: Tensor | Sequence[int | str] | None = None,
+        pixel_values: Tensor | None = None,
         **options,
     ) -> Tensor:
         """Generate from the prompted input with the backbone's ``generate``; ``options`` are handed on.
@@ -266,35 +311,66 @@ class PromptedModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            placed = self.insert_prompt(input_ids, attention_mask, inputs_embeds, summary, task_ids=task_ids)
+            placed = self.insert_prompt(
+                input_ids,
+                attention_mask,
+                inputs_embeds,
+                summary,
+                task_ids=task_ids,
+                pixel_values=pixel_values,
+            )
             return self.adapter.generate(placed, **options)
         finally:
             self.train(training)
 
     def decide(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         task_ids: Tensor | Sequence[int | str] | None = None,
+        pixel_values: Tensor | None = None,
+        **embedding,
     ) -> dict[str, Choice]:
         """What the prompt decides for each instance, by name of the decision; the backbone's layers do not run.
 
         ``decide(...)["position"].index`` is the split of each instance, (B,); "size" and, with a pool, "vector" are
         there too.
         """
-        return self.insert_prompt(input_ids, attention_mask, task_ids=task_ids).decisions
+        return self.insert_prompt(
+            input_ids, attention_mask, task_ids=task_ids, pixel_values=pixel_values, **embedding
+        ).decisions
 
     @torch.no_grad()
     def summarize(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **embedding,
     ) -> Tensor:
         """The summary (B, d) that instance-level decisions look at. It never changes in training, so it can be
         computed once per example and passed to ``forward`` as ``summary``. ``labels`` tell a decoder-only model which
         tokens are the answer, which is left out."""
-        inputs, mask = self._embed(input_ids, attention_mask, None)
+        inputs, mask = self._embed(input_ids, attention_mask, None, pixel_values, embedding)
         return self._summarize(inputs, mask, self.adapter.keep_last(input_ids, mask, labels))
 
-    def _embed(self, input_ids, attention_mask, inputs_embeds) -> tuple[Tensor, Tensor]:
+    def _embed(
+        self, input_ids, attention_mask, inputs_embeds, pixel_values=None, embedding=None
+    ) -> tuple[Tensor, Tensor]:
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        if self.adapter.input_name == "pixel_values":
+            surplus = [name for name, value in text.items() if value is not None]
+            if surplus or pixel_values is None:
+                raise ValueError(
+                    f"{type(self.backbone).__name__} reads images: expected pixel_values=..., "
+                    f"got {surplus[0] if surplus else 'none'}"
+                )
+            inputs = self.adapter.embed(pixel_values, **embedding or {})
+            return inputs, self.adapter.full_mask(inputs)
+        if pixel_values is not None or embedding:
+            name = next(iter(embedding or ()), "pixel_values")
+            raise ValueError(f"{name} is for images, but {type(self.backbone).__name__} reads text")
         if (input_ids is None) == (inputs_embeds is None):
             both = "both" if input_ids is not None else "none"
             raise ValueError(f"expected one of input_ids and inputs_embeds, got {both}")
@@ -312,7 +388,7 @@ class PromptedModel(nn.Module):
             raise ValueError(f"attention_mask has shape {found}, expected {tuple(shape)} as the input")
         inputs = self.adapter.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if attention_mask is None:
-            attention_mask = torch.ones(shape, dtype=torch.long, device=inputs.device)
+            attention_mask = self.adapter.full_mask(inputs)
         return inputs, attention_mask
 
     def _summarize(self, inputs: Tensor, mask: Tensor, keep_last: int | Tensor) -> Tensor:
@@ -572,13 +648,11 @@ def _forgive_backbone(module: PromptedModel, keys) -> None:
 
 def describe(backbone: PreTrainedModel) -> dict:
     """What a checkpoint records of its backbone, so that a prompt is never loaded onto another model."""
-    embedding = backbone.get_input_embeddings().weight
     return {
         "name_or_path": backbone.name_or_path,
         "class": type(backbone).__name__,
         "model_type": backbone.config.model_type,
-        "vocabulary": embedding.shape[0],
-        "width": embedding.shape[1],
+        **adapt(backbone).describe(),
     }
 
 
@@ -593,10 +667,11 @@ def prompted(
 
     Parameters
     ----------
-    backbone : a text model of transformers: encoder-decoder, decoder-only or encoder, with its head. It is frozen in
-        place.
+    backbone : a model of transformers with its head: a text model (encoder-decoder, decoder-only or encoder) or a
+        vision transformer. It is frozen in place.
     config : what kind of prompt; ``PromptConfig()`` is a prefix of 20 vectors.
-    vectors : (length, d) first values of the prompt, instead of ``config.init``; (pool_size, length, d) for a pool.
+    vectors : (length, d) first values of the prompt, instead of ``config.init``; (pool_size, length, d) for a pool,
+        and with a ``depth`` above 1 that dimension before the length.
     generator : source of the random initial vectors; None uses torch's global generator.
 
     Raises
@@ -612,7 +687,7 @@ def _new_prompt(
     adapter: Backbone, config: PromptConfig, vectors: Tensor | None, generator: torch.Generator | None
 ) -> DynamicPrompt:
     if vectors is None:
-        vectors = config.initial_vectors(adapter.embedding, generator)
+        vectors = adapter.initial_vectors(config, generator)
     elif vectors.shape != (*config.shape, adapter.width):
         raise ValueError(
             f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, adapter.width)}: "

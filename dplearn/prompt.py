@@ -29,6 +29,8 @@ class PromptedInput(NamedTuple):
     decisions: choices by name, "position", "size" and, with a pool, "vector".
     penalty: the cost on length, a scalar to add to the loss, or None.
     moves: what the position-space estimator needs, or None (:mod:`dplearn.backbones.position_space`).
+    deeper: vectors for the prompt's rows in further layers, (depth - 1, l, d) or (B, depth - 1, l, d), or None.
+    masked: whether vectors can be out of use in their rows, so that only the mask hides them (a learned size).
     """
 
     embeds: Tensor
@@ -38,6 +40,8 @@ class PromptedInput(NamedTuple):
     decisions: dict[str, Choice]
     penalty: Tensor | None = None
     moves: Moves | None = None
+    deeper: Tensor | None = None
+    masked: bool = False
 
 
 class DynamicPrompt(nn.Module):
@@ -45,12 +49,14 @@ class DynamicPrompt(nn.Module):
 
     Parameters
     ----------
-    vectors : (l, d), the initial prompt, or (K, l, d), a pool of K prompts. Becomes the parameter ``vectors``, kept in
-        its own dtype (float32 is advised) and cast to the input's dtype when it is inserted.
+    vectors : (l, d), the initial prompt, or (K, l, d), a pool of K prompts; with a ``depth`` above 1, (depth, l, d) or
+        (K, depth, l, d). Becomes the parameter ``vectors``, kept in its own dtype (float32 is advised) and cast to the
+        input's dtype when it is inserted.
     position : decision of the split k in 0..l.
     size : decision of the number n of vectors in use; None: all.
     vector : mixture over the pool; needed with a pool and only then.
     size_cost : what a prompt of full size costs: ``size_cost * E[n] / l`` is added to the loss while training.
+    depth : in how many layers there are vectors; those of the first are inserted, the others are ``deeper``.
 
     Raises
     ------
@@ -64,19 +70,24 @@ class DynamicPrompt(nn.Module):
         size: FixedDecision | LearnedDecision | None = None,
         vector: Mixture | None = None,
         size_cost: float = 0.0,
+        depth: int = 1,
     ):
         super().__init__()
-        expected = "(length, width)" if vector is None else "(pool, length, width)"
-        if vectors.ndim != expected.count(",") + 1 or 0 in vectors.shape or not vectors.is_floating_point():
+        expected = "(length, width)" if depth == 1 else "(depth, length, width)"
+        expected = expected if vector is None else f"(pool, {expected[1:]}"
+        bad = vectors.ndim != expected.count(",") + 1 or 0 in vectors.shape or not vectors.is_floating_point()
+        if bad or (depth > 1 and vectors.shape[-3] != depth):
             raise ValueError(
                 f"vectors has shape {tuple(vectors.shape)} and dtype {vectors.dtype}, "
                 f"expected {expected} with length >= 1, floating point"
+                + (f", depth={depth}" if depth > 1 else "")
             )
         self.vectors = nn.Parameter(vectors.detach().clone())
         self.position = position
         self.size = FixedDecision(vectors.shape[-2]) if size is None else size
         self.vector = vector
         self.size_cost = size_cost
+        self.depth = depth
 
     @property
     def length(self) -> int:
@@ -147,7 +158,15 @@ class DynamicPrompt(nn.Module):
             placed = self._place(inputs, mask, keep_last, decisions)
         if dropped := self.length - placed.prompt_positions.shape[1]:  # by a fixed size
             placed = placed._replace(prompt_positions=pad(placed.prompt_positions, (0, dropped), value=-1))
-        return PromptedInput(*placed, decisions, self.penalty(decisions), moves)
+        deeper = self.deeper(decisions)
+        return PromptedInput(
+            *placed,
+            decisions,
+            self.penalty(decisions),
+            moves,
+            None if deeper is None else deeper.to(inputs.dtype),
+            isinstance(self.size, LearnedDecision),
+        )
 
     def penalty(self, decisions: dict[str, Choice]) -> Tensor | None:
         """The cost on length, while training and where a size is learned and costs something."""
@@ -184,8 +203,18 @@ class DynamicPrompt(nn.Module):
         return Moves(position.weights, rows, mask.long().argmax(1, keepdim=True))
 
     def content(self, decisions: dict[str, Choice]) -> Tensor:
-        """The prompt vectors: (l, d) without a pool, (B, l, d) with one."""
-        return self.vectors if self.vector is None else mix(self.vectors, decisions["vector"].weights)
+        """The vectors that are inserted: (l, d) without a pool, (B, l, d) with one."""
+        vectors = self.vectors if self.depth == 1 else self.vectors.select(-3, 0)
+        return vectors if self.vector is None else mix(vectors, decisions["vector"].weights)
+
+    def deeper(self, decisions: dict[str, Choice]) -> Tensor | None:
+        """The vectors for further layers: (depth - 1, l, d) without a pool, (B, depth - 1, l, d) with one."""
+        if self.depth == 1:
+            return None
+        vectors = self.vectors.narrow(-3, 1, self.depth - 1)
+        if self.vector is None:
+            return vectors
+        return mix(vectors.flatten(1, 2), decisions["vector"].weights).unflatten(1, (self.depth - 1, -1))
 
     def _place(self, inputs: Tensor, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Inserted:
         vectors = self.content(decisions).to(inputs.dtype)

@@ -37,7 +37,7 @@ from transformers import (
     RobertaForSequenceClassification,
     T5EncoderModel,
     ViTConfig,
-    ViTModel,
+    ViTForMaskedImageModeling,
 )
 
 import dplearn as dp
@@ -651,13 +651,13 @@ def ernie():
 
 def vit():
     sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    return ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4))
+    return ViTForMaskedImageModeling(ViTConfig(**sizes, image_size=8, patch_size=4))
 
 
 @pytest.mark.parametrize(
     ("backbone", "reasons"),
     [
-        (vit, ["model_type='vit'", "expected one of the encoders"]),
+        (vit, ["expected one of the encoders", "got model_type='vit'", "got ViTForMaskedImageModeling"]),
         (ernie, ["model_type='ernie'", "not known as one"]),
         (
             lambda: tiny.bert(BertLMHeadModel, is_decoder=True),

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import torch._dynamo.testing
-from transformers import AutoModel, ViTConfig, ViTModel
+from transformers import AutoModel, ViTConfig, ViTForMaskedImageModeling
 
 import dplearn as dp
 
@@ -372,7 +372,7 @@ def test_inputs_embeds_equal_input_ids_where_the_end_token_is_named(backbone):
 
 
 def an_image_model():
-    return ViTModel(
+    return ViTForMaskedImageModeling(
         ViTConfig(
             hidden_size=8,
             num_hidden_layers=1,

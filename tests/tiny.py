@@ -6,6 +6,10 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertModel,
+    DeiTConfig,
+    DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     DistilBertConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -16,6 +20,8 @@ from transformers import (
     RobertaConfig,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 WIDTH, VOCABULARY, EOS, PAD = 16, 60, 1, 0
@@ -141,3 +147,44 @@ def distilbert(kind, seed: int = 0, dtype=torch.float64, **options):
     size = dict(dim=WIDTH, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64)
     dropout = dict(dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
     return finish(kind, DistilBertConfig(**SMALL | size | dropout | options), seed, dtype)
+
+
+# Vision transformers: images of 3 x 8 x 8 pixels in four patches, three layers, five classes.
+IMAGES = dict(
+    hidden_size=WIDTH, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=4, num_labels=5
+)
+
+
+def vision(kind, config, seed: int, dtype):
+    """A random vision model in which no token, position, scale or norm is 0 or 1 by initialisation."""
+    model = finish(kind, config, seed, dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("_token", "position_embeddings")):
+                parameter.normal_(0, 1)
+            elif parameter.ndim == 1:  # biases, norms, layer scales
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def vit(kind=ViTForImageClassification, seed: int = 0, dtype=torch.float64, **options):
+    """A random ViT: [CLS] and patches, classified on [CLS]."""
+    size = dict(intermediate_size=32, initializer_range=0.4)
+    return vision(kind, ViTConfig(**IMAGES | size | options), seed, dtype)
+
+
+def deit(kind=DeiTForImageClassification, seed: int = 0, dtype=torch.float64, **options):
+    """A random DeiT: [CLS], a distillation token and patches, classified on [CLS] (or on both tokens)."""
+    size = dict(intermediate_size=32, initializer_range=0.4)
+    return vision(kind, DeiTConfig(**IMAGES | size | options), seed, dtype)
+
+
+def dinov2(kind=Dinov2ForImageClassification, seed: int = 0, dtype=torch.float64, **options):
+    """A random DINOv2: [CLS] and patches, classified on [CLS] and the mean of the patches."""
+    size = dict(mlp_ratio=2, initializer_range=0.4)
+    return vision(kind, Dinov2Config(**IMAGES | size | options), seed, dtype)
+
+
+def images(count: int = 3, seed: int = 0, side: int = 8, dtype=torch.float64):
+    """Random images, (count, 3, side, side)."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=dtype)

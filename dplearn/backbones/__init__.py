@@ -8,8 +8,9 @@ from dplearn.backbones.base import Backbone
 from dplearn.backbones.causal import CausalBackbone
 from dplearn.backbones.encoder import EncoderBackbone
 from dplearn.backbones.seq2seq import Seq2SeqBackbone
+from dplearn.backbones.vit import ViTBackbone
 
-ADAPTERS = (Seq2SeqBackbone, EncoderBackbone, CausalBackbone)
+ADAPTERS = (Seq2SeqBackbone, EncoderBackbone, CausalBackbone, ViTBackbone)
 
 
 def adapt(backbone: nn.Module) -> Backbone:

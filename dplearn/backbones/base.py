@@ -6,6 +6,7 @@ the model on the prompted input, and sees to it that the answer is read from the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from dplearn.estimators import instance_losses
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from dplearn.config import PromptConfig
     from dplearn.prompt import PromptedInput
 
 
@@ -26,6 +28,9 @@ class Backbone:
 
     # Whether a summary also looks at the tokens that are kept last: answers in the input must stay unseen.
     summarize_kept = True
+    # What the model reads, by the name of its argument, and the other arguments that its embeddings take.
+    input_name = "input_ids"
+    embedding_options: tuple[str, ...] = ()
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -47,10 +52,31 @@ class Backbone:
         """d, the width of the input embeddings."""
         return self.embedding.shape[1]
 
+    def describe(self) -> dict:
+        """What a prompt depends on, as a checkpoint records it."""
+        return {"vocabulary": len(self.embedding), "width": self.width}
+
+    def initial_vectors(self, config: PromptConfig, generator: torch.Generator | None = None) -> Tensor:
+        """First values of a prompt, ``config.shape`` times d, in float32."""
+        return config.initial_vectors(self.embedding, generator)
+
+    def check(self, config: PromptConfig) -> None:
+        """Raise ValueError where a config asks for what this kind of backbone cannot do."""
+        for name, usual in (("depth", 1), ("insert", None)):
+            value = getattr(config, name)
+            if value != usual:
+                raise ValueError(
+                    f"{name}={value!r} is for images, expected {usual!r}: {type(self.model).__name__} reads text"
+                )
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, d) frozen embeddings, scaled as the model does it."""
         with torch.no_grad():
             return self.model.get_input_embeddings()(input_ids)
+
+    def full_mask(self, inputs: Tensor) -> Tensor:
+        """The mask (B, T) of inputs (B, T, d) that come without one."""
+        return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
 
     def keep_last(self, input_ids: Tensor | None, mask: Tensor, labels: Tensor | None) -> int | Tensor:
         """How many of the last real tokens stay behind the prompt: an int or (B,)."""
@@ -88,6 +114,10 @@ class Backbone:
         """One loss per instance, (N,); see :func:`dplearn.estimators.instance_losses`."""
         return instance_losses(logits, labels)
 
+    def finish(self, placed: PromptedInput, positions: Tensor | None) -> PromptedInput:
+        """What is done to a prompted input before the layers; ``positions`` where a config inserts in front of them."""
+        return placed
+
     def forward(self, placed: PromptedInput, **options):
         """The model's own output for a prompted input; ``options`` are what the model's forward takes."""
         raise NotImplementedError
@@ -113,22 +143,9 @@ def take_rows(states: Tensor, rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def rows_of(module: nn.Module, rows: Tensor):
-    """While this is open, the module's last hidden states are those of the given rows, (B, N) of (B, S).
-
-    What stands behind the module (pooler, classifier, language-modelling head, loss) then sees N rows, each where it
-    would be without a prompt.
-    """
-
-    usual, patched = module.forward, module.__dict__.get("forward")
-
-    def forward(*arguments, **options):
-        output = usual(*arguments, **options)
-        if isinstance(output, tuple):
-            return (take_rows(output[0], rows), *output[1:])
-        output["last_hidden_state"] = take_rows(output["last_hidden_state"], rows)
-        return output
-
+def forward_as(module: nn.Module, forward: Callable):
+    """While this is open, ``forward`` stands in for the module's own."""
+    patched = module.__dict__.get("forward")
     # Not a forward hook: registering one counts handles in a class attribute, which torch.compile cannot trace.
     module.forward = forward
     try:
@@ -138,3 +155,21 @@ def rows_of(module: nn.Module, rows: Tensor):
             module.__dict__.pop("forward")  # the class's own is visible again
         else:
             module.forward = patched  # as accelerate does
+
+
+def rows_of(module: nn.Module, rows: Tensor):
+    """While this is open, the module's last hidden states are those of the given rows, (B, N) of (B, S).
+
+    What stands behind the module (pooler, classifier, language-modelling head, loss) then sees N rows, each where it
+    would be without a prompt.
+    """
+    usual = module.forward
+
+    def forward(*arguments, **options):
+        output = usual(*arguments, **options)
+        if isinstance(output, tuple):
+            return (take_rows(output[0], rows), *output[1:])
+        output["last_hidden_state"] = take_rows(output["last_hidden_state"], rows)
+        return output
+
+    return forward_as(module, forward)

@@ -1,21 +1,27 @@
-"""Tasks by name: `load("world/rte")`, `load("docs/next")`, `load("superglue/cb", path="folder")`.
+"""Tasks by name: `load("world/rte")`, `load("superglue/cb", path="folder")`, `load("images/digits")`.
 
-The part before "/" names the family, and only the module of that family is imported:
-world (generated small world), docs (real text of installed libraries), superglue (through `datasets`).
+The part before "/" names the family, and only the module of that family is imported.
+Text: world (generated small world), docs (real text of installed libraries), superglue (through `datasets`).
+Images: images (offline), vtab, fgvc and coop (through `datasets` or from local files).
 A family module has `NAMES`, its task names with the family in front, and `load(name, **options)`.
 """
 
 from importlib import import_module
 
 from dplearn.tasks.base import Task
+from dplearn.tasks.images import ImageTask
 
 FAMILIES = {
     "world": "dplearn.tasks.world",
     "docs": "dplearn.tasks.documentation",
     "superglue": "dplearn.tasks.superglue",
+    "images": "dplearn.tasks.images",
+    "vtab": "dplearn.tasks.vision_sets",
+    "fgvc": "dplearn.tasks.vision_sets",
+    "coop": "dplearn.tasks.vision_sets",
 }
 
-__all__ = ["Task", "load", "names"]
+__all__ = ["ImageTask", "Task", "load", "names"]
 
 
 def names(family: str | None = None) -> tuple[str, ...]:
@@ -27,15 +33,16 @@ def names(family: str | None = None) -> tuple[str, ...]:
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family={family!r}: expected one of {list(FAMILIES)}")
     chosen = list(FAMILIES) if family is None else [family]
-    return tuple(name for key in chosen for name in import_module(FAMILIES[key]).NAMES)
+    return tuple(
+        name for key in chosen for name in import_module(FAMILIES[key]).NAMES if name.startswith(f"{key}/")
+    )
 
 
-def load(name: str, **options) -> Task:
+def load(name: str, **options) -> Task | ImageTask:
     """The task of that name; the options are those of its family's `load`."""
     family = name.partition("/")[0] if isinstance(name, str) else None
     if family not in FAMILIES:
         raise ValueError(f"name={name!r}: expected 'family/task' with a family out of {list(FAMILIES)}")
-    module = import_module(FAMILIES[family])
-    if name not in module.NAMES:
-        raise ValueError(f"name={name!r}: expected one of {list(module.NAMES)}")
-    return module.load(name, **options)
+    if name not in names(family):
+        raise ValueError(f"name={name!r}: expected one of {list(names(family))}")
+    return import_module(FAMILIES[family]).load(name, **options)

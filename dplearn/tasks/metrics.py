@@ -1,4 +1,4 @@
-"""The metrics of the tasks, as SuperGLUE defines them: each maps labels and predictions to named numbers.
+"""The metrics of the tasks, as SuperGLUE and the image benchmarks define them: labels and predictions to named numbers.
 
 The first value of a result is the headline. scikit-learn is imported when a metric is computed, not before.
 """
@@ -39,6 +39,41 @@ def f1a_em(labels: Sequence[int], predictions: Sequence[int], groups: Sequence[H
     return {"f1a": float(f1a), "em": sum(whole.values()) / len(whole), **accuracy(labels, predictions)}
 
 
+def mean_per_class(labels: Sequence[int], predictions: Sequence[int], groups=None) -> dict[str, float]:
+    """The unweighted mean of the accuracy within each class, and plain accuracy.
+
+    The headline where classes have very different numbers of examples, for example in CLIP's linear probes on
+    Caltech101, OxfordPets, Flowers102 and FGVCAircraft (Radford et al., 2021). The mean is over the classes that
+    occur among the labels; a prediction outside of them is just wrong.
+    """
+    from sklearn.metrics import recall_score
+
+    present = sorted(set(labels))
+    mean = recall_score(labels, predictions, labels=present, average="macro", zero_division=0.0)
+    return {"mean_per_class": float(mean), **accuracy(labels, predictions)}
+
+
+def accuracy_mean_per_class(
+    labels: Sequence[int], predictions: Sequence[int], groups=None
+) -> dict[str, float]:
+    """Accuracy, the headline of VTAB, of VPT's FGVC results and of CoOp, and the mean of the per-class accuracies."""
+    return {**accuracy(labels, predictions), **mean_per_class(labels, predictions)}
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """The harmonic mean of the accuracies on base and on new classes; 0 where one of them is 0.
+
+    It is how base-to-new results are summarised since Zhou et al. (2022, CoCoOp): a high score needs both.
+
+    >>> harmonic_mean(0.6, 0.3)
+    0.4
+    """
+    for argument, value in (("base", base), ("new", new)):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            raise ValueError(f"{argument}={value!r}: expected an accuracy, a number of at least 0")
+    return 2 * base * new / (base + new) if base and new else 0.0
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric function and whether it needs the group of each example."""
@@ -54,4 +89,6 @@ METRICS = {
     "accuracy": Metric(accuracy),
     "accuracy_f1": Metric(accuracy_f1),
     "f1a_em": Metric(f1a_em, grouped=True),
+    "mean_per_class": Metric(mean_per_class),
+    "accuracy_mean_per_class": Metric(accuracy_mean_per_class),
 }

@@ -393,7 +393,10 @@ def tower(model: PreTrainedModel, *, image: bool = False) -> Tower:
         return VisionTower(model)
     if not names.isdisjoint(CLIP_TEXT):
         return ClipTextTower(model)
-    return TOWERS[type(adapt(model))](model)
+    serves = TOWERS.get(type(adapt(model)))
+    if serves is None:
+        raise TypeError(f"model={type(model).__name__} cannot read text: expected pixel_values")
+    return serves(model)
 
 
 def place(embedded: Embedded, prompt: Tensor | None, split: int | None = None) -> Inserted:

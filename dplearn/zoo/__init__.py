@@ -1,9 +1,11 @@
 """Small pretrained backbones that ship with the package, for learning and tests without any download.
 
     model, tokenizer = dplearn.zoo.load("t5-mini")
+    model, image_processor = dplearn.zoo.load("vit-mini")
+    model, processor = dplearn.zoo.load("clip-mini")
 
-Each folder here holds Hugging Face files (config, safetensors in float16, tokenizer), the SHA-256 of every file, the
-model card, the losses of the pretraining and the recorded gates. `python -m dplearn.zoo list` shows them.
+Each folder here holds Hugging Face files (config, safetensors in float16, tokenizer or processor), the SHA-256 of
+every file, the model card, the losses of the pretraining and recorded figures. `python -m dplearn.zoo list` shows them.
 """
 
 import hashlib
@@ -14,7 +16,13 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
-NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+# What every backbone has, and what else those of one model type (config.json) have.
+NEEDED = ("config.json", "model.safetensors")
+ALSO_NEEDED = {
+    "t5": ("tokenizer.json", "tokenizer_config.json"),
+    "vit": ("preprocessor_config.json",),
+    "clip": ("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+}
 
 # The decoder reads this before the answer word: task.encode(..., answer_prefix=ANSWER_PREFIX).
 ANSWER_PREFIX = "<extra_id_0>"
@@ -38,14 +46,20 @@ def folder_of(name) -> Path:
     return FOLDER / name
 
 
+def model_type(folder: Path) -> str:
+    """The kind of a backbone, from its config: "t5", "vit" or "clip"."""
+    found = json.loads((folder / "config.json").read_text())["model_type"]
+    if found not in ALSO_NEEDED:
+        raise ValueError(
+            f"{folder / 'config.json'}: model_type={found!r}, expected one of {list(ALSO_NEEDED)}"
+        )
+    return found
+
+
 def verify(folder: Path) -> None:
     """Compares every file with its recorded SHA-256. A missing or changed file is an error that names it."""
     recorded = json.loads((folder / "sha256.json").read_text())
-    for file in NEEDED:
-        if file not in recorded:
-            raise ValueError(
-                f"{folder / 'sha256.json'} has no hash of {file}: expected one for each of {list(NEEDED)}"
-            )
+    _require(folder, recorded, NEEDED)
     for file, wanted in recorded.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: reinstall the package")
@@ -55,21 +69,46 @@ def verify(folder: Path) -> None:
                 f"{folder / file} is damaged or was changed: its SHA-256 is {found}, expected {wanted}; "
                 "reinstall the package"
             )
+    _require(folder, recorded, ALSO_NEEDED[model_type(folder)])
+
+
+def _require(folder, recorded, files):
+    for file in files:
+        if file not in recorded:
+            raise ValueError(
+                f"{folder / 'sha256.json'} has no hash of {file}: expected one for each of {list(files)}"
+            )
 
 
 def load_folder(folder: Path, dtype=torch.float32):
-    """(model in evaluation mode, tokenizer) from a verified folder."""
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    """(model in evaluation mode, tokenizer or processor) from a verified folder."""
+    import transformers
 
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: expected a floating point torch dtype such as torch.float32")
     verify(folder)
+    kind = model_type(folder)
+    cls = {
+        "t5": transformers.AutoModelForSeq2SeqLM,
+        "vit": transformers.AutoModelForImageClassification,
+        "clip": transformers.AutoModel,
+    }[kind]
     with _no_progress_bar():
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
+        model = cls.from_pretrained(folder, dtype=dtype)
     model.name_or_path = (
         folder.name
     )  # what a checkpoint of a prompt records: a name, not a path of this machine
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), _processor(folder, kind)
+
+
+def _processor(folder, kind):
+    """What turns data into a model's inputs. Images go through Pillow, with or without torchvision."""
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
+
+    if kind == "t5":
+        return AutoTokenizer.from_pretrained(folder)
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return images if kind == "vit" else CLIPProcessor(images, AutoTokenizer.from_pretrained(folder))
 
 
 @contextmanager
@@ -89,6 +128,8 @@ def _no_progress_bar():
 def load(name: str, dtype=torch.float32):
     """(model, tokenizer) of a backbone, checked against its SHA-256, in evaluation mode.
 
+    For vit-mini the second is the image processor, for clip-mini the processor (tokenizer and image processor).
+
     >>> model, tokenizer = load("t5-mini")
     >>> tokenizer.tokenize("Anna has a red ball.")
     ['▁anna', '▁has', '▁a', '▁red', '▁ball', '▁.']
@@ -104,10 +145,14 @@ def random_control(name: str, seed: int):
     from transformers import AutoConfig
 
     from .pretraining import fresh_model
+    from .vision import fresh_like
 
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected an integer of at least 0")
-    return fresh_model(AutoConfig.from_pretrained(folder_of(name)).vocab_size, seed).eval()
+    config = AutoConfig.from_pretrained(folder_of(name))
+    if config.model_type in ("vit", "clip"):
+        return fresh_like(config, seed).eval()
+    return fresh_model(config.vocab_size, seed).eval()
 
 
 def card(name: str) -> str:

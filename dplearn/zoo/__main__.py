@@ -1,10 +1,11 @@
-"""The zoo's commands: `python -m dplearn.zoo list | check t5-mini | pretrain t5-mini`."""
+"""The zoo's commands: `python -m dplearn.zoo list | card t5-mini | check t5-mini | pretrain vit-mini`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from . import card, folder_of, names
+from . import card, folder_of, names, vision
+from .vision import RECIPES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,17 +17,20 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="names and sizes")
     show = commands.add_parser("card", help="print a model card")
     show.add_argument("name")
-    check = commands.add_parser("check", help="the gate table from recorded runs, and zero-shot accuracy now")
+    check = commands.add_parser(
+        "check", help="recorded figures (t5-mini: the gates), and held-out figures now"
+    )
     check.add_argument("name")
     check.add_argument("--quick", action="store_true", help="only the recorded figures: run no model")
     run = commands.add_parser("pretrain", help="pretrain from nothing, or go on where a run folder stopped")
-    run.add_argument("name", choices=["t5-mini"])
-    run.add_argument(
-        "--folder", default="runs/t5-mini", help="run folder: tokenizer, checkpoint, log, export"
-    )
+    run.add_argument("name", choices=["t5-mini", "vit-mini", "clip-mini"])
+    run.add_argument("--folder", help="run folder: checkpoint, log, export and more (default: runs/NAME)")
     run.add_argument("--resume", action="store_true", help="go on with the checkpoint in the run folder")
     run.add_argument(
-        "--processes", type=int, default=2, help="data-parallel processes (part of the recipe: 2)"
+        "--processes",
+        type=int,
+        default=2,
+        help="t5-mini: data-parallel processes (part of the recipe: 2)",
     )
     return top
 
@@ -41,22 +45,33 @@ def main(arguments=None) -> int:
     elif options.command == "card":
         print(card(options.name))
     elif options.command == "check":
-        from .gates import report
+        if options.name in RECIPES:
+            report = vision.figures
+        else:
+            from .gates import report
 
         print(report(options.name, run=not options.quick))
     else:
-        from .pretraining import export, pretrain
-
-        folder = Path(options.folder)
+        folder = Path(options.folder or f"runs/{options.name}")
         if (folder / "checkpoint.pt").exists() and not options.resume:
             print(
                 f"{folder} holds a checkpoint: add --resume to go on, or name another --folder",
                 file=sys.stderr,
             )
             return 2
-        pretrain(folder, options.processes)
-        print(f"exported to {export(folder, folder / 'export')}")
+        print(f"exported to {_pretrain(options.name, folder, options.processes)}")
     return 0
+
+
+def _pretrain(name, folder, processes):
+    """Runs the recipe of a backbone to its end; returns the folder of the exported files."""
+    if name in RECIPES:
+        vision.pretrain(name, folder)
+        return vision.export(name, folder, folder / "export")
+    from .pretraining import export, pretrain
+
+    pretrain(folder, processes)
+    return export(folder, folder / "export")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,278 @@
+"""Vision transformers (ViT, DeiT, DINOv2), with or without a classification head.
+
+An image is cut into patches; the rows of the input are the special tokens ([CLS]; DeiT's distillation token) and the
+patches. The prompt stands around the patches, behind the special tokens. It passes through the layers and leaves before
+the last layer norm: pooler, classifier, pooled patches and loss see the rows of the input alone, so [CLS] is read where
+it is, never a prompt vector that took its place.
+
+Where the prompt enters decides whether its place can matter:
+
+after-positions   (default) behind the position embeddings, as in VPT (Jia et al. 2022). What follows treats all rows
+                  alike, so every split gives the same output: the order-blindness theorem of chapter 03.
+before-positions  in front of them. Special tokens keep their position vectors. The prompt and the patches are one
+                  sequence in reading order, and its n-th row gets the n-th position of a taller grid: the model's own
+                  grid of patch positions, stretched by as few rows as hold the prompt with the bicubic interpolation
+                  that these models use for larger images. Nothing of it is trained. A split k shifts all patches by k
+                  places, which no change of the vectors undoes. The frozen model never saw such positions: compare
+                  with "after-positions" before a gain is ascribed to the place.
+
+Deep prompts (``depth`` > 1, VPT-deep) replace the prompt's rows by fresh vectors at the input of each further layer;
+rows are followed to where they stand, not counted from the front.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from dplearn.backbones.base import Backbone, forward_as, take_rows
+from dplearn.backbones.position_space import table_term
+from dplearn.controllers import LEARNED
+
+KINDS = {"vit", "deit", "dinov2"}
+# Heads that read rows of the last hidden states. (Others read the pixels too, or all layers.)
+HEADS = ("Model", "ForImageClassification", "ForImageClassificationWithTeacher")
+
+
+class ViTBackbone(Backbone):
+    """Adapter of a vision transformer whose positions are one table, added to the embedded patches."""
+
+    input_name = "pixel_values"
+    embedding_options = ("bool_masked_pos", "interpolate_pos_encoding")
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.max_positions = None
+        self.base = model.base_model
+        self.layers = _layers(model)
+        self.embeddings = self.base.embeddings
+        self.patches = self.embeddings.patch_embeddings
+        # DINOv2's embeddings always interpolate, so they have no option for it.
+        self.known = set(inspect.signature(type(self.embeddings).forward).parameters)
+        # Special tokens, which stand in front: [CLS], and DeiT's distillation token.
+        self.special = self.embeddings.position_embeddings.shape[1] - self.patches.num_patches
+
+    @staticmethod
+    def refusal(model: nn.Module) -> str | None:
+        """Why this adapter cannot serve the model, or None if it can."""
+        kind = getattr(model.config, "model_type", "")
+        if kind not in KINDS:
+            return f"expected one of the vision transformers {sorted(KINDS)}, got model_type={kind!r}"
+        names = [ancestor.__name__ for ancestor in type(model).__mro__]
+        if not any(name.endswith(HEADS) and not name.endswith("PreTrainedModel") for name in names):
+            return f"expected a model that ends in one of {list(HEADS)}, got {type(model).__name__}"
+        if _layers(model) is None:
+            return f"{type(model).__name__} has no list that holds its layers"
+        return None
+
+    @property
+    def width(self) -> int:
+        """d, the width of the embedded patches."""
+        return self.model.config.hidden_size
+
+    def describe(self) -> dict:
+        """What a prompt of this backbone depends on: the width, and the shape (channels, height, width) of a patch."""
+        return {"width": self.width, "patch": list(self.patches.projection.weight.shape[1:])}
+
+    def initial_vectors(self, config, generator: torch.Generator | None = None) -> Tensor:
+        """There is no vocabulary to draw from: uniform in (-v, v) with v^2 = 6 / (size of a patch + d), as VPT does.
+
+        ``init="uniform"`` is uniform in (-0.5, 0.5), as for text.
+        """
+        if config.init == "uniform":
+            return config.initial_vectors(torch.empty(1, self.width), generator)
+        bound = math.sqrt(6 / (self.patches.projection.weight[0].numel() + self.width))
+        return torch.empty(*config.shape, self.width).uniform_(-bound, bound, generator=generator)
+
+    def check(self, config) -> None:
+        """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
+        name = type(self.model).__name__
+        if config.depth > len(self.layers):
+            raise ValueError(
+                f"depth={config.depth} is too deep, expected 1..{len(self.layers)}: {name}'s layers"
+            )
+        if config.size in LEARNED and "attention_mask" not in inspect.signature(self.base.forward).parameters:
+            raise ValueError(
+                f"size={config.size!r} hides vectors behind a mask, and {name} of this version of transformers takes "
+                "none; expected 'full' or a number"
+            )
+        if config.position in LEARNED and config.insert != "before-positions":
+            warnings.warn(
+                f"position={config.position!r} has nothing to learn on {name}: behind the position embeddings order "
+                "does not matter, every split gives the same output (the order-blindness theorem, chapter 03 of the "
+                "book), and a split that moves in training does so by chance or by the estimator's error. Expected a "
+                "fixed position, or insert='before-positions'",
+                UserWarning,
+                stacklevel=5,  # the line that calls dplearn.prompted
+            )
+
+    def refuses_position_space(self) -> str | None:
+        return None
+
+    # --- from pixels to rows ---
+
+    @torch.no_grad()
+    def embed(self, pixel_values: Tensor, positions: bool = True, **options) -> Tensor:
+        """(B, channels, height, width) -> (B, T, d): special tokens and patches, with or without position vectors.
+
+        ``options`` are those of the model's embeddings: ``interpolate_pos_encoding``, ``bool_masked_pos``.
+        """
+        weight = self.patches.projection.weight
+        if pixel_values.ndim != 4 or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)} and dtype {pixel_values.dtype}, "
+                f"expected floating point (batch, {weight.shape[1]}, height, width)"
+            )
+        options = {name: value for name, value in options.items() if name in self.known}
+        table = self.embeddings.position_embeddings
+        replaced = {} if positions else {"position_embeddings": torch.zeros_like(table)}
+        with _evaluating(self.embeddings.dropout):  # it comes later, for the prompt too
+            return torch.func.functional_call(
+                self.embeddings, replaced, (pixel_values.to(weight.dtype),), options
+            )
+
+    def full_mask(self, inputs: Tensor) -> Tensor:
+        """(B, T): 1 for patches, 0 for special tokens, which the prompt does not surround and summaries leave out."""
+        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        mask[:, : self.special] = 0
+        return mask
+
+    @torch.no_grad()
+    def positions(self, pixel_values: Tensor, extra: int) -> Tensor:
+        """Position vectors (1, T + extra, d): of the special tokens, then of patches and ``extra`` prompt vectors."""
+        sides = zip(self.patches.image_size, self.patches.patch_size)
+        high, wide = (side // patch for side, patch in sides)
+        rows, columns = (
+            side // patch for side, patch in zip(pixel_values.shape[-2:], self.patches.patch_size)
+        )
+        table = self.embeddings.position_embeddings
+        special, grid = table[:, : self.special], table[:, self.special :]
+        grid = grid.unflatten(1, (high, wide)).permute(0, 3, 1, 2)  # (1, d, high, wide)
+        wanted = rows * columns + extra
+        size = (-(-wanted // columns), columns)
+        dtype = torch.promote_types(grid.dtype, torch.float32)
+        grid = interpolate(grid.to(dtype), size=size, mode="bicubic", align_corners=False).to(table.dtype)
+        return torch.cat([special, grid.flatten(2).mT[:, :wanted]], 1)
+
+    def finish(self, placed, positions: Tensor | None):
+        """Add position vectors, (1, T + n, d), where the prompt entered in front of them; show the special tokens.
+
+        The position-space estimator's gradient enters here. Without positions to add, order cannot matter and it is 0.
+        """
+        embeds, moves = placed.embeds, placed.moves
+        if positions is not None:
+            embeds = embeds + positions[:, : embeds.shape[1]]
+        if moves is not None:
+            term = (
+                moves.weights.sum().to(embeds.dtype) * 0
+                if positions is None
+                else table_term(moves, positions[0, self.special :], embeds.dtype)
+            )
+            embeds = embeds + term
+        shown = placed.mask.new_ones(len(placed.mask), self.special)
+        mask = torch.cat([shown, placed.mask[:, self.special :]], 1)
+        return placed._replace(embeds=embeds, mask=mask, moves=None)
+
+    # --- through the model ---
+
+    def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        with self._embedded():
+            return self.base(pixel_values=inputs, return_dict=True).last_hidden_state
+
+    def forward(self, placed, **options):
+        """Rows of the prompt leave before the last layer norm; ``hidden_states`` of single layers still hold them."""
+        if placed.masked:
+            options["attention_mask"] = placed.mask
+        with ExitStack() as changes:
+            changes.enter_context(self._embedded())
+            changes.enter_context(_reading(self.base.layernorm, placed.input_positions))
+            if placed.deeper is not None:
+                self._check_recomputing()
+                for number, layer in enumerate(self.layers[1 : 1 + placed.deeper.shape[-3]]):
+                    vectors = placed.deeper.select(-3, number)
+                    changes.enter_context(_receiving(layer, vectors, placed.prompt_positions))
+            return self.model(pixel_values=placed.embeds, **options)
+
+    def _embedded(self):
+        """While this is open, the model takes embedded rows for pixels."""
+        dropout = self.embeddings.dropout
+
+        def forward(rows, *arguments, **options):
+            return dropout(rows)
+
+        return forward_as(self.embeddings, forward)
+
+    def _check_recomputing(self) -> None:
+        """Older versions of transformers recompute a layer without what is done to its input here."""
+        kind = next((base for base in type(self.layers[0]).__mro__ if base.__name__ == RECOMPUTING), None)
+        if kind is None or "__call__" not in vars(kind):
+            return
+        if any(layer.gradient_checkpointing and layer.training for layer in self.layers):
+            raise ValueError(
+                "depth > 1 with gradient checkpointing and backbone_dropout=True needs a newer transformers; "
+                "expected one of them to be off"
+            )
+
+
+RECOMPUTING = "GradientCheckpointingLayer"
+
+
+def _layers(model: nn.Module) -> nn.ModuleList | None:
+    """The list of the model's layers: ``layers``, or ``encoder.layer`` in some versions and kinds."""
+    count = model.config.num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            if all(type(layer).__name__.endswith("Layer") for layer in module):
+                return module
+    return None
+
+
+def _reading(norm: nn.Module, rows: Tensor):
+    """While this is open, a row-wise module sees the given rows alone, (B, T) of (B, S)."""
+    usual = norm.forward
+    return forward_as(norm, lambda states: usual(take_rows(states, rows)))
+
+
+def _receiving(layer: nn.Module, vectors: Tensor, rows: Tensor):
+    """While this is open, a layer finds prompt vectors (l, d) or (B, l, d) in the given rows (B, l) of its input."""
+    usual = layer.forward
+
+    def forward(states, *arguments, **options):
+        return usual(replace_rows(states, vectors, rows), *arguments, **options)
+
+    return forward_as(layer, forward)
+
+
+def replace_rows(states: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
+    """Other vectors in some rows of each instance.
+
+    states: (B, S, d).  vectors: (l, d) or (B, l, d).  rows: (B, l), the row that each vector takes, -1: none.
+    Returns (B, S, d).
+
+    >>> replace_rows(torch.zeros(1, 3, 1), torch.tensor([[7.0], [8.0]]), torch.tensor([[2, -1]])).flatten().tolist()
+    [0.0, 0.0, 7.0]
+    """
+    batch, count, width = states.shape
+    rows = torch.where(rows < 0, count, rows)  # one row more, for the vectors that are not in use
+    rows = rows.unsqueeze(2).expand(-1, -1, width)
+    vectors = vectors.to(states.dtype).expand(batch, *rows.shape[1:])
+    return pad(states, (0, 0, 0, 1)).scatter(1, rows, vectors)[:, :count]
+
+
+def _evaluating(module: nn.Module):
+    return _in_evaluation(module) if module.training else nullcontext()
+
+
+@contextmanager
+def _in_evaluation(module: nn.Module):
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
