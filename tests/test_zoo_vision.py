@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import math
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -273,6 +274,39 @@ def test_the_contrastive_loss_is_the_naive_one(some, tokenizer, monkeypatch):
 def _tokens(tokenizer, texts):
     found = tokenizer(texts, padding=True, return_tensors="pt")
     return {key: found[key] for key in ("input_ids", "attention_mask")}
+
+
+def test_the_tokenizer_is_the_same_in_every_process(tokenizer):
+    code = (
+        "import json; from dplearn.zoo import icons, vision; "
+        "texts = sorted({icon.text for icon in icons.icons('train')}); "
+        "print(json.dumps(vision.build_tokenizer(texts).get_vocab()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == tokenizer.get_vocab()
+
+
+def test_merges_are_the_naive_ones():
+    counts = {"banana": 3, "bandana": 2, "nab": 4, "aaaa": 1}
+    words = {word: [*word[:-1], word[-1] + "</w>"] for word in counts}
+    expected = []
+    for _ in range(6):
+        pairs = Counter()
+        for word, parts in words.items():
+            for pair in zip(parts, parts[1:]):
+                pairs[pair] += counts[word]
+        best = sorted(pairs, key=lambda pair: (-pairs[pair], pair))[0]
+        expected.append(best)
+        for parts in words.values():
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == best:
+                    parts[i : i + 2] = ["".join(best)]
+                i += 1
+    assert vision.learn_merges(counts, 6) == expected
+    with pytest.raises(ValueError, match="room=99: the words give"):
+        vision.learn_merges(counts, 99)
 
 
 def test_the_tokenizer_is_clips_and_knows_no_held_out_word(tokenizer):
