@@ -54,8 +54,8 @@ class PromptConfig:
         (for the position; other decisions by straight-through), "score-function" or "exact" (one learned decision);
         see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The default is the cheapest: on
         t5-mini no other one was better on both tasks tried. Where the position is known to matter, "position-space" is
-        much nearer to the exact gradient on T5 and BERT; on a decoder-only model prefer "score-function", since the
-        slope of a key that is not visible yet has no bound.
+        nearer to the exact gradient, on T5 (much) and on BERT; on a decoder-only model prefer "score-function", since
+        the slope of a key that is not visible yet has no bound.
     samples : how many options "score-function" (at least 2; None: 4) and "exact" (None: all) try for each instance. A
         training step costs about so many forward and backward passes.
     temperature : initial temperature of Gumbel-Softmax; anneal it with :class:`dplearn.Annealing`.

@@ -4,6 +4,7 @@ import os
 
 import hypothesis
 import pytest
+from chromium import browser  # noqa: F401  a fixture is found where it is imported
 
 # Set before transformers or datasets are imported: a test that asks a hub for anything fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -41,6 +41,25 @@ def test_the_table_of_estimators_is_that_of_the_record():
             scores = [records.headline(run, split) for run in runs]
             assert cell == f"{statistics.mean(scores):.3f}\u00a0±\u00a0{statistics.stdev(scores):.3f}"
 
+    for split, said in (
+        ("validation", "by 0.012 ± 0.008 (paired 95 % interval)"),
+        ("test", "and not at all on test"),
+    ):
+        pairs = zip(
+            *(
+                rows["docs/signature", f"per instance, {name}"]
+                for name in ("score-function", "straight-through")
+            )
+        )
+        gains = [
+            records.headline(a, split) - records.headline(b, split)
+            for a, b in pairs
+            if a["seed"] == b["seed"]
+        ]
+        mean, half = records.interval(gains)
+        assert len(gains) == 5 and said in " ".join(text.split())
+        assert f"{mean:.3f} ± {half:.3f}" in said if split == "validation" else abs(mean) < 0.001
+
 
 @pytest.mark.parametrize(
     ("task", "kind"),

@@ -9,17 +9,15 @@ Skipped where there is no browser or no built site; with DPLEARN_REQUIRE_BROWSER
 
 import functools
 import http.server
-import os
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import yaml
+from chromium import missing
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VIEWS = {
     "desktop-light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "desktop-dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
@@ -102,13 +100,6 @@ def pages():
     return [f"{name}.html" for name in names] + ["genindex.html", "search.html"]
 
 
-def missing(what):
-    """Skip with the reason, or fail where the browser test is required."""
-    if os.environ.get("DPLEARN_REQUIRE_BROWSER") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 class Silent(http.server.SimpleHTTPRequestHandler):
     """Serves files and logs nothing."""
 
@@ -126,21 +117,6 @@ def address():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium: the one in DPLEARN_BROWSER, or the first that is installed."""
-    executable = os.environ.get("DPLEARN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        missing(f"no browser: none of {', '.join(BROWSERS)} is installed, and DPLEARN_BROWSER is not set")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # No sandbox: containers that run as root do not offer one; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def problems_of(browser, address, page_name, view, change=None):

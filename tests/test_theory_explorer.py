@@ -6,9 +6,7 @@ DPLEARN_REQUIRE_BROWSER=1 that is a failure instead.
 
 import json
 import math
-import os
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from hypothesis import strategies as st
 from dplearn.theory import explorer
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LENGTH, ROWS = len(explorer.PROMPT), len(explorer.INPUTS)
 LAST = ROWS - 1  # the readout
 MINUS = "\N{MINUS SIGN}"
@@ -254,28 +251,6 @@ def test_stored_picture_is_the_one_that_the_code_draws():
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------
-
-
-def missing(what):
-    """Skip with the reason, or fail where the browser test is required."""
-    if os.environ.get("DPLEARN_REQUIRE_BROWSER") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium: the one in DPLEARN_BROWSER, or the first that is installed."""
-    executable = os.environ.get("DPLEARN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        missing(f"no browser: none of {', '.join(BROWSERS)} is installed, and DPLEARN_BROWSER is not set")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # No sandbox: containers that run as root do not offer one; the page is our own.
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Opened:

@@ -6,6 +6,9 @@ visibility. This estimator mixes these over all splits, at the sampled split: th
 inserted sequence, and the weights of the splits get the gradient of the mixture ``sum_k w_k * position information
 at k``. (The paper's estimator mixes the inserted sequences instead: it differentiates a blend of different tokens.)
 
+In a causal model the slope at a key that is not visible yet is its exponentiated score over the sum of the visible
+ones, which has no bound: estimates can be of any size there, and "score-function" is the better choice.
+
 Each mixture is a constant to the forward pass. :func:`carry` hands its gradient to the weights in closed form or in a
 loop over splits, so that no tensor has a dimension of splits and of rows twice.
 """

@@ -3,6 +3,7 @@
 The first value of a result is the headline. scikit-learn is imported when a metric is computed, not before.
 """
 
+import statistics
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -65,13 +66,13 @@ def harmonic_mean(base: float, new: float) -> float:
 
     It is how base-to-new results are summarised since Zhou et al. (2022, CoCoOp): a high score needs both.
 
-    >>> harmonic_mean(0.6, 0.3)
+    >>> round(harmonic_mean(0.6, 0.3), 3)
     0.4
     """
     for argument, value in (("base", base), ("new", new)):
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
             raise ValueError(f"{argument}={value!r}: expected an accuracy, a number of at least 0")
-    return 2 * base * new / (base + new) if base and new else 0.0
+    return statistics.harmonic_mean((base, new))
 
 
 @dataclass(frozen=True)

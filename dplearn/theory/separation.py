@@ -29,6 +29,8 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from dplearn.theory.attention import relative_buckets
+
 # e^-M of a window head: the weight of a token outside the window, with M the penalty on its score.
 EPSILON = sp.Symbol("epsilon", positive=True)
 
@@ -380,18 +382,7 @@ def _exact(number: sp.Expr) -> sp.Expr:
 
 def t5_bucket(offset: int, buckets: int = 32, max_distance: int = 128) -> int:
     """T5's bucket of an offset r = j - i in its encoder: half for each side, exact when near, then log-spaced."""
-    half = buckets // 2
-    exact, distance = half // 2, abs(offset)
-    side = half if offset > 0 else 0
-    if distance < exact:
-        return side + distance
-    # In integers: the largest step with (distance / exact)^(half - exact) >= (max_distance / exact)^step.
-    width, step = half - exact, 0
-    while step < width - 1 and distance**width * exact ** (step + 1) >= exact**width * max_distance ** (
-        step + 1
-    ):
-        step += 1
-    return side + exact + step
+    return int(relative_buckets(torch.tensor(offset), buckets=buckets, max_distance=max_distance))
 
 
 def t5_bias(values: Sequence[sp.Expr] | None = None, buckets: int = 32, max_distance: int = 128) -> Bias:
