@@ -15,8 +15,9 @@ from dplearn.position import resolve_split
 from dplearn.prompt import DynamicPrompt
 from dplearn.vector import MIXINGS, VECTORS, Mixture
 
-SUMMARIES = ("embeddings", "encoder")
-INITS = ("vocabulary", "uniform")
+SUMMARIES = ("embeddings", "encoder", "image")
+INITS = ("vocabulary", "uniform", "normal")
+TOWERS = (None, "text", "vision", "both", "coupled")
 INSERTS = (None, "after-positions", "before-positions")
 
 # The variants of the authors' code, by the names of its scripts: what differs from the defaults.
@@ -49,7 +50,9 @@ class PromptConfig:
         task; vectors, pool and instance-level controllers are shared.
     summary : what an instance-level decision looks at: the masked mean of the frozen "embeddings" of the input
         (free), or of the frozen "encoder"'s last hidden states (the paper's choice; an extra encoder pass without
-        gradient, cacheable with :meth:`dplearn.PromptedModel.summarize`).
+        gradient, cacheable with :meth:`dplearn.PromptedModel.summarize`). Image-text models also have "image": the
+        frozen model's view of the image decides about the prompt of the texts, which then differs from image to image
+        (as in CoCoOp), at the cost of one text pass for each pair.
     estimator : how the gradient of a sampled decision is estimated: "straight-through" (the paper's), "position-space"
         (for the position; other decisions by straight-through), "score-function" or "exact" (one learned decision);
         see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The default is the cheapest: on
@@ -60,16 +63,21 @@ class PromptConfig:
         training step costs about so many forward and backward passes.
     temperature : initial temperature of Gumbel-Softmax; anneal it with :class:`dplearn.Annealing`.
     init : first values of the vectors: rows drawn from the backbone's "vocabulary" embeddings (all drawn rows differ
-        where the vocabulary is large enough), or "uniform" in (-0.5, 0.5). Images have no vocabulary: there the default
-        is VPT's, uniform in (-v, v) with v^2 = 6 / (size of a patch + d).
+        where the vocabulary is large enough), "uniform" in (-0.5, 0.5), or "normal" with standard deviation 0.02 (as
+        CoOp). Images have no vocabulary: there the default is VPT's, uniform in (-v, v) with
+        v^2 = 6 / (size of a patch + d).
     backbone_dropout : leave the frozen backbone's dropout on while training. Off by default.
-    depth : images only: in how many of the first layers there is a prompt of its own. 1: at the input alone
-        (VPT-shallow). More: at the input of each further layer, fresh vectors replace the prompt's rows (VPT-deep). All
-        layers share position and size, and the weights of a pool. A learned position or size then needs an estimator
-        that runs real sequences.
+    depth : images and image-text models: in how many of the first layers there is a prompt of its own. 1: at the
+        input alone (VPT-shallow). More: at the input of each further layer, fresh vectors replace the prompt's rows
+        (VPT-deep). All layers share position and size, and the weights of a pool. A learned position or size then
+        needs an estimator that runs real sequences.
     insert : images only: whether the prompt enters "after-positions" (behind the position embeddings, as VPT; the
         default, None) or "before-positions". Behind them no position can matter; in front of them the split shifts the
         patches over a grid of positions that is stretched for the prompt (:mod:`dplearn.backbones.vit`).
+    towers : image-text models only: the prompt stands in the "text" (the default, None), in the image ("vision"), in
+        "both" with vectors of their own, or in both "coupled": the image's vectors are a trained linear map of the
+        text's, one map for each layer (as MaPLe). Position and size are those of the text prompt; an image prompt has
+        no position that matters (:mod:`dplearn.backbones.clip`).
 
     Raises
     ------
@@ -95,6 +103,7 @@ class PromptConfig:
     backbone_dropout: bool = False
     depth: int = 1
     insert: str | None = None
+    towers: str | None = None
 
     def __post_init__(self):
         for name in ("length", "pool_size", "depth"):
@@ -105,7 +114,7 @@ class PromptConfig:
         resolve_size(self.size, self.length)
         choices = {
             "vector": VECTORS, "mixing": MIXINGS, "summary": SUMMARIES, "estimator": sorted(ESTIMATORS), "init": INITS,
-            "insert": INSERTS,
+            "insert": INSERTS, "towers": TOWERS,
         }  # fmt: skip
         for name, options in choices.items():
             if getattr(self, name) not in options:
@@ -217,14 +226,22 @@ class PromptConfig:
         rows, width = embedding.shape
         if self.init == "uniform":
             return torch.empty(*self.shape, width).uniform_(-0.5, 0.5, generator=generator)
+        if self.init == "normal":
+            return torch.empty(*self.shape, width).normal_(0, 0.02, generator=generator)
         order, count = torch.randperm(rows, generator=generator), math.prod(self.shape)
         picked = order.repeat(-(-count // rows))[:count]
         return embedding.detach()[picked.to(embedding.device)].float().cpu().view(*self.shape, width)
 
-    def build(self, vectors: Tensor, generator: torch.Generator | None = None) -> DynamicPrompt:
+    def build(
+        self,
+        vectors: Tensor,
+        generator: torch.Generator | None = None,
+        summary_width: int | None = None,
+    ) -> DynamicPrompt:
         """The prompt module that this config describes, starting from ``vectors``, ``shape`` times d.
 
         ``generator`` feeds the Gumbel noise of learned decisions; None uses torch's global generator.
+        ``summary_width`` is the width of what instance-level decisions look at; None: d.
         """
         if vectors.shape[:-1] != self.shape:
             raise ValueError(
@@ -233,6 +250,7 @@ class PromptConfig:
                 + (f", depth={self.depth}" if self.depth > 1 else "")
             )
         tasks = 1 if self.tasks is None else len(self.tasks)
+        seen = vectors.shape[-1] if summary_width is None else summary_width
 
         def chooser():
             return Chooser(self.estimator, self.temperature, generator=generator)
@@ -240,13 +258,11 @@ class PromptConfig:
         def decision(option: int | None, level) -> nn.Module:
             if option is not None:
                 return FixedDecision(option)
-            return LearnedDecision(
-                make_controller(level, vectors.shape[-1], self.length + 1, tasks), chooser()
-            )
+            return LearnedDecision(make_controller(level, seen, self.length + 1, tasks), chooser())
 
         vector = None
         if self.vector != "single":
-            controller = make_controller(self.vector, vectors.shape[-1], self.pool_size, tasks)
+            controller = make_controller(self.vector, seen, self.pool_size, tasks)
             vector = Mixture(controller, self.mixing, chooser() if self.mixing == "hard" else None)
         return DynamicPrompt(
             vectors,

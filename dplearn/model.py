@@ -80,8 +80,9 @@ class PromptedModel(nn.Module):
 
     def _check(self, prompt: DynamicPrompt, config: PromptConfig) -> None:
         """Raise ValueError where a prompt does not fit the backbone; the adapter warns of what cannot help."""
-        if prompt.width != self.adapter.width:
-            kind, width = type(self.adapter.model).__name__, self.adapter.width
+        width = self.adapter.width_of(config)
+        if prompt.width != width:
+            kind = type(self.adapter.model).__name__
             raise ValueError(f"prompt has width {prompt.width}, but {kind} has width {width}")
         self.adapter.check(config)
         if config.estimator == "position-space" and isinstance(prompt.position, LearnedDecision):
@@ -680,20 +681,30 @@ def prompted(
     ValueError : ``vectors`` does not have the shape that the config and the backbone's width ask for.
     """
     config = PromptConfig() if config is None else config
-    return PromptedModel(backbone, _new_prompt(adapt(backbone), config, vectors, generator), config)
+    adapter = adapt(backbone)
+    return adapter.model_class()(backbone, _new_prompt(adapter, config, vectors, generator), config)
 
 
 def _new_prompt(
     adapter: Backbone, config: PromptConfig, vectors: Tensor | None, generator: torch.Generator | None
 ) -> DynamicPrompt:
+    width = adapter.width_of(config)
     if vectors is None:
         vectors = adapter.initial_vectors(config, generator)
-    elif vectors.shape != (*config.shape, adapter.width):
+    elif vectors.shape != (*config.shape, width):
         raise ValueError(
-            f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, adapter.width)}: "
-            f"length={config.length}, and {type(adapter.model).__name__} has width {adapter.width}"
+            f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, width)}: "
+            f"length={config.length}, and {type(adapter.model).__name__} has width {width}"
         )
-    return config.build(vectors)
+    return _build(adapter, config, vectors, generator)
+
+
+def _build(
+    adapter: Backbone, config: PromptConfig, vectors: Tensor, generator: torch.Generator | None = None
+) -> DynamicPrompt:
+    prompt = config.build(vectors, summary_width=adapter.summary_width(config))
+    adapter.complete(prompt, config, generator)
+    return prompt
 
 
 def from_pretrained(folder: str, backbone: PreTrainedModel | None = None) -> PromptedModel:
@@ -715,16 +726,17 @@ def from_pretrained(folder: str, backbone: PreTrainedModel | None = None) -> Pro
     config = PromptConfig.from_dict(saved.options)
     if backbone is None:
         backbone = _load_backbone(folder, saved.backbone)
-    return PromptedModel(backbone, _restore(folder, saved, config, backbone), config)
+    return adapt(backbone).model_class()(backbone, _restore(folder, saved, config, backbone), config)
 
 
 def _restore(
     folder: str, saved: checkpoint.Saved, config: PromptConfig, backbone: PreTrainedModel
 ) -> DynamicPrompt:
     """The prompt of a checkpoint, for a backbone of the recorded kind."""
+    adapter = adapt(backbone)
     checkpoint.check_backbone(folder, saved.backbone, describe(backbone))
-    checkpoint.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapt(backbone).width))
-    prompt = config.build(saved.tensors["vectors"])
+    checkpoint.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapter.width_of(config)))
+    prompt = _build(adapter, config, saved.tensors["vectors"])
     checkpoint.fill(folder, prompt, saved.tensors)
     return prompt
 

@@ -88,6 +88,7 @@ class DynamicPrompt(nn.Module):
         self.vector = vector
         self.size_cost = size_cost
         self.depth = depth
+        self.vision = None  # the image part of a prompt for two towers (dplearn.backbones.clip)
 
     @property
     def length(self) -> int:
@@ -215,6 +216,17 @@ class DynamicPrompt(nn.Module):
         if self.vector is None:
             return vectors
         return mix(vectors.flatten(1, 2), decisions["vector"].weights).unflatten(1, (self.depth - 1, -1))
+
+    def every_layer(self, decisions: dict[str, Choice]) -> Tensor:
+        """The vectors in use of every layer: (depth, n, d) without a pool, (B, depth, n, d) with one.
+
+        n is l while a size is learned.
+        """
+        vectors = self.content(decisions).unsqueeze(-3)
+        deeper = self.deeper(decisions)
+        if deeper is not None:
+            vectors = torch.cat([vectors, deeper], -3)
+        return vectors[..., : self.size.option, :] if isinstance(self.size, FixedDecision) else vectors
 
     def _place(self, inputs: Tensor, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Inserted:
         vectors = self.content(decisions).to(inputs.dtype)

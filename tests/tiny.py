@@ -6,6 +6,8 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
     DeiTConfig,
     DeiTForImageClassification,
     Dinov2Config,
@@ -18,6 +20,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     RobertaConfig,
+    SiglipConfig,
+    SiglipModel,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -188,3 +192,67 @@ def dinov2(kind=Dinov2ForImageClassification, seed: int = 0, dtype=torch.float64
 def images(count: int = 3, seed: int = 0, side: int = 8, dtype=torch.float64):
     """Random images, (count, 3, side, side)."""
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# Image-text models: the text tower of width 16 has room for 24 positions, the images are as above with width 12.
+TEXT = dict(
+    vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
+)
+VISION = dict(
+    hidden_size=12,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+)
+ROOM, START, END = 24, VOCABULARY - 2, VOCABULARY - 1
+
+
+def contrastive(kind, config, seed: int, dtype):
+    """A random image-text model whose weights, positions and scales are far from their first values."""
+    model = finish(kind, config, seed, dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embedding" in name or name.endswith("probe"):
+                parameter.normal_(0, 1)
+            elif parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+            elif parameter.ndim == 2:
+                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
+        model.logit_scale.fill_(1.0)
+    return model
+
+
+def clip(kind=CLIPModel, seed: int = 0, dtype=torch.float64, old: bool = False, **options):
+    """A random CLIP. ``old``: with the wrong numbers of special tokens of configurations before 4.31."""
+    special = dict(bos_token_id=0, eos_token_id=2) if old else dict(bos_token_id=START, eos_token_id=END)
+    text = TEXT | special | dict(max_position_embeddings=ROOM, pad_token_id=END)
+    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8, **options)
+    return contrastive(kind, config, seed, dtype)
+
+
+def siglip(kind=SiglipModel, seed: int = 0, dtype=torch.float64, **options):
+    """A random SigLIP: no start token, the end token is the padding, no causal order, a pooling head over patches."""
+    text = TEXT | dict(max_position_embeddings=ROOM, pad_token_id=EOS, eos_token_id=EOS, projection_size=12)
+    return contrastive(kind, SiglipConfig(text_config=text, vision_config=VISION, **options), seed, dtype)
+
+
+def texts(words, siglip: bool = False, side: str = "right", extra: int = 0, around=(0, ())):
+    """Token ids and mask (None for SigLIP) of lists of word ids, with a prompt of word ids ``around`` = (k, vectors).
+
+    CLIP: start token, words, end token, padding to the longest and ``extra`` more. SigLIP: words, then padding up to
+    ``ROOM``.
+    """
+    split, vectors = around
+    full = [[*vectors[:split], *row, *vectors[split:]] for row in words]
+    if siglip:
+        return torch.tensor([row + [EOS] * (ROOM - len(row)) for row in full]), None
+    width = max(map(len, full)) + 2 + extra
+    rows, masks = [], []
+    for row in full:
+        row, padding = [START, *row, END], [END] * (width - len(row) - 2)
+        rows.append(row + padding if side == "right" else padding + row)
+        real, hidden = [1] * len(row), [0] * len(padding)
+        masks.append(real + hidden if side == "right" else hidden + real)
+    return torch.tensor(rows), torch.tensor(masks)

@@ -6,11 +6,12 @@ from torch import nn
 
 from dplearn.backbones.base import Backbone
 from dplearn.backbones.causal import CausalBackbone
+from dplearn.backbones.clip import CLIPBackbone
 from dplearn.backbones.encoder import EncoderBackbone
 from dplearn.backbones.seq2seq import Seq2SeqBackbone
 from dplearn.backbones.vit import ViTBackbone
 
-ADAPTERS = (Seq2SeqBackbone, EncoderBackbone, CausalBackbone, ViTBackbone)
+ADAPTERS = (Seq2SeqBackbone, EncoderBackbone, CausalBackbone, ViTBackbone, CLIPBackbone)
 
 
 def adapt(backbone: nn.Module) -> Backbone:

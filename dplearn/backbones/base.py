@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dplearn.config import PromptConfig
-    from dplearn.prompt import PromptedInput
+    from dplearn.prompt import DynamicPrompt, PromptedInput
 
 
 class Backbone:
@@ -42,6 +42,13 @@ class Backbone:
         """Why this adapter cannot serve the model, or None if it can."""
         raise NotImplementedError
 
+    @staticmethod
+    def model_class() -> type:
+        """The class of a prompted model of this kind."""
+        from dplearn.model import PromptedModel
+
+        return PromptedModel
+
     @property
     def embedding(self) -> Tensor:
         """The token embedding matrix, (vocabulary, d)."""
@@ -51,6 +58,19 @@ class Backbone:
     def width(self) -> int:
         """d, the width of the input embeddings."""
         return self.embedding.shape[1]
+
+    def width_of(self, config: PromptConfig) -> int:
+        """The width of the vectors of a prompt."""
+        return self.width
+
+    def summary_width(self, config: PromptConfig) -> int:
+        """The width of what instance-level decisions look at."""
+        return self.width_of(config)
+
+    def complete(
+        self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
+    ) -> None:
+        """Add what else of a new prompt depends on the backbone; ``generator`` draws its first values."""
 
     def describe(self) -> dict:
         """What a prompt depends on, as a checkpoint records it."""
@@ -62,12 +82,8 @@ class Backbone:
 
     def check(self, config: PromptConfig) -> None:
         """Raise ValueError where a config asks for what this kind of backbone cannot do."""
-        for name, usual in (("depth", 1), ("insert", None)):
-            value = getattr(config, name)
-            if value != usual:
-                raise ValueError(
-                    f"{name}={value!r} is for images, expected {usual!r}: {type(self.model).__name__} reads text"
-                )
+        refuse_unusual(config, ("depth", "insert"), "images", self.model, "text")
+        refuse_unusual(config, ("towers", "summary"), "image-text models", self.model, "text")
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, d) frozen embeddings, scaled as the model does it."""
@@ -125,6 +141,18 @@ class Backbone:
     def generate(self, placed: PromptedInput, **options) -> Tensor:
         """The model's ``generate`` on a prompted input."""
         raise NotImplementedError(f"{type(self.model).__name__} does not generate")
+
+
+def refuse_unusual(
+    config: PromptConfig, names: tuple[str, ...], kind: str, model: nn.Module, reads: str
+) -> None:
+    """Raise ValueError where a config has options that only another kind of model can serve."""
+    for name in names:
+        value, usual = getattr(config, name), type(config).__dataclass_fields__[name].default
+        if value != usual and (name != "summary" or value == "image"):
+            raise ValueError(
+                f"{name}={value!r} is for {kind}, expected {usual!r}: {type(model).__name__} reads {reads}"
+            )
 
 
 def token_positions(mask: Tensor) -> Tensor:

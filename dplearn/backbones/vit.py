@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from dplearn.backbones.base import Backbone, forward_as, take_rows
+from dplearn.backbones.base import Backbone, forward_as, refuse_unusual, take_rows
 from dplearn.backbones.position_space import table_term
 from dplearn.controllers import LEARNED
 
@@ -87,11 +87,11 @@ class ViTBackbone(Backbone):
         """
         if config.init == "uniform":
             return config.initial_vectors(torch.empty(1, self.width), generator)
-        bound = math.sqrt(6 / (self.patches.projection.weight[0].numel() + self.width))
-        return torch.empty(*config.shape, self.width).uniform_(-bound, bound, generator=generator)
+        return patch_uniform(self.patches.projection, config.shape, generator)
 
     def check(self, config) -> None:
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
+        refuse_unusual(config, ("towers", "summary"), "image-text models", self.model, "images")
         name = type(self.model).__name__
         if config.depth > len(self.layers):
             raise ValueError(
@@ -102,15 +102,8 @@ class ViTBackbone(Backbone):
                 f"size={config.size!r} hides vectors behind a mask, and {name} of this version of transformers takes "
                 "none; expected 'full' or a number"
             )
-        if config.position in LEARNED and config.insert != "before-positions":
-            warnings.warn(
-                f"position={config.position!r} has nothing to learn on {name}: behind the position embeddings order "
-                "does not matter, every split gives the same output (the order-blindness theorem, chapter 03 of the "
-                "book), and a split that moves in training does so by chance or by the estimator's error. Expected a "
-                "fixed position, or insert='before-positions'",
-                UserWarning,
-                stacklevel=5,  # the line that calls dplearn.prompted
-            )
+        if config.insert != "before-positions":
+            check_order_matters(config, name, ", or insert='before-positions'")
 
     def refuses_position_space(self) -> str | None:
         return None
@@ -193,10 +186,7 @@ class ViTBackbone(Backbone):
             changes.enter_context(self._embedded())
             changes.enter_context(_reading(self.base.layernorm, placed.input_positions))
             if placed.deeper is not None:
-                self._check_recomputing()
-                for number, layer in enumerate(self.layers[1 : 1 + placed.deeper.shape[-3]]):
-                    vectors = placed.deeper.select(-3, number)
-                    changes.enter_context(_receiving(layer, vectors, placed.prompt_positions))
+                changes.enter_context(receiving(self.layers, placed.deeper, placed.prompt_positions))
             return self.model(pixel_values=placed.embeds, **options)
 
     def _embedded(self):
@@ -208,19 +198,43 @@ class ViTBackbone(Backbone):
 
         return forward_as(self.embeddings, forward)
 
-    def _check_recomputing(self) -> None:
-        """Older versions of transformers recompute a layer without what is done to its input here."""
-        kind = next((base for base in type(self.layers[0]).__mro__ if base.__name__ == RECOMPUTING), None)
-        if kind is None or "__call__" not in vars(kind):
-            return
-        if any(layer.gradient_checkpointing and layer.training for layer in self.layers):
-            raise ValueError(
-                "depth > 1 with gradient checkpointing and backbone_dropout=True needs a newer transformers; "
-                "expected one of them to be off"
-            )
+
+def check_order_matters(config, name: str, otherwise: str = "") -> None:
+    """Warn where a position is to be learned behind the position embeddings. (To be called by an adapter's check.)"""
+    if config.position in LEARNED:
+        warnings.warn(
+            f"position={config.position!r} has nothing to learn on {name}: behind the position embeddings order "
+            "does not matter, every split gives the same output (the order-blindness theorem, chapter 03 of the "
+            "book), and a split that moves in training does so by chance or by the estimator's error. Expected a "
+            f"fixed position{otherwise}",
+            UserWarning,
+            stacklevel=6,  # the line that calls dplearn.prompted
+        )
 
 
 RECOMPUTING = "GradientCheckpointingLayer"
+
+
+def _check_recomputing(layers: nn.ModuleList) -> None:
+    """Older versions of transformers recompute a layer without what is done to its input here."""
+    kind = next((base for base in type(layers[0]).__mro__ if base.__name__ == RECOMPUTING), None)
+    if kind is None or "__call__" not in vars(kind):
+        return
+    if any(layer.gradient_checkpointing and layer.training for layer in layers):
+        raise ValueError(
+            "depth > 1 with gradient checkpointing and backbone_dropout=True needs a newer transformers; "
+            "expected one of them to be off"
+        )
+
+
+def patch_uniform(
+    projection: nn.Conv2d, shape: tuple[int, ...], generator: torch.Generator | None = None
+) -> Tensor:
+    """VPT's first values of prompt vectors beside embedded patches, ``shape`` times d: uniform in (-v, v) with
+    v^2 = 6 / (size of a patch + d)."""
+    width, *patch = projection.weight.shape
+    bound = math.sqrt(6 / (math.prod(patch) + width))
+    return torch.empty(*shape, width).uniform_(-bound, bound, generator=generator)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList | None:
@@ -239,8 +253,21 @@ def _reading(norm: nn.Module, rows: Tensor):
     return forward_as(norm, lambda states: usual(take_rows(states, rows)))
 
 
+@contextmanager
+def receiving(layers: nn.ModuleList, deeper: Tensor, rows: Tensor):
+    """While this is open, the layers behind the first one find fresh prompt vectors in the given rows of their input.
+
+    deeper: (n, l, d) or (B, n, l, d), for the layers 1..n counted from 0.  rows: (B, l), -1 where there is none.
+    """
+    _check_recomputing(layers)
+    with ExitStack() as changes:
+        for number, layer in enumerate(layers[1 : 1 + deeper.shape[-3]]):
+            changes.enter_context(_receiving(layer, deeper.select(-3, number), rows))
+        yield
+
+
 def _receiving(layer: nn.Module, vectors: Tensor, rows: Tensor):
-    """While this is open, a layer finds prompt vectors (l, d) or (B, l, d) in the given rows (B, l) of its input."""
+    """The same for one layer and its vectors (l, d) or (B, l, d)."""
     usual = layer.forward
 
     def forward(states, *arguments, **options):
