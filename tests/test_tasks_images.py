@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import hmean
 from sklearn.datasets import load_digits
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from transformers import (
     CLIPImageProcessorPil,
     Trainer,
@@ -31,7 +31,7 @@ from transformers import (
 
 from dplearn.tasks import ImageTask, load, names, vision_sets
 from dplearn.tasks.images import EncodedImages, ImageSplit, divide, shuffled, to_image
-from dplearn.tasks.metrics import METRICS, harmonic_mean
+from dplearn.tasks.metrics import METRICS, harmonic_mean, recall_at
 from dplearn.tasks.vision_sets import HUB, RECIPES, Hub, Recipe
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 28, "width": 28})
@@ -242,6 +242,48 @@ SCORES = st.one_of(st.just(0.0), st.just(1), st.floats(1e-6, 100))
 @given(SCORES, SCORES)
 def test_harmonic_mean_is_scipys(base, new):
     assert harmonic_mean(base, new) == pytest.approx(hmean([base, new]), rel=1e-12)
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 10_000))
+def test_recall_is_what_sorting_finds(queries, items, seed):
+    numbers = np.random.default_rng(seed)
+    scores = numbers.permuted(np.arange(queries * items)).reshape(queries, items)  # no two alike
+    relevant = [numbers.choice(items, numbers.integers(1, items + 1), replace=False).tolist() for _ in scores]
+    found = recall_at(scores, relevant, ranks=(1, 2, 5))
+    for k in (1, 2, 5):
+        first = [set(np.argsort(-row)[:k]) for row in scores]
+        hits = [bool(best & set(own)) for best, own in zip(first, relevant, strict=True)]
+        assert found[f"recall@{k}"] == sum(hits) / queries
+
+
+def test_recall_with_one_item_each_is_scikit_learns():
+    scores = np.random.default_rng(0).normal(size=(9, 9))
+    found = recall_at(scores, ranks=(1, 3))
+    for k in (1, 3):
+        assert found[f"recall@{k}"] == top_k_accuracy_score(range(9), scores, k=k)
+
+
+def test_equal_scores_earn_nothing():
+    assert recall_at([[1.0, 1.0, 1.0]], ranks=(1, 2, 3)) == {
+        "recall@1": 0.0,
+        "recall@2": 0.0,
+        "recall@3": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0, 2.0],), r"scores has shape \(2,\), expected \(queries, items\)"),
+        (([[1.0]], [[1]]), r"relevant\[0\]=\[1\]: expected some of the items 0..0"),
+        (([[1.0]], [[]]), r"relevant\[0\]=\[\]"),
+        (([[1.0]], [[0], [0]]), "relevant has 2 entries: expected 1"),
+        (([[1.0]], None, (0,)), r"ranks=\[0\]: expected integers of at least 1"),
+    ],
+)
+def test_recall_names_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recall_at(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,48 @@ def harmonic_mean(base: float, new: float) -> float:
     return statistics.harmonic_mean((base, new))
 
 
+def recall_at(
+    scores, relevant: Sequence[Sequence[int]] | None = None, ranks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Retrieval: the share of queries for which one of the first k items is relevant, for each k of ``ranks``.
+
+    Parameters
+    ----------
+    scores : (queries, items) numbers, the larger the better, such as ``model.similarity(images, texts)`` for images
+        that look for texts, and its transpose for texts that look for images.
+    relevant : for each query the numbers of its relevant items (an image can have five captions); None: query i has
+        item i.
+
+    Equal scores count against the query: items that are not relevant go first.
+
+    Raises
+    ------
+    ValueError : not a matrix, a rank below 1, a query without relevant items, or items that do not exist.
+
+    >>> recall_at([[0.9, 0.1, 0.3], [0.8, 0.2, 0.5]], ranks=(1, 2, 3))
+    {'recall@1': 0.5, 'recall@2': 0.5, 'recall@3': 1.0}
+    """
+    import numpy as np
+
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise ValueError(f"scores has shape {scores.shape}, expected (queries, items)")
+    if any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ranks):
+        raise ValueError(f"ranks={list(ranks)}: expected integers of at least 1")
+    relevant = [[i] for i in range(len(scores))] if relevant is None else [list(items) for items in relevant]
+    if len(relevant) != len(scores):
+        raise ValueError(f"relevant has {len(relevant)} entries: expected {len(scores)}, one for each query")
+    places = []
+    for query, items in enumerate(relevant):
+        if not items or not all(0 <= item < scores.shape[1] for item in items):
+            raise ValueError(
+                f"relevant[{query}]={items}: expected some of the items 0..{scores.shape[1] - 1}"
+            )
+        others = np.delete(scores[query], items)
+        places.append(1 + int((others >= scores[query, items].max()).sum()))
+    return {f"recall@{k}": float(np.mean([place <= k for place in places])) for k in ranks}
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric function and whether it needs the group of each example."""
