@@ -18,6 +18,7 @@ from dplearn.vector import MIXINGS, VECTORS, Mixture
 SUMMARIES = ("embeddings", "encoder")
 INITS = ("vocabulary", "uniform")
 INSERTS = (None, "after-positions", "before-positions")
+HEADS = ("frozen", "trained")
 
 # The variants of the authors' code, by the names of its scripts: what differs from the defaults.
 AUTHORS: dict[str, dict] = {
@@ -70,6 +71,9 @@ class PromptConfig:
     insert : images only: whether the prompt enters "after-positions" (behind the position embeddings, as VPT; the
         default, None) or "before-positions". Behind them no position can matter; in front of them the split shifts the
         patches over a grid of positions that is stretched for the prompt (:mod:`dplearn.backbones.vit`).
+    head : classifiers only: "trained" gives the prompt its own copy of the backbone's classification head (all modules
+        behind the base model), which is trained with it, as VPT does (Jia et al. 2022). The copy stands in for the
+        backbone's head, which never changes. "frozen" (the default) leaves the backbone's head in place.
 
     Raises
     ------
@@ -95,6 +99,7 @@ class PromptConfig:
     backbone_dropout: bool = False
     depth: int = 1
     insert: str | None = None
+    head: str = "frozen"
 
     def __post_init__(self):
         for name in ("length", "pool_size", "depth"):
@@ -105,7 +110,7 @@ class PromptConfig:
         resolve_size(self.size, self.length)
         choices = {
             "vector": VECTORS, "mixing": MIXINGS, "summary": SUMMARIES, "estimator": sorted(ESTIMATORS), "init": INITS,
-            "insert": INSERTS,
+            "insert": INSERTS, "head": HEADS,
         }  # fmt: skip
         for name, options in choices.items():
             if getattr(self, name) not in options:

@@ -88,6 +88,8 @@ class DynamicPrompt(nn.Module):
         self.vector = vector
         self.size_cost = size_cost
         self.depth = depth
+        # A trained head by the names of the backbone's modules; the adapter of a backbone adds it where one is wanted.
+        self.register_module("head", None)
 
     @property
     def length(self) -> int:
