@@ -121,6 +121,10 @@ def with_labels(cls, source, num_labels: int, **options):
     What transformers reports about such a load is held back where it is about the head alone: a fresh head is what
     was asked for. Where the head has that number of labels already it is loaded as it is.
     """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    config.num_labels = num_labels  # transformers warns where this is passed to from_pretrained
     held, logger, report = [], logging.getLogger("transformers.modeling_utils"), None
 
     def passes(record):
@@ -131,7 +135,7 @@ def with_labels(cls, source, num_labels: int, **options):
     logger.addFilter(passes)
     try:
         model, report = cls.from_pretrained(
-            source, num_labels=num_labels, ignore_mismatched_sizes=True, output_loading_info=True, **options
+            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options
         )
     finally:
         logger.removeFilter(passes)
