@@ -36,11 +36,17 @@ class Decision(NamedTuple):
 
 
 class Count(NamedTuple):
-    """Numbers of parameters: trained, without any effect, and held as they are."""
+    """Numbers of parameters: trained, without any effect, held as they are, and of the trained ones those of a head."""
 
     trained: int
     unused: int
     frozen: int
+    head: int = 0
+
+    @property
+    def total(self) -> int:
+        """All parameters, of the prompt and of the backbone."""
+        return self.trained + self.unused + self.frozen
 
 
 def decisions(config: PromptConfig) -> dict[str, Decision]:
@@ -114,9 +120,10 @@ def count(prompt: DynamicPrompt, backbone: nn.Module) -> Count:
     """Parameters of the prompt and of the backbone by what training does to them; shared ones count once."""
     in_use = entries_in_use(prompt)
     every = sum(parameter.numel() for parameter in prompt.parameters())
-    trained = sum(in_use[name] for name, parameter in prompt.named_parameters() if parameter.requires_grad)
-    unused = every - sum(in_use.values())
-    return Count(trained, unused, sum(p.numel() for p in backbone.parameters()) + every - unused - trained)
+    trained = {name: in_use[name] for name, parameter in prompt.named_parameters() if parameter.requires_grad}
+    total, unused = sum(trained.values()), every - sum(in_use.values())
+    frozen = sum(p.numel() for p in backbone.parameters()) + every - unused - total
+    return Count(total, unused, frozen, sum(n for name, n in trained.items() if name.startswith("head.")))
 
 
 def origin(name: str) -> str:
@@ -174,6 +181,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
             if config.depth > 1
             else []
         ),
+        *([f"- Head: trained, {counted.head:,} parameters."] if config.head == "trained" else []),
         f"- Trained parameters: {counted.trained:,}{unused}.",
         *tasks,
         "",
@@ -199,6 +207,10 @@ def summarize(model: PromptedModel, backbone: dict, size: int) -> Summary:
         rows.append((name, found.level, f"{own:,}", found.words))
     shape = " x ".join(str(number) for number in prompt.vectors.shape)
     rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
+    if prompt.head is not None:
+        rows.append(
+            ("head", "trained", f"{counted.head:,}", f"a copy of the backbone's {', '.join(prompt.head)}")
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]
     name = backbone["name_or_path"]

@@ -195,7 +195,7 @@ def parse(path: Path, text: bytes) -> dict:
 
 def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> None:
     """Raise ValueError where the backbone at hand is not of the recorded kind."""
-    for key in ("model_type", "class", "width", "vocabulary", "vision_width", "patch"):
+    for key in ("model_type", "class", "width", "vocabulary", "vision_width", "patch", "labels"):
         if key in found and recorded.get(key) != found[key]:
             raise ValueError(
                 f"the prompt in {str(folder)!r} was trained for a backbone with {key}={recorded.get(key)!r}, "

@@ -19,6 +19,7 @@ SUMMARIES = ("embeddings", "encoder", "image")
 INITS = ("vocabulary", "uniform", "normal")
 TOWERS = (None, "text", "vision", "both", "coupled")
 INSERTS = (None, "after-positions", "before-positions")
+HEADS = ("frozen", "trained")
 
 # The variants of the authors' code, by the names of its scripts: what differs from the defaults.
 AUTHORS: dict[str, dict] = {
@@ -78,6 +79,9 @@ class PromptConfig:
         "both" with vectors of their own, or in both "coupled": the image's vectors are a trained linear map of the
         text's, one map for each layer (as MaPLe). Position and size are those of the text prompt; an image prompt has
         no position that matters (:mod:`dplearn.backbones.clip`).
+    head : classifiers only: "trained" gives the prompt its own copy of the backbone's classification head (all modules
+        behind the base model), which is trained with it, as VPT does (Jia et al. 2022). The copy stands in for the
+        backbone's head, which never changes. "frozen" (the default) leaves the backbone's head in place.
 
     Raises
     ------
@@ -104,6 +108,7 @@ class PromptConfig:
     depth: int = 1
     insert: str | None = None
     towers: str | None = None
+    head: str = "frozen"
 
     def __post_init__(self):
         for name in ("length", "pool_size", "depth"):
@@ -114,7 +119,7 @@ class PromptConfig:
         resolve_size(self.size, self.length)
         choices = {
             "vector": VECTORS, "mixing": MIXINGS, "summary": SUMMARIES, "estimator": sorted(ESTIMATORS), "init": INITS,
-            "insert": INSERTS, "towers": TOWERS,
+            "insert": INSERTS, "towers": TOWERS, "head": HEADS,
         }  # fmt: skip
         for name, options in choices.items():
             if getattr(self, name) not in options:

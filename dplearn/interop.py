@@ -106,6 +106,7 @@ def export_peft(model: PromptedModel, folder: str | os.PathLike) -> None:
         "position": (split != config.length, config.position, "'prefix'"),
         "size": (size != config.length, config.size, "'full'"),
         "vector": (config.vector != "single", config.vector, "'single'"),
+        "head": (config.head != "frozen", config.head, "'frozen'"),
     }
     for name, (is_refused, value, expected) in refused.items():
         if is_refused:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dplearn import card, checkpoint
 from dplearn.backbones import Backbone, adapt
+from dplearn.backbones.base import standing_in
 from dplearn.choice import Choice, Chooser
 from dplearn.config import PromptConfig
 from dplearn.controllers import LearnedDecision, TaskController, masked_mean
@@ -51,7 +52,8 @@ def extended(output, **fields):
 class PromptedModel(nn.Module):
     """A frozen backbone steered by a :class:`~dplearn.prompt.DynamicPrompt`. Made by :func:`prompted`.
 
-    Only the prompt's parameters are trained, saved and loaded: ``state_dict`` holds them and nothing else, so
+    Only the prompt's parameters (with a trained head, where ``config.head`` asks for one, which is a part of the
+    prompt) are trained, saved and loaded: ``state_dict`` holds them and nothing else, so
     ``transformers.Trainer`` writes and resumes small checkpoints without special code. The backbone is frozen, and it
     stays in evaluation mode unless ``config.backbone_dropout`` is set.
 
@@ -248,11 +250,16 @@ class PromptedModel(nn.Module):
         placed = self._insert(given)
         if labels is not None:
             options["labels"] = labels
-        output = self.adapter.forward(placed, **options)
+        output = self._run(placed, options)
         if placed.penalty is None:
             return output
         loss = output.get("loss")
         return extended(output, loss=None if loss is None else loss + placed.penalty, penalty=placed.penalty)
+
+    def _run(self, placed: PromptedInput, options: dict):
+        """The backbone's output for a prompted input, answered by the prompt's own head where it has one."""
+        with standing_in(self.backbone, self.prompt.head):
+            return self.adapter.forward(placed, **options)
 
     def _samples_losses(self) -> bool:
         """Whether this forward pass tries several decisions for each instance (:mod:`dplearn.estimators`)."""
@@ -286,7 +293,7 @@ class PromptedModel(nn.Module):
         placed = self._insert(several._replace(summary=None, task=None), copies)
         if labels is not None:
             options["labels"] = labels  # an encoder-decoder makes the decoder's input from them
-        output = self.adapter.forward(placed, **{k: repeat(v, times, batch) for k, v in options.items()})
+        output = self._run(placed, {k: repeat(v, times, batch) for k, v in options.items()})
         penalty, loss = self.prompt.penalty(decisions), None
         if labels is not None:
             losses = self.adapter.losses(output["logits"], repeat(labels, times, batch)).view(times, batch)
@@ -548,7 +555,7 @@ class PromptedModel(nn.Module):
     # --- what is trained, saved and loaded ---
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Exactly the parameters that are trained, by name: the prompt's own."""
+        """Exactly the parameters that are trained, by name: the prompt's own, with its head where that is trained."""
         return {f"prompt.{name}": parameter for name, parameter in self.prompt.named_parameters()}
 
     def set_temperature(self, temperature: float) -> None:
@@ -563,9 +570,9 @@ class PromptedModel(nn.Module):
         Vectors that a fixed ``size`` leaves out are not counted as trained; their number follows where there are any.
         """
         counted = card.count(self.prompt, self.backbone)
-        total = sum(counted)
-        text = f"trainable params: {counted.trained:,} || all params: {total:,}"
-        text += f" || trainable%: {100 * counted.trained / total:.4f}"
+        text = f"trainable params: {counted.trained:,} || all params: {counted.total:,}"
+        text += f" || trainable%: {100 * counted.trained / counted.total:.4f}"
+        text += f" || head: trained, {counted.head:,}" if self.prompt.head is not None else ""
         print(text + (f" || not in use: {counted.unused:,}" if counted.unused else ""))
 
     def summary(self) -> card.Summary:
@@ -575,7 +582,7 @@ class PromptedModel(nn.Module):
         The last line is the size of the checkpoint that :meth:`save_pretrained` writes.
         """
         size = sum(len(data) for data in checkpoint.files(*self._checkpoint(self.active_prompt)).values())
-        return card.summarize(self, describe(self.backbone), size)
+        return card.summarize(self, describe(self.backbone, self.prompt_config), size)
 
     def save_pretrained(self, folder: str, name: str | None = None) -> None:
         """Write the prompt (safetensors), its configuration (JSON) and a card (README.md) to ``folder``.
@@ -598,7 +605,7 @@ class PromptedModel(nn.Module):
         """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""
         self._check_known(name)
         prompt, config = self._prompts[name] or (self.prompt, self.prompt_config)
-        backbone = describe(self.backbone)
+        backbone = describe(self.backbone, config)
         text = card.write_card(config, card.count(prompt, self.backbone), backbone)
         return prompt.state_dict(), config.to_dict(), backbone, text
 
@@ -647,13 +654,17 @@ def _forgive_backbone(module: PromptedModel, keys) -> None:
     ]
 
 
-def describe(backbone: PreTrainedModel) -> dict:
-    """What a checkpoint records of its backbone, so that a prompt is never loaded onto another model."""
+def describe(backbone: PreTrainedModel, config: PromptConfig) -> dict:
+    """What a checkpoint records of its backbone, so that a prompt is never loaded onto another model.
+
+    The number of labels is a part of it where the prompt has its own head.
+    """
     return {
         "name_or_path": backbone.name_or_path,
         "class": type(backbone).__name__,
         "model_type": backbone.config.model_type,
         **adapt(backbone).describe(),
+        **({"labels": backbone.config.num_labels} if config.head == "trained" else {}),
     }
 
 
@@ -678,7 +689,8 @@ def prompted(
     Raises
     ------
     TypeError : the backbone is of a kind that cannot take a prompt.
-    ValueError : ``vectors`` does not have the shape that the config and the backbone's width ask for.
+    ValueError : ``vectors`` does not have the shape that the config and the backbone's width ask for; a trained head
+        is asked for and the backbone has none.
     """
     config = PromptConfig() if config is None else config
     adapter = adapt(backbone)
@@ -714,7 +726,8 @@ def from_pretrained(folder: str, backbone: PreTrainedModel | None = None) -> Pro
     ----------
     folder : where ``prompt_config.json`` lies.
     backbone : the model to put the prompt on. None loads the one that the checkpoint names: a backbone of
-        :mod:`dplearn.zoo`, or a path or hub name through transformers.
+        :mod:`dplearn.zoo`, or a path or hub name through transformers, with the recorded number of labels where the
+        prompt has its own head.
 
     Raises
     ------
@@ -734,7 +747,7 @@ def _restore(
 ) -> DynamicPrompt:
     """The prompt of a checkpoint, for a backbone of the recorded kind."""
     adapter = adapt(backbone)
-    checkpoint.check_backbone(folder, saved.backbone, describe(backbone))
+    checkpoint.check_backbone(folder, saved.backbone, describe(backbone, config))
     checkpoint.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapter.width_of(config)))
     prompt = _build(adapter, config, saved.tensors["vectors"])
     checkpoint.fill(folder, prompt, saved.tensors)
@@ -747,8 +760,9 @@ def _load_backbone(folder: str, description: dict) -> PreTrainedModel:
     from dplearn import zoo
 
     name, kind = description.get("name_or_path"), description.get("class")
+    labels = description.get("labels")
     if name in zoo.names():
-        return zoo.load(name)[0]
+        return zoo.load(name, num_labels=labels)[0]
     model_class = getattr(transformers, str(kind), None)
     if not name or not (
         isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
@@ -757,4 +771,4 @@ def _load_backbone(folder: str, description: dict) -> PreTrainedModel:
             f"the prompt in {str(folder)!r} was trained for a backbone with class={kind!r} and name_or_path={name!r}, "
             "which cannot be loaded by name: expected from_pretrained(folder, backbone)"
         )
-    return model_class.from_pretrained(name)
+    return model_class.from_pretrained(name) if labels is None else zoo.with_labels(model_class, name, labels)

@@ -88,14 +88,21 @@ class LabelWordLoss:
         )
 
 
-def parameter_groups(model: PromptedModel, prompt_lr: float, controller_lr: float) -> list[dict]:
-    """Optimiser groups: one for the prompt vectors, one for the controllers.
+def parameter_groups(
+    model: PromptedModel, prompt_lr: float, controller_lr: float, head_lr: float | None = None
+) -> list[dict]:
+    """Optimiser groups: one for the prompt vectors, one for the controllers, one for a trained head, where they are.
 
     Prompt vectors live at the scale of embeddings and take large steps (0.3 with Adafactor, Lester et al. 2021);
-    logits of a controller saturate at such steps. The authors' code uses one rate for both.
+    logits of a controller and weights of a head saturate at such steps. The authors' code uses one rate for all.
+
+    Parameters
+    ----------
+    head_lr : learning rate of a trained head; None is the controllers' rate.
     """
-    named = model.trainable_parameters()
-    vectors = [parameter for name, parameter in named.items() if name == "prompt.vectors"]
-    controllers = [parameter for name, parameter in named.items() if name != "prompt.vectors"]
-    groups = [{"params": vectors, "lr": prompt_lr}]
-    return groups + ([{"params": controllers, "lr": controller_lr}] if controllers else [])
+    groups: dict[str, list] = {"vectors": [], "controllers": [], "head": []}
+    for name, parameter in model.trainable_parameters().items():
+        part = name.split(".")[1]
+        groups[part if part in groups else "controllers"].append(parameter)
+    rates = (prompt_lr, controller_lr, controller_lr if head_lr is None else head_lr)
+    return [{"params": group, "lr": rate} for group, rate in zip(groups.values(), rates) if group]

@@ -51,7 +51,7 @@ def test_what_is_counted_as_trained_is_what_gets_a_gradient(case, capsys):
     model = make(**COUNTED[case])
     trained, every = entries_with_a_gradient(model), sum(p.numel() for p in model.prompt.parameters())
     frozen = sum(parameter.numel() for parameter in model.backbone.parameters())
-    assert card.count(model.prompt, model.backbone) == (trained, every - trained, frozen)
+    assert card.count(model.prompt, model.backbone) == (trained, every - trained, frozen, 0)
     model.print_trainable_parameters()
     unused = f" || not in use: {every - trained:,}" if every > trained else ""
     share = f"{100 * trained / (every + frozen):.4f}"
@@ -82,7 +82,7 @@ def test_what_a_user_freezes_is_not_counted_as_trained():
     before = card.count(model.prompt, model.backbone)
     model.prompt.vectors.requires_grad_(False)
     after, moved = card.count(model.prompt, model.backbone), LENGTH * tiny.WIDTH
-    assert after == (before.trained - moved, 0, before.frozen + moved)
+    assert after == (before.trained - moved, 0, before.frozen + moved, 0)
     assert after.trained == LENGTH + 1  # the logits of the split
 
 

@@ -6,8 +6,9 @@ the model on the prompted input, and sees to it that the answer is read from the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,6 +80,24 @@ class Backbone:
     def initial_vectors(self, config: PromptConfig, generator: torch.Generator | None = None) -> Tensor:
         """First values of a prompt, ``config.shape`` times d, in float32."""
         return config.initial_vectors(self.embedding, generator)
+
+    def complete(
+        self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
+    ) -> None:
+        """Add what else of a prompt depends on the backbone: its own copy of the head, where that is trained.
+
+        The copy is in float32 at least, as the prompt is: half precision is too coarse to train. ``generator`` feeds
+        what is drawn at random; a copy is not.
+
+        Raises
+        ------
+        ValueError : a trained head is asked for, and the model has none or a language model's.
+        """
+        if config.head == "trained":
+            head = nn.ModuleDict(
+                {name: copy.deepcopy(module) for name, module in head_of(self.model).items()}
+            )
+            prompt.head = head.to(torch.promote_types(self.model.dtype, torch.float32)).requires_grad_(True)
 
     def check(self, config: PromptConfig) -> None:
         """Raise ValueError where a config asks for what this kind of backbone cannot do."""
@@ -155,6 +174,27 @@ def refuse_unusual(
             )
 
 
+def head_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The classification head by the names of its modules: all with parameters that stand behind the base model.
+
+    (BERT's pooler is inside of the base model.)
+
+    Raises
+    ------
+    ValueError : there is no head, or it is a language model's, whose weights may be the input embeddings'.
+    """
+    base, start = model.base_model, f"head='trained' needs a classification head, {type(model).__name__} has"
+    if model.get_output_embeddings() is not None:
+        raise ValueError(
+            f"{start} a language-model head: expected head='frozen', or the model for a classification"
+        )
+    children = {} if base is model else dict(model.named_children())
+    head = {name: child for name, child in children.items() if child is not base and list(child.parameters())}
+    if not head:
+        raise ValueError(f"{start} none: expected head='frozen', or the model with its head")
+    return head
+
+
 def token_positions(mask: Tensor) -> Tensor:
     """Positions (B, S) that count the real tokens of each row from 0; padding gets 0.
 
@@ -183,6 +223,30 @@ def forward_as(module: nn.Module, forward: Callable):
             module.__dict__.pop("forward")  # the class's own is visible again
         else:
             module.forward = patched  # as accelerate does
+
+
+@contextmanager
+def standing_in(model: nn.Module, modules: nn.ModuleDict | None):
+    """While this is open, each of ``modules`` stands in for the model's own of that name; None changes nothing.
+
+    They see floating point inputs in their own dtype, which the model's may be coarser than.
+    """
+    with ExitStack() as changes:
+        for name, module in ({} if modules is None else modules).items():
+            changes.enter_context(forward_as(getattr(model, name), _in_own_dtype(module)))
+        yield
+
+
+def _in_own_dtype(module: nn.Module) -> Callable:
+    def forward(*arguments, **options):
+        dtype = next(module.parameters()).dtype
+
+        def cast(value):
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return module(*map(cast, arguments), **{name: cast(value) for name, value in options.items()})
+
+    return forward
 
 
 def rows_of(module: nn.Module, rows: Tensor):

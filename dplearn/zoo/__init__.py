@@ -10,6 +10,7 @@ every file, the model card, the losses of the pretraining and recorded figures. 
 
 import hashlib
 import json
+import logging
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,25 +81,78 @@ def _require(folder, recorded, files):
             )
 
 
-def load_folder(folder: Path, dtype=torch.float32):
-    """(model in evaluation mode, tokenizer or processor) from a verified folder."""
+def load_folder(folder: Path, dtype=torch.float32, num_labels: int | None = None):
+    """(model in evaluation mode, tokenizer or processor) from a verified folder; arguments as in `load`."""
     import transformers
 
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: expected a floating point torch dtype such as torch.float32")
     verify(folder)
     kind = model_type(folder)
+    _check_labels(folder.name, kind, num_labels)
     cls = {
         "t5": transformers.AutoModelForSeq2SeqLM,
         "vit": transformers.AutoModelForImageClassification,
         "clip": transformers.AutoModel,
     }[kind]
     with _no_progress_bar():
-        model = cls.from_pretrained(folder, dtype=dtype)
+        if num_labels is None:
+            model = cls.from_pretrained(folder, dtype=dtype)
+        else:
+            model = with_labels(cls, folder, num_labels, dtype=dtype)
     model.name_or_path = (
         folder.name
     )  # what a checkpoint of a prompt records: a name, not a path of this machine
     return model.eval(), _processor(folder, kind)
+
+
+def _check_labels(name, kind, num_labels):
+    if num_labels is None:
+        return
+    if kind != "vit":
+        raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
+    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 2:
+        raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
+
+
+def with_labels(cls, source, num_labels: int, **options):
+    """`cls.from_pretrained(source, **options)` with a head for another number of labels, freshly initialised.
+
+    What transformers reports about such a load is held back where it is about the head alone: a fresh head is what
+    was asked for. Where the head has that number of labels already it is loaded as it is.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    config.num_labels = num_labels  # transformers warns where this is passed to from_pretrained
+    held, logger, report = [], logging.getLogger("transformers.modeling_utils"), None
+
+    def passes(record):
+        if "LOAD REPORT" in record.getMessage():
+            held.append(record)
+        return record not in held
+
+    logger.addFilter(passes)
+    try:
+        model, report = cls.from_pretrained(
+            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+    finally:
+        logger.removeFilter(passes)
+        if report is None or not _about_the_head(report, f"{model.base_model_prefix}."):
+            for record in held:
+                logger.handle(record)
+    return model
+
+
+def _about_the_head(report, base):
+    """Whether all tensors that were not loaded or not used stand behind the base model."""
+    names = {
+        *report["missing_keys"],
+        *report["unexpected_keys"],
+        *(key[0] for key in report["mismatched_keys"]),
+    }
+    return not any(name.startswith(base) for name in names)
 
 
 def _processor(folder, kind):
@@ -125,16 +179,19 @@ def _no_progress_bar():
             logging.enable_progress_bar()
 
 
-def load(name: str, dtype=torch.float32):
+def load(name: str, dtype=torch.float32, num_labels: int | None = None):
     """(model, tokenizer) of a backbone, checked against its SHA-256, in evaluation mode.
 
     For vit-mini the second is the image processor, for clip-mini the processor (tokenizer and image processor).
+
+    num_labels : classes of the head of vit-mini. Another number than its own gives a fresh head, drawn from torch's
+        global generator as in transformers: seed it before. An error for backbones without a classification head.
 
     >>> model, tokenizer = load("t5-mini")
     >>> tokenizer.tokenize("Anna has a red ball.")
     ['▁anna', '▁has', '▁a', '▁red', '▁ball', '▁.']
     """
-    return load_folder(folder_of(name), dtype)
+    return load_folder(folder_of(name), dtype, num_labels)
 
 
 def random_control(name: str, seed: int):
