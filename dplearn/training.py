@@ -89,13 +89,14 @@ class LabelWordLoss:
 
 
 def parameter_groups(model: PromptedModel, prompt_lr: float, controller_lr: float) -> list[dict]:
-    """Optimiser groups: one for the prompt vectors, one for the controllers.
+    """Optimiser groups: one for the prompt vectors, one for the controllers (and the maps of a coupled image prompt).
 
     Prompt vectors live at the scale of embeddings and take large steps (0.3 with Adafactor, Lester et al. 2021);
     logits of a controller saturate at such steps. The authors' code uses one rate for both.
     """
     named = model.trainable_parameters()
-    vectors = [parameter for name, parameter in named.items() if name == "prompt.vectors"]
-    controllers = [parameter for name, parameter in named.items() if name != "prompt.vectors"]
+    held = ("prompt.vectors", "prompt.vision.vectors")
+    vectors = [parameter for name, parameter in named.items() if name in held]
+    controllers = [parameter for name, parameter in named.items() if name not in held]
     groups = [{"params": vectors, "lr": prompt_lr}]
     return groups + ([{"params": controllers, "lr": controller_lr}] if controllers else [])
