@@ -7,7 +7,7 @@ features of images that have no prompt, and of texts that have none or that are 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,15 @@ class _Batch(NamedTuple):
     task: Tensor | None  # (owners,)
 
 
+class _Kept(NamedTuple):
+    """Features of the classes, and what they were computed from."""
+
+    key: tuple
+    features: Tensor
+    version: int  # of the features, which their user may have changed in place
+    parameters: tuple[Tensor, ...]  # held, so that no other parameter takes their place in memory
+
+
 class PromptedCLIP(PromptedModel):
     """A frozen CLIP or SigLIP with a prompt (``PromptConfig(towers=...)``). Made by :func:`dplearn.prompted`.
 
@@ -58,13 +67,12 @@ class PromptedCLIP(PromptedModel):
     All are exact up to rounding; ``model.shortcuts = ()`` turns them off.
     """
 
+    _kept: _Kept | None = None
+
     def __init__(self, backbone, prompt, prompt_config):
         super().__init__(backbone, prompt, prompt_config)
         self._shortcuts = frozenset(SHORTCUTS)
         self._classes: Captions | None = None
-        self._kept: tuple | None = (
-            None  # of the classes' features: what they were computed from, and themselves
-        )
 
     @property
     def shortcuts(self) -> frozenset[str]:
@@ -110,6 +118,12 @@ class PromptedCLIP(PromptedModel):
             self._classes = self._classes._replace(input_ids=ids, mask=mask)
         self._kept = None
         return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> PromptedCLIP:
+        """As in any prompted model; features of the classes under a prompt do not outlive training."""
+        if mode and self._kept is not None and self._kept.parameters:
+            self._kept = None  # some optimisers write into ``.data``, which no version counts
+        return super().train(mode)
 
     # --- features ---
 
@@ -220,8 +234,10 @@ class PromptedCLIP(PromptedModel):
 
         Raises
         ------
-        ValueError : no texts or no images, or both kinds of either; shapes that do not fit.
+        ValueError : no texts or no images, or both kinds of either; both kinds of loss; shapes that do not fit.
         """
+        if return_loss and labels is not None:
+            raise ValueError("labels and return_loss=True, expected one of them: there is one loss")
         batch = self._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
         count = len(pixel_values if image_embeds is None else image_embeds)
         if labels is not None and (labels.shape != (count,) or labels.is_floating_point()):
@@ -240,7 +256,8 @@ class PromptedCLIP(PromptedModel):
 
         more = {}
         if self._samples_losses():
-            scores, texts, images, loss, more["penalty"], more["draws"] = self._run_draws(batch, losses)
+            found = self._run_draws(batch, losses, bool(return_loss))
+            scores, texts, images, loss, more["penalty"], more["draws"] = found
         else:
             scores, texts, images, penalty = self._run(batch)
             loss = losses(scores)
@@ -271,11 +288,11 @@ class PromptedCLIP(PromptedModel):
         penalty = self.prompt.penalty(decisions)
         return self.adapter.scores(texts, images), texts, images, penalty
 
-    def _run_draws(self, batch: _Batch, losses):
+    def _run_draws(self, batch: _Batch, losses, paired: bool):
         """As :meth:`_run`, once for each draw (S times): scores (S * N, C), with the surrogate loss and the draws.
 
         A draw decides for all owners together, and its loss is the mean over the images, unless each image decides for
-        itself and has a loss of its own.
+        itself and has a loss of its own (which it has not where the loss is that of pairs).
         """
         decisions, config = self._decide(batch), self.prompt_config
         found = {
@@ -286,6 +303,13 @@ class PromptedCLIP(PromptedModel):
         }
         first = next(iter(found.values()))
         alone = batch.by_image and all(one.log_probs.shape[1] == batch.owners for one in found.values())
+        if alone and paired and batch.owners > 1:
+            if config.estimator == "exact":
+                raise ValueError(
+                    "return_loss=True with estimator='exact': the loss of pairs depends on the decisions of all images "
+                    "together, which are too many to enumerate; expected labels, or estimator='score-function'"
+                )
+            alone = False
         log_probs = sum(
             one.log_probs if alone else one.log_probs.sum(1, keepdim=True) for one in found.values()
         )
@@ -364,7 +388,7 @@ class PromptedCLIP(PromptedModel):
             images = image_embeds.to(self.dtype)
         texts = inputs = None
         if captions is not None and towers == "vision":
-            texts, captions = self._plain_texts(captions, input_ids is None), None
+            texts, captions = self._plain_texts(captions), None
         elif captions is not None:
             captions = self.adapter.fit(captions, self._extra(), "truncate" in self._shortcuts)
             inputs = self.adapter.embed(captions.input_ids)
@@ -376,7 +400,8 @@ class PromptedCLIP(PromptedModel):
         summary = None
         if self.prompt.needs_summary and (by_image or captions is not None):
             summary = self._summary(captions, inputs, pixel_values, images, options)
-        if task_ids is None and self.prompt.needs_task and not by_image and owners == self._tasks():
+        named = input_ids is None  # the classes, of which the i-th may be what the i-th task is about
+        if named and task_ids is None and self.prompt.needs_task and not by_image and owners == self._tasks():
             task_ids = list(range(owners))
         like = next(value for value in (inputs, images, pixel_values, texts) if value is not None)
         task = None
@@ -445,17 +470,15 @@ class PromptedCLIP(PromptedModel):
         """Unit vectors (C, p), or (N, C, p) where each image decides about the texts' prompt."""
         if batch.captions is None:
             return batch.texts
+
+        def compute() -> Tensor:
+            placed, split = self._place(batch, decisions), self._shared_split(batch, decisions)
+            return unit(self.adapter.text_features(placed, batch.captions, split))
+
         key = self._key(batch)
-        if key is not None and self._kept is not None and self._kept[0] == key:
-            return self._kept[1]
-        placed = self._place(batch, decisions)
-        found = unit(self.adapter.text_features(placed, batch.captions, self._shared_split(batch, decisions)))
-        count = len(batch.captions.ends)
-        if len(found) != count:
-            found = found.view(-1, count, found.shape[1])
-        if key is not None:
-            self._kept = (key, found)
-        return found
+        found = compute() if key is None else self._keep(key, compute, tuple(self.prompt.parameters()))
+        separate = batch.by_image and (self.prompt.needs_summary or self.prompt.needs_task)
+        return found.view(batch.owners, -1, found.shape[1]) if separate else found
 
     def _place(self, batch: _Batch, decisions: dict[str, Choice]) -> PromptedInput:
         """The texts with their prompt: once, or N times where images decide differently, image by image."""
@@ -519,19 +542,33 @@ class PromptedCLIP(PromptedModel):
             return None
         if self._classes is None or batch.captions.ends is not self._classes.ends:
             return None
+        if any(chooser.sample_in_evaluation for chooser in self.prompt.choosers().values()):
+            return None
         return tuple((id(p), p._version, p.data_ptr()) for p in self.prompt.parameters())
 
-    @torch.no_grad()
-    def _plain_texts(self, captions: Captions, named: bool) -> Tensor:
+    def _keep(self, key: tuple, compute: Callable[[], Tensor], parameters: tuple[Tensor, ...] = ()) -> Tensor:
+        """The features that belong to a key: those that are kept, or new ones."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):  # its features have another dtype
+            key = (*key, torch.get_autocast_dtype(kind))
+        kept = self._kept
+        if kept is not None and kept.key == key and kept.features._version == kept.version:
+            return kept.features
+        with torch.inference_mode(False), torch.no_grad():  # training may meet them later
+            features = compute()
+        self._kept = _Kept(key, features, features._version, parameters)
+        return features
+
+    def _plain_texts(self, captions: Captions) -> Tensor:
         """Unit vectors (C, p) of texts without a prompt; those of the classes are computed once."""
-        keep = named and "classes" in self._shortcuts
-        if keep and self._kept is not None and self._kept[0] == "plain":
-            return self._kept[1]
-        captions = self.adapter.fit(captions, 0, "truncate" in self._shortcuts)
-        found = unit(self.adapter.plain_text_features(captions))
-        if keep:
-            self._kept = ("plain", found)
-        return found
+
+        @torch.no_grad()
+        def compute() -> Tensor:
+            fitted = self.adapter.fit(captions, 0, "truncate" in self._shortcuts)
+            return unit(self.adapter.plain_text_features(fitted))
+
+        keep = captions is self._classes and "classes" in self._shortcuts and not self.backbone.training
+        return self._keep(("plain",), compute) if keep else compute()
 
     # --- the rest of what a prompted model offers ---
 

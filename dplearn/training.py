@@ -91,7 +91,8 @@ class LabelWordLoss:
 def parameter_groups(
     model: PromptedModel, prompt_lr: float, controller_lr: float, head_lr: float | None = None
 ) -> list[dict]:
-    """Optimiser groups: one for the prompt vectors, one for the controllers, one for a trained head, where they are.
+    """Optimiser groups, where there is something in them: the prompt vectors, the controllers (and the maps of a
+    coupled image prompt), a trained head.
 
     Prompt vectors live at the scale of embeddings and take large steps (0.3 with Adafactor, Lester et al. 2021);
     logits of a controller and weights of a head saturate at such steps. The authors' code uses one rate for all.
@@ -102,7 +103,9 @@ def parameter_groups(
     """
     groups: dict[str, list] = {"vectors": [], "controllers": [], "head": []}
     for name, parameter in model.trainable_parameters().items():
-        part = name.split(".")[1]
-        groups[part if part in groups else "controllers"].append(parameter)
+        if name in ("prompt.vectors", "prompt.vision.vectors"):
+            groups["vectors"].append(parameter)
+        else:
+            groups["head" if name.startswith("prompt.head.") else "controllers"].append(parameter)
     rates = (prompt_lr, controller_lr, controller_lr if head_lr is None else head_lr)
     return [{"params": group, "lr": rate} for group, rate in zip(groups.values(), rates) if group]

@@ -68,11 +68,6 @@ class Backbone:
         """The width of what instance-level decisions look at."""
         return self.width_of(config)
 
-    def complete(
-        self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
-    ) -> None:
-        """Add what else of a new prompt depends on the backbone; ``generator`` draws its first values."""
-
     def describe(self) -> dict:
         """What a prompt depends on, as a checkpoint records it."""
         return {"vocabulary": len(self.embedding), "width": self.width}

@@ -178,6 +178,8 @@ class CLIPBackbone(Backbone):
         # the largest number; others name the token.
         old = config.eos_token_id == 2
         hits = ids == ids.amax(1, keepdim=True) if old else ids == config.eos_token_id
+        if mask is not None:
+            hits &= mask != 0  # padding on the left may be made of end tokens
         end = hits.int().argmax(1)
         first = torch.zeros_like(end) if mask is None else mask.int().argmax(1)
         real = (steps >= first[:, None]) & (steps <= end[:, None])
@@ -412,10 +414,6 @@ class VisionVectors(nn.Module):
     def __init__(self, vectors: Tensor):
         super().__init__()
         self.vectors = nn.Parameter(vectors)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """The vectors, whatever those of the text are."""
-        return self.vectors
 
 
 class Coupling(nn.Module):
