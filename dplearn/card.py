@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 
 from dplearn.config import PromptConfig
-from dplearn.controllers import FixedDecision
+from dplearn.controllers import LEARNED, FixedDecision
 from dplearn.length import resolve_size
 from dplearn.position import resolve_split
 from dplearn.prompt import DynamicPrompt
@@ -63,12 +63,17 @@ def decisions(config: PromptConfig) -> dict[str, Decision]:
 
 def _learned(level: str, config: PromptConfig) -> str:
     if level == "instance":
-        looked_at = "the encoder's view" if config.summary == "encoder" else "the mean of its embeddings"
-        return f"decided for each input from {looked_at}"
+        seen = {"encoder": "the encoder's view", "image": "the model's view of it"}
+        looked_at = seen.get(config.summary, "the mean of its embeddings")
+        what = "image" if config.summary == "image" or config.towers == "vision" else "input"
+        return f"decided for each {what} from {looked_at}"
     return "learned for each task" if config.tasks and len(config.tasks) > 1 else "learned for the task"
 
 
 def _where(config: PromptConfig) -> Decision:
+    if config.towers == "vision":
+        level = config.position if config.position in LEARNED else "fixed"
+        return Decision(level, "in the image, behind the patches, where no order matters")
     split, size = resolve_split(config.position, config.length), resolve_size(config.size, config.length)
     most = config.length if size is None else size  # how many vectors there can be to place
     if split is None:
@@ -102,6 +107,18 @@ def _which(config: PromptConfig) -> Decision:
     return Decision(
         config.vector, f"{kind} out of a pool of {config.pool_size}, {_learned(config.vector, config)}"
     )
+
+
+def image_part(config: PromptConfig) -> str | None:
+    """What a prompt for both towers does in the image, in words; None for all others.
+
+    >>> image_part(PromptConfig(towers="coupled", depth=3))
+    'a linear map of the text vectors for each of 3 layers'
+    """
+    layers = "one layer" if config.depth == 1 else f"each of {config.depth} layers"
+    if config.towers == "coupled":
+        return f"a linear map of the text vectors for {layers}"
+    return f"vectors of its own for {layers}" if config.towers == "both" else None
 
 
 def entries_in_use(prompt: DynamicPrompt) -> dict[str, int]:
@@ -173,7 +190,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
         "",
         f"# A prompt for {kind}",
         "",
-        f"{config.length} vectors of width {backbone['width']} that steer {which}. The backbone is not in this folder.",
+        f"{config.length} vectors of width {_width(config, backbone)} that steer {which}. The backbone is not in this folder.",
         "",
         *(f"- {name.capitalize()}: {found.words}." for name, found in decisions(config).items()),
         *(
@@ -181,6 +198,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
             if config.depth > 1
             else []
         ),
+        *([f"- In the image: {image_part(config)}."] if image_part(config) else []),
         *([f"- Head: trained, {counted.head:,} parameters."] if config.head == "trained" else []),
         f"- Trained parameters: {counted.trained:,}{unused}.",
         *tasks,
@@ -196,6 +214,10 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _width(config: PromptConfig, backbone: dict) -> int:
+    return backbone["vision_width" if config.towers == "vision" else "width"]
+
+
 def summarize(model: PromptedModel, backbone: dict, size: int) -> Summary:
     """The text of :meth:`dplearn.PromptedModel.summary`; ``size`` is the number of bytes of its checkpoint."""
     prompt, config = model.prompt, model.prompt_config
@@ -207,6 +229,9 @@ def summarize(model: PromptedModel, backbone: dict, size: int) -> Summary:
         rows.append((name, found.level, f"{own:,}", found.words))
     shape = " x ".join(str(number) for number in prompt.vectors.shape)
     rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
+    if prompt.vision is not None:
+        own = sum(entries for key, entries in in_use.items() if key.startswith("vision."))
+        rows.append(("image", "", f"{own:,}", image_part(config)))
     if prompt.head is not None:
         rows.append(
             ("head", "trained", f"{counted.head:,}", f"a copy of the backbone's {', '.join(prompt.head)}")
@@ -217,7 +242,7 @@ def summarize(model: PromptedModel, backbone: dict, size: int) -> Summary:
     named = f" {name}" if origin(name) in ("zoo", "hub") else ""
     others = [other for other in model.prompts if other != model.active_prompt]
     lines = [
-        f"backbone    {backbone['class']}{named}, width {backbone['width']}",
+        f"backbone    {backbone['class']}{named}, width {_width(config, backbone)}",
         f"prompt      {model.active_prompt}" + (f" (also there: {', '.join(others)})" if others else ""),
         "",
         *table,

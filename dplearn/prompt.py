@@ -88,7 +88,7 @@ class DynamicPrompt(nn.Module):
         self.vector = vector
         self.size_cost = size_cost
         self.depth = depth
-        # What the adapter of a backbone adds where it is wanted: a trained head (by the names of the backbone's modules)
+        # What an adapter adds where it is wanted: a trained head (by the names of the backbone's modules)
         # and the image part of a prompt for two towers (dplearn.backbones.clip).
         self.register_module("head", None)
         self.register_module("vision", None)

@@ -124,6 +124,17 @@ WORDS = {
         {"vector": "instance", "pool_size": 3, "mixing": "hard"}, "which", "instance",
         "one prompt out of a pool of 3, decided for each input from the mean of its embeddings",
     ),
+    "seen by an image": (
+        {"vector": "instance", "summary": "image"}, "which", "instance",
+        "a mixture (softmax) out of a pool of 4, decided for each image from the model's view of it",
+    ),
+    "of an image": (
+        {"vector": "instance", "towers": "vision"}, "which", "instance",
+        "a mixture (softmax) out of a pool of 4, decided for each image from the mean of its embeddings",
+    ),
+    "in an image": (
+        {"towers": "vision"}, "where", "fixed", "in the image, behind the patches, where no order matters"
+    ),
 }  # fmt: skip
 
 
@@ -157,6 +168,34 @@ frozen      {frozen:,} parameters
 checkpoint  {size:,} bytes"""
     assert model.summary() == expected
     assert repr(model.summary()) == expected  # a notebook shows lines, not one quoted string
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "row", "line"),
+    [
+        ({"towers": "vision", "depth": 2}, 12, "vectors 96 2 x 4 x 12 (last: the width)", None),
+        (
+            {"towers": "both"},
+            tiny.WIDTH,
+            "image 48 vectors of its own for one layer",
+            "- In the image: vectors of its own for one layer.",
+        ),
+        (
+            {"towers": "coupled", "depth": 2},
+            tiny.WIDTH,
+            "image 408 a linear map of the text vectors for each of 2 layers",
+            "- In the image: a linear map of the text vectors for each of 2 layers.",
+        ),
+    ],
+)
+def test_a_prompt_for_images_and_texts_in_words(options, width, row, line, tmp_path):
+    model = dp.prompted(tiny.clip(), dp.PromptConfig(length=LENGTH, **options))
+    assert row in [" ".join(found.split()) for found in model.summary().splitlines()]
+    assert model.summary().startswith(f"backbone    CLIPModel, width {width}\n")
+    model.save_pretrained(tmp_path)
+    written = (tmp_path / "README.md").read_text()
+    assert f"{LENGTH} vectors of width {width} that steer" in written
+    assert ("In the image" in written) == (line is not None) and (line or "") in written
 
 
 def test_a_folder_of_this_machine_is_not_shown(tmp_path):
