@@ -190,7 +190,8 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
         "",
         f"# A prompt for {kind}",
         "",
-        f"{config.length} vectors of width {_width(config, backbone)} that steer {which}. The backbone is not in this folder.",
+        f"{config.length} vectors of width {_width(config, backbone)} that steer {which}. "
+        "The backbone is not in this folder.",
         "",
         *(f"- {name.capitalize()}: {found.words}." for name, found in decisions(config).items()),
         *(
