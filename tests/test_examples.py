@@ -1,4 +1,4 @@
-"""The examples that a reader copies run as they are written: README.md and the page At work."""
+"""The examples that a reader copies run as they are written: README.md and the pages At work, Images and texts."""
 
 import re
 import statistics
@@ -16,7 +16,7 @@ from dplearn.experiments import records
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("README.md", 3), ("book/at-work.md", 5)])
+@pytest.mark.parametrize(("name", "blocks"), [("README.md", 3), ("book/at-work.md", 5), ("book/images.md", 7)])
 def test_examples_run_as_written(name, blocks, tmp_path, monkeypatch, capsys):
     found = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
     assert len(found) == blocks
