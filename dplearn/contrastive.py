@@ -67,12 +67,9 @@ class PromptedCLIP(PromptedModel):
     All are exact up to rounding; ``model.shortcuts = ()`` turns them off.
     """
 
+    _shortcuts: frozenset[str] = frozenset(SHORTCUTS)
+    _classes: Captions | None = None
     _kept: _Kept | None = None
-
-    def __init__(self, backbone, prompt, prompt_config):
-        super().__init__(backbone, prompt, prompt_config)
-        self._shortcuts = frozenset(SHORTCUTS)
-        self._classes: Captions | None = None
 
     @property
     def shortcuts(self) -> frozenset[str]:
@@ -609,13 +606,19 @@ class PromptedCLIP(PromptedModel):
     ) -> dict[str, Choice]:
         """What is decided, by name of the decision: for each text (or class), for each image where images decide, or
         once for all of them (then ``index`` has one entry)."""
+        images = pixel_values is not None or image_embeds is not None
+        texts = not (images and self.prompt_config.summary == "image")  # without a say in the decisions
         return self._decide(
-            self._seen(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
+            self._seen(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options, texts)
         )
 
-    def _seen(self, input_ids, attention_mask, pixel_values, image_embeds, task_ids, options) -> _Batch:
-        images = pixel_values is not None or image_embeds is not None
-        texts = self._towers != "vision"
+    def _seen(
+        self, input_ids, attention_mask, pixel_values, image_embeds, task_ids, options, texts: bool = True
+    ) -> _Batch:
+        images, texts = (
+            pixel_values is not None or image_embeds is not None,
+            texts and self._towers != "vision",
+        )
         given = (input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
         return self._batch(*given, texts_needed=texts, images_needed=images or not texts)
 
