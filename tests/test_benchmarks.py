@@ -8,11 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_book import ROOT, tool
+from torch.testing import assert_close
 
 FOLDER = ROOT / "tests" / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # the folder is no package: its scripts find each other as scripts do
 
+import bench_clip  # noqa: E402
+import bench_vit  # noqa: E402
 import goals  # noqa: E402
 import measure  # noqa: E402
 import run  # noqa: E402
@@ -213,3 +217,103 @@ def test_a_run_keeps_the_rows_of_the_groups_that_it_leaves_out(tmp_path, monkeyp
     assert "missed:\n  largest relative difference" in capsys.readouterr().out
     text, rows = lines_of(record, "length")
     assert rows[0][1:] == ["0.5", "", "≤ 0.6", "pass"] and "GPT-2" not in text
+
+
+# --- what images and texts are compared with: written by hand, it must say the same as the package ---
+
+EXACT = dict(rtol=0, atol=1e-12)
+
+
+def assert_same_training(ours, theirs, batch, vectors, other_batch=None):
+    """Loss, logits and the gradient of the vectors of two models that share them."""
+    with torch.no_grad():
+        ours.prompt.vectors.copy_(vectors)
+        theirs.vectors.copy_(vectors)
+    found, wanted = ours(**batch), theirs(**(other_batch or batch))
+    found.loss.backward()
+    wanted.loss.backward()
+    assert_close(found.logits, wanted.logits, **EXACT)
+    assert_close(found.loss, wanted.loss, **EXACT)
+    assert_close(ours.prompt.vectors.grad.view_as(theirs.vectors), theirs.vectors.grad, **EXACT)
+    assert theirs.vectors.grad.norm() > 1e-3
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("way, layers", [("prefix", 1), ("deep", bench_vit.SMALL.layers)])
+def test_visual_prompt_tuning_by_hand_equals_ours(way, layers, double):
+    shape = bench_vit.SMALL
+    backbone, batch = bench_vit.make_vit(shape), bench_vit.make_batch(shape)
+    ours = bench_vit.prompted(backbone, **bench_vit.ours(shape.layers)[way]).double()
+    vectors = torch.randn(layers, bench_vit.LENGTH, shape.dim)
+    theirs = bench_vit.HandWrittenVPT(backbone, vectors.clone())
+    assert_same_training(ours, theirs, batch, vectors.view(ours.prompt.vectors.shape))
+
+
+@pytest.fixture
+def clip_setting(double):
+    """A CLIP, its class names, and images."""
+    shape, count = bench_clip.SMALL, 6
+    texts, images = bench_clip.make_texts(count, shape.positions), bench_clip.make_images(shape, 3, count)
+    return bench_clip.make_clip(shape), texts, images
+
+
+@pytest.mark.parametrize("way", goals.CLIP_SHORTCUTS)
+def test_coop_by_hand_equals_ours_with_each_saving(way, clip_setting):
+    (clip, texts, images), ((shortcuts, keeps_images), _) = clip_setting, goals.CLIP_SHORTCUTS[way]
+    ours = bench_clip.prompted(clip, texts, shortcuts).double()
+    vectors = torch.randn(bench_clip.LENGTH, bench_clip.SMALL.text[0])
+    theirs = bench_clip.HandWrittenCoOp(clip, vectors.clone(), texts)
+    batch = bench_clip.cached(ours, images) if keeps_images else images
+    assert_same_training(ours, theirs, batch, vectors, images)
+
+
+def test_cocoops_loop_by_hand_equals_ours_with_all_savings(clip_setting):
+    clip, texts, images = clip_setting
+    options = {"vector": "instance", "summary": "image", "pool_size": bench_clip.POOL}
+    ours = bench_clip.prompted(clip, texts, bench_clip.SHORTCUTS, **options).double()
+    vectors = torch.randn(bench_clip.POOL, bench_clip.LENGTH, bench_clip.SMALL.text[0])
+    theirs = bench_clip.HandWrittenCoCoOp(clip, vectors.clone(), texts)
+    with torch.no_grad():  # ours also centres and scales what it looks at: the same mixture, the bias's
+        for linear in (theirs.linear, ours.prompt.vector.controller.linear):
+            linear.weight.zero_()
+            linear.bias.copy_(torch.arange(float(bench_clip.POOL)))
+    assert_same_training(ours, theirs, images, vectors)
+
+
+def test_the_references_read_full_columns_and_class_names_differ_in_length(clip_setting):
+    clip, texts, _ = clip_setting
+    lengths = (texts == bench_clip.END).int().argmax(1) + 1  # start token, words, full stop, end token
+    assert sorted(set(lengths.tolist())) == [4, 5, 6, 7]
+    read = []
+    clip.text_model.final_layer_norm.register_forward_hook(lambda *a: read.append(tuple(a[2].shape[:2])))
+    room, vectors = bench_clip.SMALL.positions, torch.zeros(bench_clip.LENGTH, bench_clip.SMALL.text[0])
+    bench_clip.HandWrittenCoOp(clip, vectors, texts).texts(vectors)
+    for shortcuts in ((), ("truncate",), ("truncate", "share")):
+        bench_clip.prompted(clip, texts, shortcuts).double().text_features()
+    shared = 1 + bench_clip.LENGTH
+    assert read[:3] == [(6, room), (6, room), (6, 7 + bench_clip.LENGTH)]
+    assert read[3] == (1, shared + int((lengths - 1).sum()))
+
+
+@pytest.mark.parametrize("group", ["vit", "clip"])
+def test_every_figure_of_images_is_measured(group, monkeypatch, capsys):
+    """A quick run whose clock stands still: each way makes its steps, and no frozen weight gets a gradient."""
+
+    def once(first, second, pairs):
+        first(), second()
+        return {"value": 1.0}
+
+    monkeypatch.setattr(measure, "compare", once)
+    report = measure.Report(group, quick=True)
+    {"vit": bench_vit, "clip": bench_clip}[group].measure(report, True, 1)
+    report.check_complete()
+    found = {figure["name"]: figure["value"] for figure in report.figures}
+    assert found["frozen"] == 0
+    assert all(value <= 1e-5 for name, value in found.items() if name.startswith("difference"))

@@ -17,6 +17,15 @@ OTHERS = {
 }
 LENGTHS = (20, 100)
 ESTIMATORS = ("straight-through", "position-space", "score-function", "exact")
+CLASSES = (10, 50)  # of CLIP
+# What is spared on CLIP: (shortcuts, whether images are kept) of each way, and the goals for 50 classes.
+CLIP_SHORTCUTS = {
+    "none": (((), False), None),
+    "truncated": ((("truncate",), False), 0.55),
+    "cached": (((), True), None),
+    "cached truncated": ((("truncate",), True), 0.25),
+    "cached truncated shared": ((("truncate", "share"), True), 0.10),
+}
 
 
 class Figure(NamedTuple):
@@ -116,6 +125,53 @@ def _models():
         yield Figure(f"{kind} frozen", f"{words}: frozen weights that got a gradient", 0)
 
 
+def _vit():
+    for way, words in {
+        "prefix": "our fixed prefix",
+        "pool": "a pool of 4 prompts mixed for each image",
+        "before": "position per instance in front of the position vectors",
+        "after": "position per instance behind the position vectors",
+    }.items():
+        yield Figure(f"{way}/VPT-shallow", f"{words} / VPT-shallow by hand", 1.05)
+    yield Figure("deep/VPT-deep", "our fixed prefix in every layer / VPT-deep by hand", 1.05)
+    yield Figure("frozen", "frozen weights that got a gradient in all of these", 0)
+
+
+def _clip():
+    words = {
+        "none": "our prefix, nothing spared",
+        "truncated": "our prefix, texts cut behind the longest",
+        "cached": "our prefix, image features kept",
+        "cached truncated": "our prefix, image features kept, texts cut",
+        "cached truncated shared": "our prefix, image features kept, texts cut, what they share computed once",
+    }
+    learned = {"task": "position per task", "class": "position per class"}
+    for count in CLASSES:
+        yield Figure(
+            f"images alone/CoOp {count}", f"the images alone, forward / CoOp's step; {count} classes"
+        )
+        yield Figure(
+            f"texts alone/CoOp {count}", f"CoOp's step without the image tower / CoOp's step; {count} classes"
+        )
+        for way, (_, goal) in CLIP_SHORTCUTS.items():
+            goal = goal if count == 50 else None
+            yield Figure(f"{way}/CoOp {count}", f"{words[way]} / CoOp's step; {count} classes", goal)
+        for way, text in learned.items():
+            text = f"{text}, image features kept, texts cut"
+            yield Figure(f"{way}/CoOp {count}", f"{text} / CoOp's step; {count} classes")
+        for way, text in learned.items():
+            other = "the fixed prefix with the same savings"
+            yield Figure(f"{way}/cached truncated {count}", f"{text} / {other}; {count} classes", 1.05)
+        text = "largest relative difference of the logits, all savings / none"
+        yield Figure(f"difference {count}", f"{text}; {count} classes", 1e-5)
+    yield Figure("image plain/CoCoOp", "a mixture for each image, nothing spared / CoCoOp's loop; 10 classes")
+    text = "a mixture for each image, texts cut, what they share computed once / CoCoOp's loop; 10 classes"
+    yield Figure("image/CoCoOp", text)
+    text = "largest relative difference of the logits, all savings / none; a mixture for each image"
+    yield Figure("difference image", text, 1e-5)
+    yield Figure("frozen", "frozen weights that got a gradient in all of these", 0)
+
+
 def _length():
     yield Figure("dropped/masked T=64", "dropping 80 of 100 vectors / masking them; T=64", 0.60)
     yield Figure("dropped/masked T=128", "dropping 80 of 100 vectors / masking them; T=128")
@@ -153,6 +209,8 @@ GROUPS = {
     "insertion": Group("The insertion operator", "bench_insertion", tuple(_insertion())),
     "steps": Group("A training step", "bench_steps", tuple(_steps())),
     "models": Group("Other kinds of models", "bench_models", tuple(_models())),
+    "vit": Group("Images", "bench_vit", tuple(_vit())),
+    "clip": Group("Images and texts", "bench_clip", tuple(_clip())),
     "length": Group("Unused vectors", "bench_length", tuple(_length())),
     "padding": Group("Padding", "bench_padding", tuple(_padding())),
     "estimators": Group("Estimators of the position's gradient", "bench_estimators", tuple(_estimators())),
