@@ -2,7 +2,7 @@
 
 A frozen model is steered by a few trained prompt vectors; where they stand around the input is fixed, learned for the
 task, or decided for each input. Reading order of the package: insertion, choice, controllers, position, prompt, config,
-backbones, model, training.
+backbones, model, contrastive, training.
 """
 
 from importlib import import_module
@@ -21,6 +21,7 @@ __all__ = [
     "DynamicPrompt",
     "LabelWordLoss",
     "PromptConfig",
+    "PromptedCLIP",
     "PromptedModel",
     "export_peft",
     "from_pretrained",
@@ -40,6 +41,7 @@ __all__ = [
 _LATER = {
     "Annealing": "training",
     "LabelWordLoss": "training",
+    "PromptedCLIP": "contrastive",
     "parameter_groups": "training",
     "tasks": None,
     "theory": None,
