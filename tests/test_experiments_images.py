@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dplearn import zoo
-from dplearn.experiments import images, records, studies, tables
+from dplearn.experiments import images, records, studies, tables, tuning
 from dplearn.experiments.tuning import Settings
 from dplearn.model import PromptedModel
 from dplearn.tasks.images import ImageSplit, ImageTask
@@ -198,6 +198,11 @@ def test_an_unknown_method_is_refused_with_a_list():
         images.build("bias", backbone())
 
 
+def test_the_seed_of_a_run_is_that_of_the_noise_and_of_the_order(tmp_path):
+    arguments = tuning.trainer_of(backbone(), SETTINGS, 7, str(tmp_path)).args
+    assert (arguments.seed, arguments.data_seed) == (7, 7)
+
+
 def test_all_trained_parts_have_one_rate():
     model = images.build("position per instance before positions", backbone())
     groups = images.optimizer_of(model, SETTINGS).param_groups
@@ -221,6 +226,8 @@ def test_few_takes_so_many_of_each_class_or_all():
         assert "at most 3 per label" in found.source
     assert drawn[0].splits["train"].rows == drawn[1].splits["train"].rows
     assert drawn[0].splits["train"].rows != drawn[2].splits["train"].rows
+    with pytest.raises(ValueError, match="most=0 is not valid, expected an integer of at least 1"):
+        images.few(data, 0, 1)
     assert images.few(data, 99, 1).splits["train"].rows == data.splits["train"].rows
 
 
@@ -310,7 +317,7 @@ def test_the_zoos_backbone_gets_a_fresh_head_and_the_control_fresh_layers(monkey
     same = [all(torch.equal(own[k], v) for k, v in base.base_model.state_dict().items()) for base in seen]
     assert same == [True, True, True, False]
     heads = [base.classifier.weight for base in seen]
-    assert heads[0].shape == (CLASSES, own["layernorm.weight"].shape[0])
+    assert [head.shape for head in heads] == [(CLASSES, own["layernorm.weight"].shape[0])] * 4
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     again = zoo.random_control("vit-mini", 1, num_labels=CLASSES).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in seen[3].state_dict().items())

@@ -46,12 +46,15 @@ PROMPTS: dict[str, dict] = {
 }
 METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 
-# One rate for all that a method trains, as VPT has it.
+# One rate for all that a method trains, as VPT has it. With VPT's SGD in the place of AdamW the validation scores of
+# VPT-shallow were the same within the spread of three seeds.
 SETTINGS = Settings(steps=200, learning_rate=1e-2, controller_learning_rate=None)
 
 
 def few(task: ImageTask, most: int, seed: int) -> ImageTask:
     """The task with ``most`` training images of each class, drawn at random, or all of a class that has fewer."""
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ValueError(f"most={most!r} is not valid, expected an integer of at least 1")
     train, taken = task.examples("train"), []
     left = dict.fromkeys(range(len(task.class_names)), most)
     for number in shuffled(len(train), seed):
