@@ -96,6 +96,12 @@ def headline(row: dict, split: str = "test") -> float:
     return next(iter(row["scores"][split].values()))
 
 
+def paired(rows: Iterable[dict], others: Iterable[dict], split: str = "test") -> list[float]:
+    """Differences of the first metric, rows minus others, at the seeds that both have, in the order of the seeds."""
+    scores, baseline = ({row["seed"]: headline(row, split) for row in some} for some in (rows, others))
+    return [scores[seed] - baseline[seed] for seed in sorted(scores.keys() & baseline.keys())]
+
+
 def by(rows: Iterable[dict], *keys: str) -> dict[tuple, list[dict]]:
     """Rows grouped by the values of ``keys``, in order of appearance."""
     groups: dict[tuple, list[dict]] = {}

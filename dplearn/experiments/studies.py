@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from dplearn.experiments import records
@@ -92,7 +93,36 @@ def estimators() -> list[dict]:
     ]  # fmt: skip
 
 
-STUDIES = {"gates": gates, "position": position, "estimators": estimators}
+IMAGE_SHOTS = {"images/digits": 50, "images/icons-classes": 16}  # training images per class, at most
+IMAGE_RATES = (3e-3, 1e-2, 3e-2)  # of AdamW on prompts, controllers and heads
+IMAGE_FULL_RATES = (3e-4, 1e-3, 3e-3)  # of AdamW on all weights
+
+
+def vit() -> list[dict]:
+    """Chapter 12: prompts with a trained head on vit-mini, a linear probe, full fine-tuning, and two controls.
+
+    Each method chooses its learning rate per task on the validation split, among three, with a seed of its own. A seed
+    draws the training images, the fresh head and the prompt.
+    """
+    from dplearn.experiments.images import FULL, METHODS
+
+    def job(method, task, seed, purpose="report", **settings):
+        shots = IMAGE_SHOTS[task]
+        return _job(method, task, seed, purpose, "vit-mini", shots=shots, **settings)
+
+    choices = [
+        job(method, task, seed, "choice", learning_rate=rate)
+        for task in IMAGE_SHOTS for method in METHODS
+        for rate in (IMAGE_FULL_RATES if method == FULL else IMAGE_RATES) for seed in CHOICE_SEEDS
+    ]  # fmt: skip
+    reports = [
+        job(method, task, seed, learning_rate="chosen")
+        for seed in SEEDS for task in IMAGE_SHOTS for method in METHODS
+    ]  # fmt: skip
+    return choices + reports
+
+
+STUDIES = {"gates": gates, "position": position, "estimators": estimators, "vit": vit}
 
 
 def chosen_rate(rows: list[dict], job: dict) -> float:
@@ -122,6 +152,12 @@ def run_job(job: dict) -> dict:
     splits = ["validation"] if job["purpose"] == "choice" else job.get("splits", reported)
     method, seed = job["method"], job["seed"]
     given = {name: job[name] for name in ("learning_rate", "bf16", "steps") if name in job}
+    if isinstance(task, tasks.ImageTask):
+        from dplearn.experiments import images
+
+        task = images.few(task, job["shots"], seed)
+        settings = replace(images.SETTINGS, **given)
+        return job | images.tune(method, task, settings, seed, splits, job["backbone"])
     if method in ("bag of words", "MiniLM probe"):
         probe = tuning.bag_of_words if method == "bag of words" else tuning.minilm_probe
         return job | probe(task, splits)

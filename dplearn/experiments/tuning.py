@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,8 +27,9 @@ from transformers.optimization import Adafactor
 from dplearn.choice import Chooser, schedule
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
-from dplearn.model import prompted
+from dplearn.model import PromptedModel, prompted
 from dplearn.tasks.base import Task
+from dplearn.tasks.images import ImageTask
 from dplearn.training import Annealing, LabelWordLoss, parameter_groups
 
 
@@ -38,8 +40,9 @@ class Settings:
     steps : optimiser steps; 0 scores the untrained start.
     batch_size : examples in each step.
     learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
-        weights in full fine-tuning (AdamW).
-    controller_learning_rate : of position logits and controllers.
+        weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`).
+    controller_learning_rate : of position logits and controllers, and of a head that is trained with a prompt; None:
+        ``learning_rate``.
     warmup : steps of linear warm-up, then constant.
     clip : largest gradient norm.
     bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
@@ -48,16 +51,19 @@ class Settings:
     steps: int = 60
     batch_size: int = 32
     learning_rate: float = 0.3
-    controller_learning_rate: float = 0.03
+    controller_learning_rate: float | None = 0.03
     warmup: int = 10
     clip: float = 1.0
     bf16: bool = False
 
+    def groups(self, model: PromptedModel) -> list[dict]:
+        """What an optimiser takes for a prompted model (:func:`dplearn.parameter_groups`)."""
+        rate, controllers = self.learning_rate, self.controller_learning_rate
+        return parameter_groups(model, rate, rate if controllers is None else controllers)
 
-def _trainer(
-    model, tokenizer, task: Task, settings: Settings, seed: int, optimizer, folder: str, **options
-) -> Trainer:
-    loss = LabelWordLoss(task.word_ids(tokenizer))
+
+def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **options) -> Trainer:
+    """The Trainer of one run; ``options`` are its own: data, loss, optimisers, callbacks."""
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps,
@@ -74,43 +80,41 @@ def _trainer(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    warmup = None if optimizer is None else get_constant_schedule_with_warmup(optimizer, settings.warmup)
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
-        train_dataset=task.encode(tokenizer, "train", answer_prefix=options.pop("answer_prefix", "")),
-        optimizers=(optimizer, warmup),
-        compute_loss_func=loss,
-        preprocess_logits_for_metrics=loss.predictions,
-        **options,
-    )
+    trainer = Trainer(model=model, args=arguments, **options)
     trainer.remove_callback(PrinterCallback)  # a study prints its own table
     return trainer
 
 
-def _score(
-    trainer: Trainer, tokenizer, task: Task, splits: Sequence[str], answer_prefix: str
-) -> dict[str, dict[str, float]]:
-    scores = {}
-    for split in splits:
-        predictions = trainer.predict(task.encode(tokenizer, split, answer_prefix=answer_prefix)).predictions
-        scores[split] = task.score(split, predictions)
-    return scores
+def score(trainer: Trainer, task: Task | ImageTask, encode: Callable, splits: Sequence[str]) -> dict:
+    """The task's metrics of the Trainer's predictions, by split."""
+    return {split: task.score(split, trainer.predict(encode(split)).predictions) for split in splits}
 
 
-def _fit(model, tokenizer, task, settings, seed, optimizer, splits, answer_prefix, callbacks=()) -> dict:
+def fit(
+    model: nn.Module,
+    task: Task | ImageTask,
+    encode: Callable[[str], Sequence[dict]],
+    settings: Settings,
+    seed: int,
+    optimizer: torch.optim.Optimizer,
+    splits: Sequence[str],
+    **options,
+) -> dict:
+    """Train a model on a task and score it.
+
+    Parameters
+    ----------
+    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place.
+    encode : the examples of a split, by its name.
+    options : of the Trainer, among them ``preprocess_logits_for_metrics``, which gives label indices (B,).
+
+    Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, trained
+    parameters, seconds of training.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(
-            model,
-            tokenizer,
-            task,
-            settings,
-            seed,
-            optimizer,
-            folder,
-            callbacks=list(callbacks),
-            answer_prefix=answer_prefix,
+        schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
+        trainer = trainer_of(
+            model, settings, seed, folder, train_dataset=encode("train"), optimizers=schedules, **options
         )
         start = time.perf_counter()
         if settings.steps:
@@ -122,9 +126,27 @@ def _fit(model, tokenizer, task, settings, seed, optimizer, splits, answer_prefi
             "seed": seed,
             "settings": asdict(settings),
             "losses": losses,
-            "scores": _score(trainer, tokenizer, task, splits, answer_prefix),
+            "scores": score(trainer, task, encode, splits),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
         }
+
+
+def annealed(model: nn.Module, temperature: str = "constant") -> list[Annealing]:
+    """The callbacks that set the temperature of a prompt's learned decisions, if it has any."""
+    learned = any(isinstance(module, Chooser) for module in model.modules())
+    return [Annealing(schedule(temperature))] if learned else []
+
+
+def _text(model, tokenizer, task: Task, answer_prefix: str) -> tuple[Callable, dict]:
+    """How the splits of a text task are encoded, and what the Trainer needs for them."""
+    loss = LabelWordLoss(task.word_ids(tokenizer))
+    options = {
+        "data_collator": DataCollatorForSeq2Seq(tokenizer, model),
+        "compute_loss_func": loss,
+        "preprocess_logits_for_metrics": loss.predictions,
+    }
+    return partial(task.encode, tokenizer, answer_prefix=answer_prefix), options
 
 
 def tune_prompt(
@@ -148,30 +170,36 @@ def tune_prompt(
     set_seed(seed)
     model = prompted(backbone, config)
     optimizer = Adafactor(
-        parameter_groups(model, settings.learning_rate, settings.controller_learning_rate),
+        settings.groups(model),
         scale_parameter=False,
         relative_step=False,
         warmup_init=False,
     )
-    learned = any(isinstance(module, Chooser) for module in model.modules())
-    callbacks = [Annealing(schedule(temperature))] if learned else []
-    row = _fit(model, tokenizer, task, settings, seed, optimizer, splits, answer_prefix, callbacks)
-    model.eval()
+    encode, options = _text(model, tokenizer, task, answer_prefix)
+    callbacks = annealed(model, temperature)
+    row = fit(model, task, encode, settings, seed, optimizer, splits, callbacks=callbacks, **options)
     row["config"] = config.to_dict()
-    row["trained_parameters"] = sum(parameter.numel() for parameter in model.trainable_parameters().values())
-    if learned:
-        row["positions"] = {split: _positions(model, tokenizer, task, split) for split in splits}
+    if callbacks:
+        collate, fields = DataCollatorForSeq2Seq(tokenizer), ("input_ids", "attention_mask")
+        row["positions"] = {
+            split: positions(model, task.encode(tokenizer, split), collate, fields) for split in splits
+        }
     return row
 
 
 @torch.no_grad()
-def _positions(model, tokenizer, task: Task, split: str) -> list[float]:
-    """Share of instances at each split k = 0..l, in evaluation."""
-    rows, collate = task.encode(tokenizer, split), DataCollatorForSeq2Seq(tokenizer)
+def positions(
+    model: PromptedModel, examples: Sequence[dict], collate: Callable, fields: Sequence[str]
+) -> list[float]:
+    """Share of examples whose prompt stands at each split k = 0..l, in evaluation.
+
+    ``fields`` of a batch are what the model decides about.
+    """
+    model.eval()
     counts = torch.zeros(model.prompt.length + 1)
-    for start in range(0, len(rows), 256):
-        batch = collate(rows[start : start + 256])
-        chosen = model.decide(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
+    for start in range(0, len(examples), 256):
+        batch = collate([examples[i] for i in range(start, min(start + 256, len(examples)))])
+        chosen = model.decide(**{name: batch[name].to(model.device) for name in fields})
         counts += torch.bincount(chosen["position"].index.cpu(), minlength=len(counts))
     return [round(share, 4) for share in (counts / counts.sum()).tolist()]
 
@@ -189,9 +217,8 @@ def fine_tune(
     set_seed(seed)
     backbone.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    row = _fit(backbone, tokenizer, task, settings, seed, optimizer, splits, answer_prefix)
-    row["trained_parameters"] = sum(parameter.numel() for parameter in backbone.parameters())
-    return row
+    encode, options = _text(backbone, tokenizer, task, answer_prefix)
+    return fit(backbone, task, encode, settings, seed, optimizer, splits, **options)
 
 
 def zero_shot(
@@ -202,13 +229,12 @@ def zero_shot(
     answer_prefix: str = "",
 ) -> dict:
     """Score the frozen backbone on the bare text, with no prompt at all."""
+    encode, options = _text(backbone, tokenizer, task, answer_prefix)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(
-            backbone.eval(), tokenizer, task, Settings(), 0, None, folder, answer_prefix=answer_prefix
-        )
+        trainer = trainer_of(backbone.eval(), Settings(), 0, folder, **options)
         return {
             "task": task.name,
-            "scores": _score(trainer, tokenizer, task, splits, answer_prefix),
+            "scores": score(trainer, task, encode, splits),
             "trained_parameters": 0,
         }
 

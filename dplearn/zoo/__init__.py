@@ -194,8 +194,10 @@ def load(name: str, dtype=torch.float32, num_labels: int | None = None):
     return load_folder(folder_of(name), dtype, num_labels)
 
 
-def random_control(name: str, seed: int):
+def random_control(name: str, seed: int, num_labels: int | None = None):
     """A model of the same architecture with freshly initialised, never trained weights, in evaluation mode.
+
+    ``num_labels`` as in :func:`load`.
 
     The control for every claim about pretraining: what a method reaches here it reaches without any pretraining.
     """
@@ -207,6 +209,9 @@ def random_control(name: str, seed: int):
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected an integer of at least 0")
     config = AutoConfig.from_pretrained(folder_of(name))
+    _check_labels(name, config.model_type, num_labels)
+    if num_labels is not None:
+        config.num_labels = num_labels
     if config.model_type in ("vit", "clip"):
         return fresh_like(config, seed).eval()
     return fresh_model(config.vocab_size, seed).eval()

@@ -7,7 +7,7 @@ The tuning runs are recorded by `python -m dplearn.experiments gates`; zero-shot
 
 import json
 
-from ..experiments.records import by, headline, interval
+from ..experiments.records import by, headline, interval, paired
 from ..experiments.records import load as load_record
 from . import folder_of, load
 
@@ -40,14 +40,9 @@ def means(rows) -> dict[tuple[str, str], tuple[float, float, int]]:
 
 def difference(rows, task) -> tuple[float, float] | None:
     """Prompt minus random layers over the seeds that both have: (mean, half-width); None below two seeds."""
-    scores = {
-        method: {row["seed"]: headline(row) for row in rows if (row["task"], row["method"]) == (task, method)}
-        for method in (PROMPT, RANDOM)
-    }
-    seeds = sorted(set(scores[PROMPT]) & set(scores[RANDOM]))
-    return (
-        interval([scores[PROMPT][seed] - scores[RANDOM][seed] for seed in seeds]) if len(seeds) > 1 else None
-    )
+    grouped = by(rows, "task", "method")
+    gains = paired(grouped.get((task, PROMPT), []), grouped.get((task, RANDOM), []))
+    return interval(gains) if len(gains) > 1 else None
 
 
 def judge_zero_shot(rows) -> list[tuple[str, bool, str]]:

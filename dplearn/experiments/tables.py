@@ -1,0 +1,78 @@
+"""Tables of records: one line for each method, with its spread over seeds and its difference from a baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dplearn.experiments.records import by, headline, interval, paired
+
+
+class Line(NamedTuple):
+    """One method on one task.
+
+    mean, spread : of the first metric over the seeds; the spread is the standard deviation of one run.
+    difference : (mean, half-width of the 95 % interval) of the differences from the baseline, seed by seed; None for
+        the baseline itself and below two common seeds.
+    rates : the learning rates of the runs, chosen on validation.
+    seconds : of training, the mean over the runs.
+    """
+
+    method: str
+    runs: int
+    parameters: int
+    mean: float
+    spread: float
+    difference: tuple[float, float] | None
+    rates: tuple[float, ...]
+    seconds: float
+
+
+def compare(rows: Iterable[dict], task: str, baseline: str, split: str = "test") -> list[Line]:
+    """The methods of a record on one task, in order of appearance, each against ``baseline``.
+
+    Raises
+    ------
+    ValueError : no run of the baseline is reported on the task.
+    """
+    reports = [row for row in rows if row["purpose"] == "report" and row["task"] == task]
+    groups = {method: group for (method,), group in by(reports, "method").items()}
+    if baseline not in groups:
+        raise ValueError(f"baseline={baseline!r} has no runs on {task!r}, expected one of {list(groups)}")
+    lines = []
+    for method, group in groups.items():
+        scores = [headline(row, split) for row in group]
+        gains = [] if method == baseline else paired(group, groups[baseline], split)
+        lines.append(
+            Line(
+                method,
+                len(group),
+                group[0]["trained_parameters"],
+                statistics.mean(scores),
+                statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                interval(gains) if len(gains) > 1 else None,
+                tuple(sorted({row["settings"]["learning_rate"] for row in group})),
+                statistics.mean(row["seconds"] for row in group),
+            )
+        )
+    return lines
+
+
+def markdown(lines: Sequence[Line], baseline: str) -> str:
+    """The lines as a Markdown table; scores in percent.
+
+    >>> line = Line("probe", 5, 970, 0.5, 0.0123, (-0.1, 0.04), (0.01,), 3.0)
+    >>> print(markdown([line], "prompt").splitlines()[-1])
+    | probe | 970 | 50.0 ± 1.2 | -10.0 ± 4.0 |
+    """
+    rows = [
+        f"| method | trained parameters | mean ± spread, % | minus {baseline} (95 % interval) |",
+        "|---|---|---|---|",
+    ]
+    for line in lines:
+        gain = line.difference
+        gain = "" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"
+        score = f"{100 * line.mean:.1f} ± {100 * line.spread:.1f}"
+        rows.append(f"| {line.method} | {line.parameters:,} | {score} | {gain} |")
+    return "\n".join(rows)

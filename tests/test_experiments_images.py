@@ -1,0 +1,365 @@
+"""Image tuning for the studies: the probe by hand, what each method trains, choices without the test split, records."""
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from scipy import stats
+from test_experiments import Inline
+from torch import nn
+from torch.testing import assert_close
+
+from dplearn import zoo
+from dplearn.experiments import images, records, studies, tables, tuning
+from dplearn.experiments.tuning import Settings
+from dplearn.model import PromptedModel
+from dplearn.tasks.images import ImageSplit, ImageTask
+
+WIDTH, CLASSES = tiny.WIDTH, 5
+SETTINGS = Settings(steps=3, batch_size=8, learning_rate=0.01, controller_learning_rate=None)
+
+
+class Processor:
+    """Images of 8 x 8 pixels -> values from -1 to 1; counts what it was asked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images, return_tensors):
+        self.calls += 1
+        pixels = torch.from_numpy(np.array(images, dtype=np.float32)).permute(2, 0, 1)
+        return {"pixel_values": (pixels / 127.5 - 1)[None]}
+
+
+def task(sizes=(4, 2, 2), name="toy/places"):
+    """Which of five places is bright? So many images of each class in train, validation and test."""
+    generator, splits = np.random.default_rng(0), {}
+    for split, size in zip(("train", "validation", "test"), sizes):
+        labels = [i % CLASSES for i in range(CLASSES * size)]
+        pixels = generator.integers(0, 120, (len(labels), 8, 8, 3), dtype=np.uint8)
+        for number, label in enumerate(labels):
+            pixels[number, label, :4] += 120
+        splits[split] = ImageSplit(pixels, labels)
+    names = tuple("abcde")
+    return ImageTask(name, names, splits, "accuracy_mean_per_class", "made here")
+
+
+def backbone(seed=0, **options):
+    return tiny.vit(seed=seed, dtype=torch.float32, **options)
+
+
+# --- the methods ---
+
+
+def by_hand(method):
+    """Numbers of trained parameters."""
+    head, vectors, layers = CLASSES * WIDTH + CLASSES, images.LENGTH * WIDTH, 3
+    return {
+        "linear probe": head,
+        "VPT-shallow": head + vectors,
+        "VPT-deep": head + layers * vectors,
+        "pool per instance": head + 4 * vectors + 4 * (WIDTH + 1),
+        "one prompt as large as the pool": head + 4 * vectors,
+        "prefix before positions": head + vectors,
+        "postfix before positions": head + vectors,
+        "position per instance before positions": head + vectors + (images.LENGTH + 1) * (WIDTH + 1),
+        "full fine-tuning": sum(parameter.numel() for parameter in backbone().parameters()),
+        "VPT-shallow, random layers": head + vectors,
+    }[method]
+
+
+@pytest.mark.parametrize("method", images.METHODS)
+def test_each_method_trains_its_own_parameters_and_is_reproducible(method):
+    rows = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        base = backbone()
+        before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+        model = images.build(method, base)
+        row = images.fit(model, task(), Processor(), SETTINGS, seed)
+        moved = {name for name, tensor in base.state_dict().items() if not torch.equal(before[name], tensor)}
+        everything = {name for name, _ in base.named_parameters()}
+        expected = {"classifier.weight", "classifier.bias"} if method == images.PROBE else set()
+        # (A key's bias moves all scores of a query alike: its gradient is 0, up to rounding.)
+        assert (
+            moved == expected
+            or method == images.FULL
+            and moved >= {name for name in everything if "key.bias" not in name and "k_proj.bias" not in name}
+        )
+        assert row["trained_parameters"] == by_hand(method)
+        assert row.pop("seconds") >= 0
+        rows.append(row)
+    assert rows[0] == rows[1] and rows[0]["losses"] != rows[2]["losses"] and len(rows[0]["losses"]) == 3
+    assert set(rows[0]["scores"]) == {"validation", "test"} and rows[0]["settings"]["steps"] == 3
+    assert ("positions" in rows[0]) == ("position per instance" in method)
+    if isinstance(model, PromptedModel):
+        assert rows[0]["config"] == model.prompt_config.to_dict() and model.prompt_config.head == "trained"
+    json.dumps(rows)
+
+
+def test_the_shares_of_positions_are_those_of_the_decisions():
+    model = images.build("position per instance before positions", backbone())
+    with torch.no_grad():  # decisions that differ between images
+        model.prompt.position.controller.linear.weight.mul_(200)
+    data, processor = task(), Processor()
+    row = images.fit(model, data, processor, Settings(steps=0), splits=("validation",))
+    chosen = [
+        int(model.decide(pixel_values=example["pixel_values"][None])["position"].index)
+        for example in data.encode(processor, "validation")
+    ]
+    expected = [chosen.count(k) / len(chosen) for k in range(images.LENGTH + 1)]
+    assert row["positions"] == {"validation": pytest.approx(expected, abs=1e-4)} and len(set(chosen)) > 1
+
+
+def test_scores_are_those_of_one_image_at_a_time():
+    model, data, processor = images.build("VPT-deep", backbone()), task(), Processor()
+    row = images.fit(model, data, processor, Settings(steps=0))
+    for split in ("validation", "test"):
+        with torch.no_grad():
+            found = [
+                int(model(pixel_values=example["pixel_values"][None]).logits.argmax())
+                for example in data.encode(processor, split)
+            ]
+        assert row["scores"][split] == data.score(split, found)
+    assert row["losses"] == []
+
+
+def test_each_image_is_encoded_once():
+    processor, data = Processor(), task()
+    images.fit(images.build("position per instance before positions", backbone()), data, processor, SETTINGS)
+    assert processor.calls == sum(len(data.examples(split)) for split in ("train", "validation", "test"))
+
+
+def test_one_step_of_the_probe_is_logistic_regression_by_hand():
+    """Features, softmax, gradient and AdamW's first step in numpy."""
+    base, data, processor = backbone(), task(), Processor()
+    rows = list(data.encode(processor, "train"))
+    pixels, labels = torch.stack([row["pixel_values"] for row in rows]), [row["labels"] for row in rows]
+    with torch.no_grad():
+        x = base.base_model(pixel_values=pixels).last_hidden_state[:, 0].double().numpy()
+    weight, bias = (p.detach().double().numpy().copy() for p in base.classifier.parameters())
+    scores = x @ weight.T + bias
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    loss = -np.log(shares[np.arange(len(labels)), labels]).mean()
+    errors = (shares - np.eye(CLASSES)[labels]) / len(labels)
+    gradient, model = (errors.T @ x, errors.sum(0)), images.build("linear probe", base)
+    model(pixel_values=pixels, labels=torch.tensor(labels)).loss.backward()
+    for parameter, wanted in zip(base.classifier.parameters(), gradient):
+        assert_close(parameter.grad.double(), torch.from_numpy(wanted), rtol=1e-4, atol=1e-6)
+    settings = Settings(
+        steps=1, batch_size=len(rows), learning_rate=0.1, warmup=0, clip=1e9, controller_learning_rate=None
+    )
+    row = images.fit(model, data, processor, settings)
+    assert row["losses"] == [pytest.approx(loss, abs=1e-4)]
+    for parameter, start, g in zip(base.classifier.parameters(), (weight, bias), gradient):
+        expected = start - 0.1 * g / (np.abs(g) + 1e-8)
+        certain = torch.from_numpy(np.abs(g) > 1e-4)
+        assert_close(parameter.double()[certain], torch.from_numpy(expected)[certain], rtol=0, atol=1e-4)
+        assert certain.float().mean() > 0.9
+
+
+def test_the_body_of_a_probe_is_in_evaluation_mode():
+    base = backbone(hidden_dropout_prob=0.5)
+    base.classifier = nn.Sequential(nn.Dropout(0.5), base.classifier)
+    model = images.LinearProbe(base).train()
+    assert model.training and base.classifier[0].training
+    assert not any(module.training for module in base.base_model.modules())
+    assert not model.eval().training and not base.classifier[0].training
+
+
+def test_any_module_with_a_loss_and_logits_can_be_trained():
+    class Bright(nn.Module):
+        """Two outputs besides the loss: the logits come first."""
+
+        def __init__(self):
+            super().__init__()
+            self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+            self.linear = nn.Linear(8 * 8 * 3, CLASSES)
+
+        def forward(self, pixel_values, labels=None):
+            logits = self.linear(pixel_values.flatten(1)) * self.frozen
+            loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+            return {"loss": loss, "logits": logits, "more": logits.detach() * 0}
+
+    model = Bright()
+    row = images.fit(model, task((8, 2, 2)), Processor(), Settings(40, 8, 0.01, None))
+    assert row["trained_parameters"] == sum(p.numel() for p in model.linear.parameters())
+    assert row["scores"]["test"]["accuracy"] >= 0.8 and "config" not in row and row["seed"] == 0
+
+
+def test_an_unknown_method_is_refused_with_a_list():
+    with pytest.raises(
+        ValueError, match="method='bias' is unknown, expected one of .'linear probe', 'VPT-sh"
+    ):
+        images.build("bias", backbone())
+
+
+def test_the_seed_of_a_run_is_that_of_the_noise_and_of_the_order(tmp_path):
+    arguments = tuning.trainer_of(backbone(), SETTINGS, 7, str(tmp_path)).args
+    assert (arguments.seed, arguments.data_seed) == (7, 7)
+
+
+def test_all_trained_parts_have_one_rate():
+    model = images.build("position per instance before positions", backbone())
+    groups = images.optimizer_of(model, SETTINGS).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.01, 0.0)] * 3
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.prompt.parameters()}
+
+
+# --- the data of a run ---
+
+
+def test_few_takes_so_many_of_each_class_or_all():
+    data = task((6, 2, 2))
+    uneven = [i for i, label in enumerate(data.splits["train"].labels) if label != 2 or i < 10]
+    data.splits["train"] = data.splits["train"].take(uneven)
+    drawn = [images.few(data, 3, seed) for seed in (1, 1, 2)]
+    for found in drawn:
+        labels = found.splits["train"].labels
+        assert [labels.count(label) for label in range(CLASSES)] == [3, 3, 2, 3, 3]
+        assert set(found.splits["train"].rows) <= set(data.splits["train"].rows)
+        assert all(found.splits[split] is data.splits[split] for split in ("validation", "test"))
+        assert "at most 3 per label" in found.source
+    assert drawn[0].splits["train"].rows == drawn[1].splits["train"].rows
+    assert drawn[0].splits["train"].rows != drawn[2].splits["train"].rows
+    with pytest.raises(ValueError, match="most=0 is not valid, expected an integer of at least 1"):
+        images.few(data, 0, 1)
+    assert images.few(data, 99, 1).splits["train"].rows == data.splits["train"].rows
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A study of one small task, on a tiny backbone in the place of vit-mini; keeps which splits were encoded."""
+    from dplearn import tasks
+
+    seen, encode = [], ImageTask.encode
+
+    def watched(self, processor, split, in_memory=False):
+        seen.append(split)
+        return encode(self, processor, split, in_memory)
+
+    monkeypatch.setattr(ImageTask, "encode", watched)
+    monkeypatch.setattr(tasks, "load", lambda name: task((6, 4, 4), name))
+    monkeypatch.setattr(zoo, "load", lambda name, num_labels: (backbone(num_labels=num_labels), Processor()))
+    monkeypatch.setattr(
+        zoo, "random_control", lambda name, seed, num_labels: backbone(seed, num_labels=num_labels)
+    )
+    monkeypatch.setattr(images, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Inline)
+    return seen
+
+
+def test_choice_runs_never_see_the_test_split(small):
+    jobs = studies.vit()
+    choice = next(job for job in jobs if job["purpose"] == "choice")
+    row = studies.run_job(choice)
+    assert set(small) == {"train", "validation"} and set(row["scores"]) == {"validation"}
+    report = next(job for job in jobs if job["purpose"] == "report" and job["method"] == choice["method"])
+    row = studies.run_job(report | {"learning_rate": 0.01})
+    assert small.count("test") == 1 and set(row["scores"]) == {"test"}
+
+
+def test_the_training_images_of_a_run_depend_on_its_seed_and_number(small, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(images, "tune", lambda method, task, *rest: drawn.append(task.splits["train"]) or {})
+    job = studies.vit()[0] | {"shots": 2, "learning_rate": 0.1}
+    for seed in (1, 1, 2):
+        studies.run_job(job | {"seed": seed})
+    assert [len(split) for split in drawn] == [2 * CLASSES] * 3
+    assert drawn[0].rows == drawn[1].rows != drawn[2].rows
+
+
+def test_a_killed_study_goes_on_where_it_was(tmp_path, small, monkeypatch):
+    """The process ends in the middle of the eighth of ten runs."""
+    jobs = [job for job in studies.vit() if job["method"] in ("linear probe", "pool per instance")]
+    jobs = [job for job in jobs if job["task"] == "images/digits" and job["seed"] in (101, 1, 2)]
+    run_job, path, ran = studies.run_job, tmp_path / "r.json", []
+
+    def killed(job):
+        if len(ran) == 7:
+            raise KeyboardInterrupt
+        ran.append(job)
+        return run_job(job)
+
+    def going_on(job):
+        again.append(studies._key(job))
+        return run_job(job)
+
+    monkeypatch.setattr(studies, "run_job", killed)
+    with pytest.raises(KeyboardInterrupt):
+        studies.run(jobs, path)
+    before, again = json.loads(path.read_text())["rows"], []
+    assert len(jobs) == 10 and len(before) == 6  # the choices; a report in the same process is lost with it
+    monkeypatch.setattr(studies, "run_job", going_on)
+    studies.run(jobs, path)
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == 10 and all(row in rows for row in before)
+    assert sorted(again) == sorted(studies._key(job) for job in jobs[6:])
+    for group in records.by(rows, "method").values():
+        scores = {r["settings"]["learning_rate"]: r["scores"]["validation"]["accuracy"] for r in group[:3]}
+        best = min(rate for rate, score in scores.items() if score == max(scores.values()))
+        assert [row["purpose"] for row in group] == ["choice"] * 3 + ["report"] * 2
+        assert {row["settings"]["learning_rate"] for row in group[3:]} == {best}
+        assert all(row["settings"]["controller_learning_rate"] is None for row in group)
+
+
+def test_the_zoos_backbone_gets_a_fresh_head_and_the_control_fresh_layers(monkeypatch):
+    seen = []
+    monkeypatch.setattr(images, "build", lambda method, base: seen.append(base))
+    monkeypatch.setattr(images, "fit", lambda *arguments: {})
+    for method, seed in (("VPT-shallow", 1), ("VPT-shallow", 1), ("VPT-shallow", 2), (images.METHODS[-1], 1)):
+        images.tune(method, task(), seed=seed)
+    own = zoo.load("vit-mini")[0].base_model.state_dict()
+    same = [all(torch.equal(own[k], v) for k, v in base.base_model.state_dict().items()) for base in seen]
+    assert same == [True, True, True, False]
+    heads = [base.classifier.weight for base in seen]
+    assert [head.shape for head in heads] == [(CLASSES, own["layernorm.weight"].shape[0])] * 4
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    again = zoo.random_control("vit-mini", 1, num_labels=CLASSES).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in seen[3].state_dict().items())
+    with pytest.raises(ValueError, match="num_labels=3: expected None, t5-mini has no classification head"):
+        zoo.random_control("t5-mini", 1, num_labels=3)
+
+
+# --- tables ---
+
+
+def record():
+    rows = []
+    for method, scores in (("probe", (0.5, 0.6, 0.7)), ("prompt", (0.55, 0.7, 0.72)), ("once", (0.9,))):
+        for seed, score in enumerate(scores):
+            rows.append(
+                {
+                    "purpose": "report", "task": "t", "method": method, "seed": seed, "seconds": 2.0 + seed,
+                    "trained_parameters": 1234, "settings": {"learning_rate": 0.1},
+                    "scores": {"test": {"accuracy": score}},
+                }
+            )  # fmt: skip
+    choice = rows[0] | {"purpose": "choice", "scores": {"validation": {"accuracy": 1.0}}}
+    return [choice, *rows[::-1], rows[0] | {"task": "other"}]
+
+
+def test_the_table_has_means_spreads_and_paired_differences():
+    lines = {line.method: line for line in tables.compare(record(), "t", "probe")}
+    assert list(lines) == ["once", "prompt", "probe"]
+    gains = [0.05, 0.1, 0.02]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(gains), scale=stats.sem(gains))
+    prompt = lines["prompt"]
+    assert (prompt.runs, prompt.parameters, prompt.rates, prompt.seconds) == (3, 1234, (0.1,), 3.0)
+    assert prompt.mean == pytest.approx(0.65666667) and prompt.spread == pytest.approx(
+        statistics.stdev((0.55, 0.7, 0.72))
+    )
+    mean, half = prompt.difference
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert lines["probe"].difference is None and lines["once"].difference is None
+    assert lines["once"].spread == 0 and records.paired(record()[1:2], record()[-2:-1]) == pytest.approx(
+        [0.4]
+    )
+    text = tables.markdown(list(lines.values()), "probe").splitlines()
+    assert len(text) == 5 and text[3].startswith("| prompt | 1,234 | 65.7 ± 9.3 | +5.7 ± ")
+    with pytest.raises(ValueError, match="baseline='none' has no runs on 't', expected one of"):
+        tables.compare(record(), "t", "none")
