@@ -64,7 +64,8 @@ class PromptedCLIP(PromptedModel):
     classes   in evaluation, and for texts without a prompt, the features of the classes are kept until a parameter of
               the prompt changes.
 
-    All are exact up to rounding; ``model.shortcuts = ()`` turns them off.
+    All are exact up to rounding; ``model.shortcuts = ()`` turns them off. (One gradient depends on what stands behind
+    a text's end token, and so on "truncate": that of a learned size by the estimator "straight-through".)
     """
 
     _shortcuts: frozenset[str] = frozenset(SHORTCUTS)
@@ -139,15 +140,17 @@ class PromptedCLIP(PromptedModel):
         batch = self._batch(*given, images_needed=image_embeds is not None)
         return self._texts(batch, self._decide(batch))
 
-    def image_features(self, pixel_values: Tensor, **options) -> Tensor:
+    def image_features(
+        self, pixel_values: Tensor, task_ids: Tensor | Sequence[int | str] | None = None, **options
+    ) -> Tensor:
         """Unit vectors (N, p) of images, with their prompt where they have one.
 
         Where they have none these never change in training: compute them once (:meth:`cache_images`) and give them as
-        ``image_embeds``. ``options``: ``interpolate_pos_encoding``.
+        ``image_embeds``. ``task_ids``: as in :meth:`forward`. ``options``: ``interpolate_pos_encoding``.
         """
         if self._towers == "text":
             return unit(self.adapter.image_features(pixel_values, **options))
-        batch = self._batch(None, None, pixel_values, None, None, options, texts_needed=False)
+        batch = self._batch(None, None, pixel_values, None, task_ids, options, texts_needed=False)
         return self._images(batch, {} if self._towers == "both" else self._decide(batch, ("vector",)))
 
     @torch.no_grad()
@@ -183,6 +186,7 @@ class PromptedCLIP(PromptedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        task_ids: Tensor | Sequence[int | str] | None = None,
         **options,
     ) -> Tensor:
         """Probabilities (N, C) of texts for images, or of the classes: over the texts (CLIP), or of each pair alone
@@ -191,7 +195,7 @@ class PromptedCLIP(PromptedModel):
         self.eval()
         try:
             scores, _, _, _ = self._run(
-                self._batch(input_ids, attention_mask, pixel_values, image_embeds, None, options)
+                self._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
             )
             return self.adapter.probabilities(scores)
         finally:
@@ -548,9 +552,11 @@ class PromptedCLIP(PromptedModel):
         kind = self.device.type
         if torch.is_autocast_enabled(kind):  # its features have another dtype
             key = (*key, torch.get_autocast_dtype(kind))
-        kept = self._kept
-        if kept is not None and kept.key == key and kept.features._version == kept.version:
+        kept, compiling = self._kept, torch.compiler.is_compiling()
+        if kept is not None and kept.key == key and (compiling or kept.features._version == kept.version):
             return kept.features
+        if compiling:  # a graph keeps nothing itself
+            return compute()
         with torch.inference_mode(False), torch.no_grad():  # training may meet them later
             features = compute()
         self._kept = _Kept(key, features, features._version, parameters)

@@ -34,10 +34,11 @@ def make():
     return model.train()
 
 
-def one_process():
-    model = make()
+def one_process(work):
+    model = make_pairs() if work is pairs_worker else make()
     ids, mask = tiny.batch([6, 3, 8, 5])
-    loss = model(ids, mask, labels=LABELS).loss
+    call = PAIRS if work is pairs_worker else dict(input_ids=ids, attention_mask=mask, labels=LABELS)
+    loss = model(**call).loss
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.trainable_parameters().items()}
 
@@ -96,6 +97,31 @@ def worker(folder):
     leave()
 
 
+def make_pairs():
+    """An image-text model with classes, prompts in both towers, and nothing drawn."""
+    config = dp.PromptConfig(length=LENGTH, towers="coupled", depth=2, position="task", estimator="exact")
+    torch.manual_seed(0)
+    model = dp.prompted(tiny.clip(), config, vectors=torch.randn(2, LENGTH, tiny.WIDTH)).double()
+    model.set_classes(*tiny.texts([[10, 11], [10, 12, 13], [14]]))
+    return model.train()
+
+
+PAIRS = dict(pixel_values=tiny.images(4), labels=torch.tensor([0, 2, 1, 2]))
+
+
+def pairs_worker(folder):
+    """As ``worker``, for images: every process has all classes and half of the images."""
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank = dist.get_rank()
+    model = make_pairs()
+    wrapped = DistributedDataParallel(model)
+    output = wrapped(**{name: value[2 * rank : 2 * rank + 2] for name, value in PAIRS.items()})
+    output.loss.backward()
+    gradients = {name: p.grad for name, p in model.trainable_parameters().items()}
+    torch.save((output.loss.detach(), gradients), Path(folder) / f"rank{rank}.pt")
+    leave()
+
+
 def sharded_worker(folder):
     """As ``worker``, with FSDP: every layer of the backbone is split over the processes, and so is the prompt."""
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
@@ -115,13 +141,13 @@ def sharded_worker(folder):
     leave()
 
 
-@pytest.mark.parametrize("work", [worker, sharded_worker])
+@pytest.mark.parametrize("work", [worker, sharded_worker, pairs_worker])
 def test_two_processes_average_to_the_gradient_of_the_global_batch(tmp_path, work):
     script = tmp_path / "worker.py"
     script.write_text(f"import sys, test_distributed\n\ntest_distributed.{work.__name__}(sys.argv[1])\n")
     launch(2, script, tmp_path)
     (loss0, one), (loss1, other) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    loss, wanted = one_process()
+    loss, wanted = one_process(work)
     assert_close((loss0 + loss1) / 2, loss, rtol=1e-12, atol=1e-12)
     assert not torch.equal(loss0, loss1)
     for name, gradient in wanted.items():

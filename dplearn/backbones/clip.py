@@ -356,23 +356,26 @@ class CLIPBackbone(Backbone):
         tower's embeddings, ``interpolate_pos_encoding``.
         """
         rows = self.image_rows(pixel_values, **options)
+        if vectors is None:
+            with torch.no_grad():
+                return self._pooled(pixel_values, rows)
+        batch, count, length = *rows.shape[:2], vectors.shape[-2]
+        vectors = vectors.to(rows.dtype)
+        rows = torch.cat([rows, vectors.select(-3, 0).expand(batch, -1, -1)], 1)
+        own = torch.arange(count, device=rows.device).expand(batch, -1)
         with ExitStack() as changes:
-            if vectors is None:
-                changes.enter_context(torch.no_grad())
-            else:
-                batch, count, length = *rows.shape[:2], vectors.shape[-2]
-                vectors = vectors.to(rows.dtype)
-                first = vectors.select(-3, 0).expand(batch, -1, -1)
-                rows = torch.cat([rows, first], 1)
-                own = torch.arange(count, device=rows.device).expand(batch, -1)
-                changes.enter_context(rows_of(self.vision.encoder, own))
-                if vectors.shape[-3] > 1:
-                    deeper = vectors.narrow(-3, 1, vectors.shape[-3] - 1)
-                    seats = torch.arange(count, count + length, device=rows.device).expand(batch, -1)
-                    changes.enter_context(receiving(self.vision.encoder.layers, deeper, seats))
-            changes.enter_context(forward_as(self.vision.embeddings, lambda *_, **__: rows))
+            changes.enter_context(rows_of(self.vision.encoder, own))
+            if vectors.shape[-3] > 1:
+                deeper = vectors.narrow(-3, 1, vectors.shape[-3] - 1)
+                seats = torch.arange(count, count + length, device=rows.device).expand(batch, -1)
+                changes.enter_context(receiving(self.vision.encoder.layers, deeper, seats))
+            return self._pooled(pixel_values, rows)
+
+    def _pooled(self, pixel_values: Tensor, rows: Tensor) -> Tensor:
+        """The vision tower on embedded rows: (N, p)."""
+        with forward_as(self.vision.embeddings, lambda *_, **__: rows):
             pooled = self.vision(pixel_values=pixel_values, return_dict=True).pooler_output
-            return self.model.visual_projection(pooled) if self.causal else pooled
+        return self.model.visual_projection(pooled) if self.causal else pooled
 
     def image_summary(self, pixel_values: Tensor, **options) -> Tensor:
         """(N, width): the mean of the embedded patches, which an image prompt's decisions look at."""
