@@ -122,7 +122,35 @@ def vit() -> list[dict]:
     return choices + reports
 
 
-STUDIES = {"gates": gates, "position": position, "estimators": estimators, "vit": vit}
+CLIP_TASK = "images/icons"
+CLIP_RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of AdamW on prompts, controllers and the probe
+CLIP_FULL_RATES = (1e-4, 3e-4, 1e-3)  # of AdamW on all weights
+
+
+def clip() -> list[dict]:
+    """Chapter 13: prompts in the texts, in the images and in both on clip-mini, zero-shot, a probe, full fine-tuning.
+
+    All methods learn from the base classes, and each chooses its learning rate on their validation split, with a seed
+    of its own. A seed draws the first values of what is trained and the order of the images.
+    """
+    from dplearn.experiments.image_text import FULL, METHODS, ZERO_SHOT
+
+    def job(method, seed, purpose="report", **settings):
+        return _job(method, CLIP_TASK, seed, purpose, "clip-mini", **settings)
+
+    choices = [
+        job(method, seed, "choice", learning_rate=rate)
+        for method in METHODS if method != ZERO_SHOT
+        for rate in (CLIP_FULL_RATES if method == FULL else CLIP_RATES) for seed in CHOICE_SEEDS
+    ]  # fmt: skip
+    reports = [
+        job(method, seed, **({} if method == ZERO_SHOT else {"learning_rate": "chosen"}))
+        for seed in SEEDS for method in METHODS
+    ]  # fmt: skip
+    return choices + reports
+
+
+STUDIES = {"gates": gates, "position": position, "estimators": estimators, "vit": vit, "clip": clip}
 
 
 def chosen_rate(rows: list[dict], job: dict) -> float:
@@ -153,8 +181,12 @@ def run_job(job: dict) -> dict:
     method, seed = job["method"], job["seed"]
     given = {name: job[name] for name in ("learning_rate", "bf16", "steps") if name in job}
     if isinstance(task, tasks.ImageTask):
-        from dplearn.experiments import images
+        from dplearn.experiments import image_text, images
 
+        if job["backbone"] == "clip-mini":
+            splits = splits if job["purpose"] == "choice" else ["test", "test_new"]
+            settings = replace(image_text.SETTINGS, **given)
+            return job | image_text.tune(method, task, settings, seed, splits)
         task = images.few(task, job["shots"], seed)
         settings = replace(images.SETTINGS, **given)
         return job | images.tune(method, task, settings, seed, splits, job["backbone"])
