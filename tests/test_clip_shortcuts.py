@@ -103,6 +103,27 @@ def test_many_classes_take_several_sequences(choice, position, packed, monkeypat
     assert packed
 
 
+@pytest.mark.parametrize(("position", "shared"), [("prefix", 5), (1, 3), ("postfix", 2)])
+def test_what_texts_have_in_common_is_computed_once(position, shared, monkeypatch):
+    """A start token, the vectors in front and one word; everything else of a text up to its end token is its own."""
+    model, rows = make(position=position), []
+    once = adapter_module.CLIPBackbone._run
+    monkeypatch.setattr(
+        adapter_module.CLIPBackbone,
+        "_run",
+        lambda self, *a, **o: rows.append(a[0].shape[:2]) or once(self, *a, **o),
+    )
+    longest = max(map(len, WORDS)) + 2 + LENGTH
+    for shortcuts, expected in [
+        ((), (4, longest + 3)),
+        (("truncate",), (4, longest)),
+        (ALL, (1, shared + sum(len(words) + 2 + LENGTH - shared for words in WORDS))),
+    ]:
+        rows.clear()
+        run(model, shortcuts)
+        assert rows == [expected]
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("choice", ["deep", "by image"])
 def test_shortcuts_in_float32_and_with_either_attention(choice, attention, packed):
