@@ -52,10 +52,21 @@ def decisions(config: PromptConfig) -> dict[str, Decision]:
     where = _where(config)
     if config.insert is not None:
         where = where._replace(words=f"{where.words}, {config.insert.split('-')[0]} the position embeddings")
+    if config.towers == "vision":
+        where = where._replace(words="behind the patches, where no place matters")
     return {"where": where, "how many": _how_many(config), "which": _which(config)}
 
 
+# The image part of a prompt that an image-text model has in both towers.
+IMAGE_PART = {
+    "both": "the image has as many vectors of its own, behind the patches",
+    "coupled": "the image's vectors, behind the patches, are linear maps of the text's, one for each layer",
+}
+
+
 def _learned(level: str, config: PromptConfig) -> str:
+    if level == "instance" and config.summary == "image":
+        return "decided for each image from the frozen model's view of it"
     if level == "instance":
         looked_at = "the encoder's view" if config.summary == "encoder" else "the mean of its embeddings"
         return f"decided for each input from {looked_at}"
@@ -157,6 +168,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
     known = source in ("zoo", "hub")
     call = 'dp.from_pretrained("this-folder")' if known else 'dp.from_pretrained("this-folder", backbone)'
     tasks = [f"- Tasks: {', '.join(repr(task) for task in config.tasks)}."] if config.tasks else []
+    width = backbone["vision_width" if config.towers == "vision" else "width"]
     unused = f" ({counted.unused:,} more are not in use)" if counted.unused else ""
     lines = [
         "---",
@@ -166,9 +178,10 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
         "",
         f"# A prompt for {kind}",
         "",
-        f"{config.length} vectors of width {backbone['width']} that steer {which}. The backbone is not in this folder.",
+        f"{config.length} vectors of width {width} that steer {which}. The backbone is not in this folder.",
         "",
         *(f"- {name.capitalize()}: {found.words}." for name, found in decisions(config).items()),
+        *([f"- Image: {IMAGE_PART[config.towers]}."] if config.towers in IMAGE_PART else []),
         *(
             [f"- Depth: fresh vectors in each of the first {config.depth} layers."]
             if config.depth > 1
@@ -199,6 +212,9 @@ def summarize(model: PromptedModel, backbone: dict, size: int) -> Summary:
         rows.append((name, found.level, f"{own:,}", found.words))
     shape = " x ".join(str(number) for number in prompt.vectors.shape)
     rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
+    if config.towers in IMAGE_PART:
+        own = sum(entries for key, entries in in_use.items() if key.startswith("vision."))
+        rows.append(("image", "", f"{own:,}", IMAGE_PART[config.towers]))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]
     name = backbone["name_or_path"]
