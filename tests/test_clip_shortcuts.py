@@ -189,6 +189,9 @@ def test_features_of_images_instead_of_images(kind, options):
     for shortcuts in ((), ALL):
         usual = run(model, shortcuts)
         assert_alike(run(model, shortcuts, image_embeds=embeds), usual, CLOSE)
+        assert_alike(
+            run(model, shortcuts, image_embeds=embeds * 7), usual, CLOSE
+        )  # as the backbone gives them
     examples = [{"pixel_values": image, "labels": label, "name": "x"} for image, label in zip(pixels, LABELS)]
     for size in (1, 2, 256):
         cached = model.cache_images(iter(examples), batch_size=size)
