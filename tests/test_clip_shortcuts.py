@@ -293,8 +293,9 @@ def test_kept_features_go_when_what_they_depend_on_changes(change):
     assert_close(after, fresh(model), **CLOSE)
 
 
-def test_kept_features_follow_dtypes_and_autocast():
-    model, counter = classifier(backbone=tiny.clip(dtype=torch.float32))
+@pytest.mark.parametrize("towers", ["text", "vision"])
+def test_kept_features_follow_dtypes_and_autocast(towers):
+    model, counter = classifier(backbone=tiny.clip(dtype=torch.float32), towers=towers)
     usual = answer(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert (answer(model) - usual).abs().max() < 0.1 * usual.abs().max()
