@@ -385,8 +385,8 @@ class PromptedCLIP(PromptedModel):
         images = None
         if images_needed and towers == "text":
             if image_embeds is None:
-                image_embeds = unit(self.adapter.image_features(pixel_values, **options))
-            images = image_embeds.to(self.dtype)
+                image_embeds = self.adapter.image_features(pixel_values, **options)
+            images = unit(image_embeds.to(self.dtype))  # also where others than image_features made them
         texts = inputs = None
         if captions is not None and towers == "vision":
             texts, captions = self._plain_texts(captions), None

@@ -679,8 +679,8 @@ def prompted(
 
     Parameters
     ----------
-    backbone : a model of transformers with its head: a text model (encoder-decoder, decoder-only or encoder) or a
-        vision transformer. It is frozen in place.
+    backbone : a model of transformers with its head: a text model (encoder-decoder, decoder-only or encoder), a vision
+        transformer, or an image-text model (CLIP, SigLIP). It is frozen in place.
     config : what kind of prompt; ``PromptConfig()`` is a prefix of 20 vectors.
     vectors : (length, d) first values of the prompt, instead of ``config.init``; (pool_size, length, d) for a pool,
         and with a ``depth`` above 1 that dimension before the length.

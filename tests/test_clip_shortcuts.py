@@ -103,6 +103,27 @@ def test_many_classes_take_several_sequences(choice, position, packed, monkeypat
     assert packed
 
 
+@pytest.mark.parametrize(("position", "shared"), [("prefix", 5), (1, 3), ("postfix", 2)])
+def test_what_texts_have_in_common_is_computed_once(position, shared, monkeypatch):
+    """A start token, the vectors in front and one word; everything else of a text up to its end token is its own."""
+    model, rows = make(position=position), []
+    once = adapter_module.CLIPBackbone._run
+    monkeypatch.setattr(
+        adapter_module.CLIPBackbone,
+        "_run",
+        lambda self, *a, **o: rows.append(a[0].shape[:2]) or once(self, *a, **o),
+    )
+    longest = max(map(len, WORDS)) + 2 + LENGTH
+    for shortcuts, expected in [
+        ((), (4, longest + 3)),
+        (("truncate",), (4, longest)),
+        (ALL, (1, shared + sum(len(words) + 2 + LENGTH - shared for words in WORDS))),
+    ]:
+        rows.clear()
+        run(model, shortcuts)
+        assert rows == [expected]
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("choice", ["deep", "by image"])
 def test_shortcuts_in_float32_and_with_either_attention(choice, attention, packed):
@@ -168,6 +189,9 @@ def test_features_of_images_instead_of_images(kind, options):
     for shortcuts in ((), ALL):
         usual = run(model, shortcuts)
         assert_alike(run(model, shortcuts, image_embeds=embeds), usual, CLOSE)
+        assert_alike(
+            run(model, shortcuts, image_embeds=embeds * 7), usual, CLOSE
+        )  # as the backbone gives them
     examples = [{"pixel_values": image, "labels": label, "name": "x"} for image, label in zip(pixels, LABELS)]
     for size in (1, 2, 256):
         cached = model.cache_images(iter(examples), batch_size=size)
@@ -269,8 +293,9 @@ def test_kept_features_go_when_what_they_depend_on_changes(change):
     assert_close(after, fresh(model), **CLOSE)
 
 
-def test_kept_features_follow_dtypes_and_autocast():
-    model, counter = classifier(backbone=tiny.clip(dtype=torch.float32))
+@pytest.mark.parametrize("towers", ["text", "vision"])
+def test_kept_features_follow_dtypes_and_autocast(towers):
+    model, counter = classifier(backbone=tiny.clip(dtype=torch.float32), towers=towers)
     usual = answer(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert (answer(model) - usual).abs().max() < 0.1 * usual.abs().max()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import tiny
@@ -156,6 +157,33 @@ def test_a_prompt_of_another_backbone_is_refused(towers, tmp_path):
     )
     with pytest.raises(ValueError, match="trained for a backbone with width=16, this one has width=32"):
         dp.from_pretrained(tmp_path, other)
+
+
+CARDS = {
+    "text": ("3 vectors of width 16", "Where: around the input", None, 48),
+    "vision": ("3 vectors of width 12", "Where: behind the patches, where no place matters.", None, 36),
+    "both": ("3 vectors of width 16", "- Image: the image has as many vectors of its own", 36, 84),
+    "coupled": (
+        "3 vectors of width 16",
+        "- Image: the image's vectors, behind the patches, are linear",
+        204,
+        252,
+    ),
+}
+
+
+@pytest.mark.parametrize("towers", CARDS)
+def test_the_card_and_the_summary_tell_where_the_prompt_stands(towers, tmp_path):
+    vectors, place, image, trained = CARDS[towers]
+    model = make(towers=towers, position=1)
+    model.save_pretrained(tmp_path)
+    card, summary = (tmp_path / "README.md").read_text(), model.summary()
+    assert vectors in card and place in card and f"Trained parameters: {trained}." in card
+    row = re.search(r"^image +(\d+)  the image", summary, re.MULTILINE)
+    assert ("- Image:" in card) == (image is not None) and (row and int(row[1])) == image
+    assert f"trained     {trained} parameters" in summary
+    model = make(position="instance", summary="image")
+    assert "decided for each image from the frozen model's view of it" in model.summary()
 
 
 def test_an_image_summary_of_another_width_is_refused_by_name(tmp_path):

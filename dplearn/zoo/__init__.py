@@ -157,12 +157,15 @@ def _about_the_head(report, base):
 
 def _processor(folder, kind):
     """What turns data into a model's inputs. Images go through Pillow, with or without torchvision."""
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
+    # By name: AutoImageProcessor itself wants torchvision in some versions.
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
-    if kind == "t5":
-        return AutoTokenizer.from_pretrained(folder)
-    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    return images if kind == "vit" else CLIPProcessor(images, AutoTokenizer.from_pretrained(folder))
+    if kind == "vit":
+        return ViTImageProcessorPil.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return (
+        tokenizer if kind == "t5" else CLIPProcessor(CLIPImageProcessorPil.from_pretrained(folder), tokenizer)
+    )
 
 
 @contextmanager
