@@ -69,8 +69,8 @@ class Recipe:
 
 
 RECIPES = {
-    "vit-mini": Recipe("vit-mini", steps=5600, decay=1800, batch=128),
-    "clip-mini": Recipe("clip-mini", steps=1600, decay=500, batch=256, easy=400),
+    "vit-mini": Recipe("vit-mini", steps=12000, decay=4000, batch=128),
+    "clip-mini": Recipe("clip-mini", steps=4000, decay=1300, batch=256, easy=400),
 }
 
 
