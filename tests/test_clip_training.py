@@ -161,11 +161,16 @@ def test_a_prompt_of_another_backbone_is_refused(towers, tmp_path):
 
 CARDS = {
     "text": ("3 vectors of width 16", "Where: around the input", None, 48),
-    "vision": ("3 vectors of width 12", "Where: behind the patches, where no place matters.", None, 36),
-    "both": ("3 vectors of width 16", "- Image: the image has as many vectors of its own", 36, 84),
+    "vision": (
+        "3 vectors of width 12",
+        "Where: in the image, behind the patches, where no order matters.",
+        None,
+        36,
+    ),
+    "both": ("3 vectors of width 16", "- In the image: vectors of its own for one layer.", 36, 84),
     "coupled": (
         "3 vectors of width 16",
-        "- Image: the image's vectors, behind the patches, are linear",
+        "- In the image: a linear map of the text vectors for one layer.",
         204,
         252,
     ),
@@ -179,11 +184,11 @@ def test_the_card_and_the_summary_tell_where_the_prompt_stands(towers, tmp_path)
     model.save_pretrained(tmp_path)
     card, summary = (tmp_path / "README.md").read_text(), model.summary()
     assert vectors in card and place in card and f"Trained parameters: {trained}." in card
-    row = re.search(r"^image +(\d+)  the image", summary, re.MULTILINE)
-    assert ("- Image:" in card) == (image is not None) and (row and int(row[1])) == image
+    row = re.search(r"^image +(\d+)  ", summary, re.MULTILINE)
+    assert ("- In the image:" in card) == (image is not None) and (row and int(row[1])) == image
     assert f"trained     {trained} parameters" in summary
     model = make(position="instance", summary="image")
-    assert "decided for each image from the frozen model's view of it" in model.summary()
+    assert "decided for each image from the model's view of it" in model.summary()
 
 
 def test_an_image_summary_of_another_width_is_refused_by_name(tmp_path):

@@ -16,7 +16,9 @@ from dplearn.experiments import records
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("README.md", 3), ("book/at-work.md", 5), ("book/images.md", 7)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("README.md", 3), ("book/at-work.md", 5), ("book/images.md", 7)]
+)
 def test_examples_run_as_written(name, blocks, tmp_path, monkeypatch, capsys):
     found = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
     assert len(found) == blocks

@@ -41,6 +41,17 @@ class Captions(NamedTuple):
     shared: int  # columns, counted from the front, in which all texts are alike
 
 
+class _Pack(NamedTuple):
+    """Some texts as one sequence of R rows."""
+
+    source: Tensor  # (R,), which row of the texts, one behind the other, each is
+    place: Tensor  # (R,), its position in its own text
+    visible: Tensor  # (R, R), which rows a row sees
+    holders: Tensor  # (V,), the rows that hold prompt vectors
+    vectors: Tensor  # (V,), which vectors these are
+    reads: Tensor  # (texts,), the rows of their end tokens
+
+
 class CLIPBackbone(Backbone):
     """Adapter of an image-text model with two towers and one score for each pair."""
 
@@ -50,6 +61,7 @@ class CLIPBackbone(Backbone):
         self.max_positions = self.text.config.max_position_embeddings
         # CLIP: causal, read at the end token. SigLIP: sees everything, padding too, and is read in the last row.
         self.causal = model.config.model_type == "clip"
+        self._kept: tuple[tuple, list[_Pack]] | None = None
 
     @staticmethod
     def refusal(model: nn.Module) -> str | None:
@@ -302,39 +314,30 @@ class CLIPBackbone(Backbone):
         """One sequence of the shared rows and of each text's own rows, each of which sees the shared ones and its own
         text's earlier ones. The sequence's parts keep the positions that they have in their own text."""
         texts, (_, rows, width) = len(captions.ends), placed.embeds.shape
-        vectors = rows - captions.input_ids.shape[1]
-        # Alike are the start token, the vectors in front, and as many words as the texts have in common.
-        shared = captions.shared + split if captions.shared >= captions.special else captions.shared
+        length = rows - captions.input_ids.shape[1]
+        key = (captions.ends, captions.special, captions.shared, split, rows, length, PACKED)
         several = placed.embeds.view(-1, texts * rows, width)
         found = []
-        for chosen in _chunks([end + vectors + 1 - shared for end in captions.ends], PACKED - shared):
-            seats = [(chosen[0], row) for row in range(shared)]
-            seats += [
-                (text, row) for text in chosen for row in range(shared, captions.ends[text] + vectors + 1)
-            ]
-            source, owner, place = (
-                torch.tensor(column, device=several.device)
-                for column in zip(*((t * rows + r, t if r >= shared else -1, r) for t, r in seats))
-            )
-            visible = (place <= place[:, None]) & ((owner == -1) | (owner == owner[:, None]))
-            mask = torch.zeros(visible.shape, dtype=several.dtype, device=several.device)
-            mask = mask.masked_fill(~visible, torch.finfo(several.dtype).min)[None, None]
+        for pack in self._packs(key, several.device):
+            mask = torch.zeros(pack.visible.shape, dtype=several.dtype, device=several.device)
+            mask = mask.masked_fill(~pack.visible, torch.finfo(several.dtype).min)[None, None]
             deep = {}
             if placed.deeper is not None:
-                held = [
-                    _vector_in(row, captions.special, split, captions.ends[t], vectors) for t, row in seats
-                ]
-                where = [seat for seat, vector in enumerate(held) if vector is not None]
-                index = torch.tensor([held[seat] for seat in where], device=several.device)
-                rows_of_prompt = torch.tensor(where, device=several.device).expand(len(several), -1)
                 deeper = placed.deeper if placed.deeper.ndim == 3 else placed.deeper[::texts]
-                deep = {"deeper": deeper.index_select(-2, index), "rows": rows_of_prompt}
-            states = self._run(several.index_select(1, source), mask, place, **deep)
-            last = {seat: number for number, seat in enumerate(seats)}
-            reads = [last[text, captions.ends[text] + vectors] for text in chosen]
-            reads = torch.tensor(reads, device=several.device).expand(len(several), -1)
-            found.append(self._project(states, reads))  # (N, chosen, p)
+                deep["deeper"] = deeper.index_select(-2, pack.vectors)
+                deep["rows"] = pack.holders.expand(len(several), -1)
+            states = self._run(several.index_select(1, pack.source), mask, pack.place, **deep)
+            found.append(self._project(states, pack.reads.expand(len(several), -1)))  # (N, chosen, p)
         return torch.cat(found, 1).flatten(0, 1)
+
+    def _packs(self, key: tuple, device: torch.device) -> list[_Pack]:
+        """The packed sequences of some texts; those of the last call are kept, since every step of a training asks for
+        the same and a device would have to wait for them."""
+        if torch.compiler.is_compiling():
+            return _pack(*key, device)
+        if self._kept is None or self._kept[0] != (key, device):
+            self._kept = (key, device), _pack(*key, device)
+        return self._kept[1]
 
     # --- images ---
 
@@ -450,6 +453,44 @@ def _refuse(wrong: dict[str, bool], config, expected: dict[str, str]) -> None:
     for name, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(f"{name}={getattr(config, name)!r} is not valid here, expected {expected[name]}")
+
+
+def _pack(
+    ends: tuple[int, ...],
+    special: int,
+    alike: int,
+    split: int,
+    rows: int,
+    length: int,
+    room: int,
+    device: torch.device,
+) -> list[_Pack]:
+    """Texts with their prompt as few sequences in which shared rows occur once.
+
+    ends, special, alike: of :class:`Captions`.  split: vectors in front.  rows: of each text with its prompt, of which
+    ``length`` hold vectors.  room: rows of a sequence, at most.
+    """
+    # Alike are the start token, the vectors in front, and as many words as the texts have in common.
+    shared = alike + split if alike >= special else alike
+    packs = []
+    for chosen in _chunks([end + length + 1 - shared for end in ends], room - shared):
+        seats = [(chosen[0], row) for row in range(shared)]
+        seats += [(text, row) for text in chosen for row in range(shared, ends[text] + length + 1)]
+        held = [_vector_in(row, special, split, ends[text], length) for text, row in seats]
+        holders = [seat for seat, vector in enumerate(held) if vector is not None]
+        last = {seat: number for number, seat in enumerate(seats)}
+        columns = (
+            [text * rows + row for text, row in seats],
+            [row for _, row in seats],
+            [text if row >= shared else -1 for text, row in seats],
+            holders,
+            [held[seat] for seat in holders],
+            [last[text, ends[text] + length] for text in chosen],
+        )
+        source, place, owner, *rest = (torch.tensor(column, device=device) for column in columns)
+        visible = (place <= place[:, None]) & ((owner == -1) | (owner == owner[:, None]))
+        packs.append(_Pack(source, place, visible, *rest))
+    return packs
 
 
 def _chunks(sizes: Sequence[int], room: int) -> list[list[int]]:
