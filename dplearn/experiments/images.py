@@ -48,7 +48,7 @@ METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 
 # One rate for all that a method trains, as VPT has it. With VPT's SGD in the place of AdamW the validation scores of
 # VPT-shallow were the same within the spread of three seeds.
-SETTINGS = Settings(steps=200, learning_rate=1e-2, controller_learning_rate=None)
+SETTINGS = Settings(steps=400, learning_rate=1e-2, controller_learning_rate=None)
 
 
 def few(task: ImageTask, most: int, seed: int) -> ImageTask:

@@ -93,7 +93,7 @@ def estimators() -> list[dict]:
     ]  # fmt: skip
 
 
-IMAGE_SHOTS = {"images/digits": 50, "images/icons-classes": 16}  # training images per class, at most
+IMAGE_SHOTS = {"images/digits": 100, "images/icons-classes": 100}  # training images per class, at most: all there are
 IMAGE_RATES = (3e-3, 1e-2, 3e-2)  # of AdamW on prompts, controllers and heads
 IMAGE_FULL_RATES = (3e-4, 1e-3, 3e-3)  # of AdamW on all weights
 
