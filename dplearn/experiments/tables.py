@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dplearn.experiments.records import by, headline, interval, paired
+from dplearn.tasks.metrics import harmonic_mean
 
 
 class Line(NamedTuple):
@@ -76,3 +77,35 @@ def markdown(lines: Sequence[Line], baseline: str) -> str:
         score = f"{100 * line.mean:.1f} ± {100 * line.spread:.1f}"
         rows.append(f"| {line.method} | {line.parameters:,} | {score} | {gain} |")
     return "\n".join(rows)
+
+
+def base_to_new(rows: Iterable[dict], task: str, methods: Sequence[str], baseline: str) -> str:
+    """A Markdown table of the methods on base and new classes (splits "test" and "test_new"), in percent.
+
+    The harmonic mean is taken run by run; a method that cannot name new classes has none. The last column is the
+    difference on base classes from ``baseline``, paired by seed, with its 95 % interval.
+    """
+    reports = [row for row in rows if row["purpose"] == "report" and row["task"] == task]
+    groups = {method: group for (method,), group in by(reports, "method").items()}
+    lines = [
+        f"| method | trained parameters | base | new | harmonic mean | base minus {baseline} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in methods:
+        group = groups[method]
+        cells = [method, f"{group[0]['trained_parameters']:,}", _spread([headline(row) for row in group])]
+        if all("test_new" in row["scores"] for row in group):
+            pairs = [(headline(row), headline(row, "test_new")) for row in group]
+            cells += [_spread([new for _, new in pairs]), _spread([harmonic_mean(*pair) for pair in pairs])]
+        else:
+            cells += ["–", "–"]
+        gains = [] if method == baseline else paired(group, groups[baseline], "test")
+        gain = interval(gains) if len(gains) > 1 else None
+        cells.append("" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation of one run, in percent."""
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"

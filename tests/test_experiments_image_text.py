@@ -1,0 +1,227 @@
+"""Studies on clip-mini: what each method trains, where it starts, which texts it is compared with, and the table."""
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.testing import assert_close
+
+import dplearn as dp
+from dplearn import zoo
+from dplearn.experiments import image_text, images, records, studies, tables
+from dplearn.experiments.tuning import Settings
+from dplearn.tasks.images import ImageSplit, ImageTask
+
+SETTINGS = Settings(steps=2, batch_size=8, learning_rate=0.01, controller_learning_rate=None)
+NAMES = ("arrow", "cat", "home", "star", "sun")  # the first three are the base classes
+WIDTH, WORDS, JOINT = 96, 3, 96
+
+
+def task():
+    """Images in which one of five places is bright, with the names of icons."""
+    generator, splits = np.random.default_rng(0), {}
+    for split, size in (("train", 5), ("validation", 3), ("test", 4)):
+        labels = [i % len(NAMES) for i in range(len(NAMES) * size)]
+        pixels = generator.integers(0, 120, (len(labels), 28, 28, 3), dtype=np.uint8)
+        for number, label in enumerate(labels):
+            pixels[number, 5 * label : 5 * label + 4, :9] += 120
+        splits[split] = ImageSplit(pixels, labels)
+    source = "made here"
+    return ImageTask("toy/names", NAMES, splits, "accuracy_mean_per_class", source, "an icon of {}")
+
+
+def by_hand(method):
+    """Numbers of trained parameters."""
+    vectors, maps = WORDS * WIDTH, 3 * (WIDTH * WIDTH + WIDTH)
+    pool = 4 * vectors + 4 * (WIDTH + 1)
+    return {
+        "zero-shot": 0,
+        "linear probe": 3 * (JOINT + 1),
+        "prefix": vectors,
+        "middle": vectors,
+        "postfix": vectors,
+        "position per task": vectors + 4,
+        "position per task, score-function": vectors + 4,
+        "position per class": vectors + 4 * (WIDTH + 1),
+        "pool per class": pool,
+        "one prompt as large as the pool": 4 * vectors,
+        "pool per image": pool,
+        "prefix, all layers": 3 * vectors,
+        "images": vectors,
+        "images, all layers": 3 * vectors,
+        "both, all layers": 6 * vectors,
+        "coupled, all layers": 3 * vectors + maps,
+        "full fine-tuning": sum(parameter.numel() for parameter in zoo.load("clip-mini")[0].parameters()),
+        "prefix, random layers": vectors,
+    }[method]
+
+
+def zero_shot(split, names, template="an icon of {}"):
+    """The model's own answers, computed with transformers alone."""
+    model, processor = zoo.load("clip-mini")
+    halves = task().base_to_new()
+    pixels = torch.stack([row["pixel_values"] for row in halves.encode(processor, split)])
+    texts = processor.tokenizer([template.format(name) for name in names], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return model(pixel_values=pixels, **texts).logits_per_image.argmax(1).tolist(), halves
+
+
+@pytest.mark.parametrize("method", image_text.METHODS)
+def test_each_method_trains_its_own_parameters_and_is_reproducible(method, monkeypatch):
+    loaded, load = [], zoo.load
+    monkeypatch.setattr(zoo, "load", lambda name: loaded.append(load(name)) or loaded[-1])
+    rows = [image_text.tune(method, task(), SETTINGS, seed) for seed in (1, 1, 2)]
+    for row in rows:
+        assert row.pop("seconds") >= 0
+    assert rows[0] == rows[1] and rows[0]["trained_parameters"] == by_hand(method)
+    if method != image_text.ZERO_SHOT:
+        assert rows[0]["losses"] != rows[2]["losses"] and len(rows[0]["losses"]) == 2
+    splits = {"validation", "test"} | ({"test_new"} if method != image_text.PROBE else set())
+    assert set(rows[0]["scores"]) == splits and rows[0]["settings"]["learning_rate"] == 0.01
+    assert ("positions" in rows[0]) == ("position" in method)
+    fresh = load("clip-mini")[0].state_dict()
+    untouched = all(torch.equal(fresh[name], tensor) for name, tensor in loaded[0][0].state_dict().items())
+    assert untouched == (method != image_text.FULL)
+    json.dumps(rows)
+
+
+@pytest.mark.parametrize(("split", "names"), [("test", NAMES[:3]), ("test_new", NAMES[3:])])
+def test_zero_shot_is_the_models_own_answer(split, names):
+    answers, halves = zero_shot(split, names)
+    row = image_text.tune("zero-shot", task(), SETTINGS)
+    assert row["scores"][split] == halves.score(split, answers)
+    assert row["settings"]["steps"] == 0
+
+
+@pytest.mark.parametrize("method", ["prefix", "images, all layers", "full fine-tuning"])
+@pytest.mark.parametrize(("split", "names"), [("validation", NAMES[:3]), ("test_new", NAMES[3:])])
+def test_before_the_first_step_a_prompt_of_the_words_is_zero_shot(method, split, names, monkeypatch):
+    """A prompt in the images starts from noise, so there the texts are looked at."""
+    seen = []
+    if method == "images, all layers":
+        usual = dp.PromptedCLIP.set_classes
+        monkeypatch.setattr(
+            dp.PromptedCLIP, "set_classes", lambda self, **texts: seen.append(texts) or usual(self, **texts)
+        )
+    row = image_text.tune(method, task(), Settings(steps=0), splits=(split,))
+    answers, halves = zero_shot(split, names)
+    if seen:
+        tokenizer = zoo.load("clip-mini")[1].tokenizer
+        wanted = tokenizer([f"an icon of {name}" for name in names], padding=True, return_tensors="pt")
+        assert_close(seen[-1]["input_ids"], wanted.input_ids)
+    else:
+        assert row["scores"][split] == halves.score(split, answers)
+
+
+def test_first_vectors_are_the_words_again_and_again():
+    words = torch.arange(6.0).view(3, 2)
+    single = image_text.first_vectors(dp.PromptConfig(length=3), words)
+    assert torch.equal(single, words)
+    long = image_text.first_vectors(dp.PromptConfig(length=6), words)
+    assert_close(long, words.repeat(2, 1), rtol=0, atol=0.06)
+    pool = image_text.first_vectors(dp.PromptConfig(length=3, vector="instance", pool_size=4), words)
+    assert_close(pool, words.expand(4, 3, 2), rtol=0, atol=0.06)
+    assert not torch.equal(pool[0], pool[1])
+    deep = image_text.first_vectors(dp.PromptConfig(length=3, depth=3), words)
+    assert torch.equal(deep[0], words) and 0 < deep[1:].abs().max() < 0.1
+    assert image_text.first_vectors(dp.PromptConfig(length=3, towers="vision"), words) is None
+
+
+def test_the_probe_is_a_linear_layer_on_unit_vectors():
+    torch.manual_seed(0)
+    probe, rows, labels = image_text.Probe(4, 3, 2.0), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    output = probe(image_embeds=rows, labels=labels)
+    logits = 2.0 * rows @ probe.linear.weight.T + probe.linear.bias
+    assert_close(output.logits, logits)
+    assert_close(output.loss, -logits.log_softmax(1)[torch.arange(5), labels].mean())
+
+
+def test_an_unknown_method_is_refused_by_name():
+    with pytest.raises(ValueError, match="method='suffix' is unknown, expected one of"):
+        image_text.tune("suffix", task())
+
+
+def test_choice_runs_see_the_validation_images_of_base_classes_alone(monkeypatch):
+    asked, encode = [], ImageTask.encode
+
+    def watched(self, processor, split, in_memory=False):
+        asked.append((split, len(self.class_names)))
+        return encode(self, processor, split, in_memory)
+
+    monkeypatch.setattr(ImageTask, "encode", watched)
+    monkeypatch.setattr(dp.tasks, "load", lambda name: task())
+    monkeypatch.setattr(image_text, "SETTINGS", SETTINGS)
+    jobs = studies.clip()
+    for method in ("prefix", "linear probe", "full fine-tuning"):
+        job = next(job for job in jobs if job["method"] == method and job["purpose"] == "choice")
+        assert set(studies.run_job(job)["scores"]) == {"validation"}
+    assert set(asked) == {("train", 3), ("validation", 3)}
+    report = next(job for job in jobs if job["method"] == "prefix" and job["purpose"] == "report")
+    assert set(studies.run_job(report | {"learning_rate": 0.01})["scores"]) == {"test", "test_new"}
+
+
+def test_the_study_gives_every_method_a_choice_and_five_seeds():
+    jobs = studies.clip()
+    for method in image_text.METHODS:
+        own = [job for job in jobs if job["method"] == method]
+        reports = [job for job in own if job["purpose"] == "report"]
+        assert {job["seed"] for job in reports} == {1, 2, 3, 4, 5} and len(reports) == 5
+        rates = {job["learning_rate"] for job in own if job["purpose"] == "choice"}
+        assert len(rates) == {"zero-shot": 0, "full fine-tuning": 3}.get(method, 4)
+
+
+def rows():
+    found = []
+    for method, pairs in {
+        "zero-shot": [(0.5, 0.6), (0.5, 0.6)],
+        "probe": [(0.8, None), (0.7, None)],
+        "prompt": [(0.6, 0.5), (0.7, 0.4)],
+    }.items():
+        for seed, (base, new) in enumerate(pairs):
+            scores = {"test": {"accuracy": base}} | ({} if new is None else {"test_new": {"accuracy": new}})
+            found.append(
+                {
+                    "purpose": "report",
+                    "task": "t",
+                    "method": method,
+                    "seed": seed,
+                    "trained_parameters": 1234,
+                    "scores": scores,
+                }
+            )
+    return [*found[::-1], found[0] | {"purpose": "choice"}, found[0] | {"task": "other"}]
+
+
+def test_the_table_of_base_and_new_classes():
+    text = tables.base_to_new(rows(), "t", ("zero-shot", "probe", "prompt"), "zero-shot").splitlines()
+    assert len(text) == 5
+    assert text[2] == "| zero-shot | 1,234 | 50.0 ± 0.0 | 60.0 ± 0.0 | 54.5 ± 0.0 |  |"
+    assert text[3].startswith("| probe | 1,234 | 75.0 ± 7.1 | – | – | +25.0 ± ")
+    means = [2 * 0.6 * 0.5 / 1.1, 2 * 0.7 * 0.4 / 1.1]
+    half = stats.t.ppf(0.975, 1) * stats.sem([0.1, 0.2])
+    wanted = f"{100 * statistics.mean(means):.1f} ± {100 * statistics.stdev(means):.1f}"
+    assert text[4] == f"| prompt | 1,234 | 65.0 ± 7.1 | 45.0 ± 7.1 | {wanted} | +15.0 ± {100 * half:.1f} |"
+
+
+@pytest.mark.parametrize(
+    ("study", "backbone", "methods"),
+    [("vit", "vit-mini", images.METHODS), ("clip", "clip-mini", image_text.METHODS)],
+)
+def test_the_cards_tables_are_those_of_the_records(study, backbone, methods):
+    record, card = records.load(study), zoo.card(backbone)
+    rows = record["rows"]
+    reports = [row for row in rows if row["purpose"] == "report"]
+    assert {row["backbone"] for row in rows} == {backbone}
+    assert {(row["method"], row["seed"]) for row in reports} == {
+        (m, s) for m in methods for s in (1, 2, 3, 4, 5)
+    }
+    if study == "clip":
+        assert tables.base_to_new(rows, studies.CLIP_TASK, methods, "zero-shot") in card
+    else:
+        for name in studies.IMAGE_SHOTS:
+            lines = {line.method: line for line in tables.compare(rows, name, images.PROBE)}
+            assert tables.markdown([lines[method] for method in methods], images.PROBE) in card
+    assert record["provenance"]["command"] == f"python -m dplearn.experiments {study}"
