@@ -218,7 +218,8 @@ class PromptedCLIP(PromptedModel):
 
         Parameters
         ----------
-        input_ids, attention_mask : (C, T) texts; None takes the classes.
+        input_ids : (C, T) texts; None takes the classes.
+        attention_mask : (C, T), 1 = real; None means that all tokens up to an end token are.
         pixel_values : (N, channels, height, width), or ``image_embeds`` (N, p) from :meth:`image_features` instead,
             where images have no prompt.
         labels : (N,), which text each image belongs to: the loss is the cross-entropy over the texts.

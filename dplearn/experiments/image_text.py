@@ -117,7 +117,7 @@ def tune(
     splits: Sequence[str] = ("validation", "test", NEW),
     backbone: str = "clip-mini",
 ) -> dict:
-    """Train one of :data:`METHODS` on the base classes of ``task`` and score it, on the new classes too where it can.
+    """Train one of ``METHODS`` on the base classes of ``task`` and score it, on the new classes too where it can.
 
     Returns a row as :func:`dplearn.experiments.tuning.fit`, with the config of a prompt and, where a position was
     learned, ``positions``: the share of texts at each split.

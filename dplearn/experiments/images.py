@@ -173,7 +173,7 @@ def tune(
     splits: Sequence[str] = ("validation", "test"),
     backbone: str = "vit-mini",
 ) -> dict:
-    """Train one of :data:`METHODS` on a backbone of :mod:`dplearn.zoo`, with a fresh head for the task, and score it.
+    """Train one of ``METHODS`` on a backbone of :mod:`dplearn.zoo`, with a fresh head for the task, and score it.
 
     ``seed`` is that of the fresh weights (of all layers in the control), of the prompt and of the order of images.
     """
