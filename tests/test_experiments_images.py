@@ -360,6 +360,8 @@ def test_the_table_has_means_spreads_and_paired_differences():
         [0.4]
     )
     text = tables.markdown(list(lines.values()), "probe").splitlines()
-    assert len(text) == 5 and text[3].startswith("| prompt | 1,234 | 65.7 ± 9.3 | +5.7 ± ")
+    assert len(text) == 5 and text[3].startswith(
+        "| prompt | 1,234 | 65.7\u00a0±\u00a09.3 | +5.7\u00a0±\u00a0"
+    )
     with pytest.raises(ValueError, match="baseline='none' has no runs on 't', expected one of"):
         tables.compare(record(), "t", "none")

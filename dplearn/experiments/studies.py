@@ -93,7 +93,10 @@ def estimators() -> list[dict]:
     ]  # fmt: skip
 
 
-IMAGE_SHOTS = {"images/digits": 100, "images/icons-classes": 100}  # training images per class, at most: all there are
+IMAGE_SHOTS = {
+    "images/digits": 100,
+    "images/icons-classes": 100,
+}  # training images per class, at most: all there are
 IMAGE_RATES = (3e-3, 1e-2, 3e-2)  # of AdamW on prompts, controllers and heads
 IMAGE_FULL_RATES = (3e-4, 1e-3, 3e-3)  # of AdamW on all weights
 
@@ -124,7 +127,7 @@ def vit() -> list[dict]:
 
 CLIP_TASK = "images/icons"
 CLIP_RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of AdamW on prompts, controllers and the probe
-CLIP_FULL_RATES = (1e-4, 3e-4, 1e-3)  # of AdamW on all weights
+CLIP_FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # of AdamW on all weights
 
 
 def clip() -> list[dict]:

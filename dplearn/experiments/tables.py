@@ -64,18 +64,16 @@ def markdown(lines: Sequence[Line], baseline: str) -> str:
     """The lines as a Markdown table; scores in percent.
 
     >>> line = Line("probe", 5, 970, 0.5, 0.0123, (-0.1, 0.04), (0.01,), 3.0)
-    >>> print(markdown([line], "prompt").splitlines()[-1])
-    | probe | 970 | 50.0 ± 1.2 | -10.0 ± 4.0 |
+    >>> markdown([line], "prompt").splitlines()[-1].replace("\\u00a0", " ")
+    '| probe | 970 | 50.0 ± 1.2 | -10.0 ± 4.0 |'
     """
     rows = [
         f"| method | trained parameters | mean ± spread, % | minus {baseline} (95 % interval) |",
         "|---|---|---|---|",
     ]
     for line in lines:
-        gain = line.difference
-        gain = "" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"
-        score = f"{100 * line.mean:.1f} ± {100 * line.spread:.1f}"
-        rows.append(f"| {line.method} | {line.parameters:,} | {score} | {gain} |")
+        cells = line.method, f"{line.parameters:,}", _percent(line.mean, line.spread), _gain(line.difference)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -101,11 +99,20 @@ def base_to_new(rows: Iterable[dict], task: str, methods: Sequence[str], baselin
             cells += ["–", "–"]
         gains = [] if method == baseline else paired(group, groups[baseline], "test")
         gain = interval(gains) if len(gains) > 1 else None
-        cells.append("" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}")
+        cells.append(_gain(gain))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation of one run, in percent."""
-    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+    return _percent(statistics.mean(values), statistics.stdev(values))
+
+
+def _percent(value: float, spread: float, sign: str = "") -> str:
+    # Spaces that do not break: a narrow column would split the two numbers.
+    return f"{100 * value:{sign}.1f}\u00a0±\u00a0{100 * spread:.1f}"
+
+
+def _gain(difference: tuple[float, float] | None) -> str:
+    return "" if difference is None else _percent(*difference, "+")
