@@ -57,7 +57,9 @@ def decisions(config: PromptConfig) -> dict[str, Decision]:
     """
     where = _where(config)
     if config.insert is not None:
-        where = where._replace(words=f"{where.words}, {config.insert.split('-')[0]} the position embeddings")
+        side = config.insert.split("-")[0]
+        words = "with positions of its own" if side == "position" else f"{side} the position embeddings"
+        where = where._replace(words=f"{where.words}, {words}")
     return {"where": where, "how many": _how_many(config), "which": _which(config)}
 
 

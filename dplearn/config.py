@@ -18,7 +18,7 @@ from dplearn.vector import MIXINGS, VECTORS, Mixture
 SUMMARIES = ("embeddings", "encoder", "image")
 INITS = ("vocabulary", "uniform", "normal")
 TOWERS = (None, "text", "vision", "both", "coupled")
-INSERTS = (None, "after-positions", "before-positions")
+INSERTS = (None, "after-positions", "before-positions", "position-coded")
 HEADS = ("frozen", "trained")
 
 # The variants of the authors' code, by the names of its scripts: what differs from the defaults.
@@ -73,8 +73,9 @@ class PromptConfig:
         (VPT-deep). All layers share position and size, and the weights of a pool. A learned position or size then
         needs an estimator that runs real sequences.
     insert : images only: whether the prompt enters "after-positions" (behind the position embeddings, as VPT; the
-        default, None) or "before-positions". Behind them no position can matter; in front of them the split shifts the
-        patches over a grid of positions that is stretched for the prompt (:mod:`dplearn.backbones.vit`).
+        default, None), "before-positions" or "position-coded". Behind them no position can matter; in front of them the
+        split shifts the patches over a grid of positions that is stretched for the prompt; coded, the prompt alone gets
+        positions from that grid (:mod:`dplearn.backbones.vit`).
     towers : image-text models only: the prompt stands in the "text" (the default, None), in the image ("vision"), in
         "both" with vectors of their own, or in both "coupled": the image's vectors are a trained linear map of the
         text's, one map for each layer (as MaPLe). Position and size are those of the text prompt; an image prompt has
@@ -158,9 +159,9 @@ class PromptConfig:
             )
 
     def _check_images(self):
-        if self.insert == "before-positions" and self.size in LEARNED:
+        if self.insert in ("before-positions", "position-coded") and self.size in LEARNED:
             raise ValueError(
-                f"size={self.size!r} is not valid with insert='before-positions', expected 'full' or a number: "
+                f"size={self.size!r} is not valid with insert={self.insert!r}, expected 'full' or a number: "
                 "the grid of positions is stretched for one size"
             )
         # Which mixture of sequences straight-through gradients belong to is clear at the input alone.

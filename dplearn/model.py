@@ -31,7 +31,9 @@ class Given(NamedTuple):
     summary: Tensor | None  # (B, d)
     keep_last: int | Tensor
     task: Tensor | None  # (B,)
-    positions: Tensor | None  # (1, T + n, d), where the prompt enters in front of a backbone's positions
+    positions: (
+        Tensor | None
+    )  # (1, T + n, d), where the input with its prompt, or the prompt alone, gets positions
 
 
 @cache
@@ -188,7 +190,8 @@ class PromptedModel(nn.Module):
 
     def _insert(self, given: Given, decisions: dict[str, Choice] | None = None) -> PromptedInput:
         inputs, mask, summary, keep_last, task, positions = given
-        return self.adapter.finish(self.prompt(inputs, mask, summary, keep_last, task, decisions), positions)
+        placed = self.prompt(inputs, mask, summary, keep_last, task, decisions)
+        return self.adapter.finish(placed, positions, self.prompt_config.insert == "position-coded")
 
     def _prepare(
         self,
@@ -216,6 +219,7 @@ class PromptedModel(nn.Module):
         positions = None
         if self.prompt_config.insert == "before-positions":
             inputs = self.adapter.embed(pixel_values, positions=False, **embedding)
+        if self.prompt_config.insert in ("before-positions", "position-coded"):
             positions = self.adapter.positions(pixel_values, self.prompt.size.option)
         return Given(inputs, mask, summary, keep_last, self._task_numbers(task_ids, inputs), positions)
 

@@ -66,6 +66,7 @@ def by_hand(method):
         "prefix before positions": head + vectors,
         "postfix before positions": head + vectors,
         "position per instance before positions": head + vectors + (images.LENGTH + 1) * (WIDTH + 1),
+        "position per instance, coded": head + vectors + (images.LENGTH + 1) * (WIDTH + 1),
         "full fine-tuning": sum(parameter.numel() for parameter in backbone().parameters()),
         "VPT-shallow, random layers": head + vectors,
     }[method]

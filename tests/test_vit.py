@@ -491,6 +491,147 @@ def test_deep_prompts_and_a_learned_position_compose(estimator):
     assert (model.prompt.vectors.grad.abs().amax((1, 2)) > 1e-3).all()
 
 
+# --- 3b: positions for the prompt alone ---
+
+CODED = dict(insert="position-coded")
+
+
+def coded_states(case, model, pixels, k, table, vectors=None):
+    """The rows that enter the layers: patches where they always are, vectors with the position of their row."""
+    vectors, special = model.prompt.vectors if vectors is None else vectors, case.special
+    rows = rows_by_hand(model.backbone, pixels) + model.backbone.base_model.embeddings.position_embeddings
+    patches, length = rows.shape[1] - special, len(vectors)
+    places = [special + i if i < k else special + patches + i for i in range(length)]
+    held = (vectors + table[0, places]).expand(len(rows), -1, -1)
+    return torch.cat([rows[:, :special], held[:, :k], rows[:, special:], held[:, k:]], 1)
+
+
+@pytest.mark.parametrize("k", range(LENGTH + 1))
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_coded_vectors_get_the_positions_of_their_rows(name, k):
+    case, pixels = CASES[name], tiny.images()
+    model = make(case, position=k, **CODED)
+    table = taller_table(case, model.backbone, 4, 2)
+    expected = answer(case, model, coded_states(case, model, pixels, k, table), k)
+    # DINOv2 interpolates its own table in float32.
+    atol = 1e-5 if name == "dinov2" else 1e-12
+    assert_fields(model(pixel_values=pixels), expected, atol=atol)
+    # No more than VPT with other vectors.
+    plain = make(case, position=0)
+    places = [case.special + i if i < k else case.special + 4 + i for i in range(LENGTH)]
+    with torch.no_grad():
+        plain.prompt.vectors.copy_(model.prompt.vectors + table[0, places])
+    assert_fields(model(pixel_values=pixels), {"logits": plain(pixel_values=pixels).logits}, atol=atol)
+
+
+def test_the_place_of_a_coded_prompt_is_real():
+    case, pixels = CASES["vit"], tiny.images()
+    model, others = make(case, position=0, **CODED), []
+    for k in range(LENGTH + 1):
+        other = make(case, position=k, **CODED)
+        other.prompt.load_state_dict(model.prompt.state_dict())
+        others.append(other(pixel_values=pixels).logits)
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(others) for b in others[:i])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(case, position="instance", **CODED)
+
+
+@pytest.mark.parametrize("size", ["full", 2])
+@pytest.mark.parametrize("estimator", ["straight-through", "position-space"])
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_mixtures_of_coded_prompts_have_the_gradient_of_the_dense_mixture(name, estimator, size):
+    """Straight-through mixes whole sequences with their codes; position-space mixes the codes of each vector."""
+    case, pixels = CASES[name], tiny.images(1)
+    model = make(case, position="task", estimator=estimator, size=size, **CODED).train()
+    vectors = model.prompt.vectors[: LENGTH if size == "full" else size]
+    length, special = len(vectors), case.special
+    table = taller_table(case, model.backbone, 2 + (length + 1) // 2, 2)  # rows of two
+    torch.manual_seed(3)
+    weights = model.prompt.position(torch.zeros(1, 1)).weights.detach().clone().requires_grad_()
+    split = min(int(weights.argmax()), length)
+    every = [coded_states(case, model, pixels, min(j, length), table, vectors) for j in range(LENGTH + 1)]
+    if estimator == "straight-through":
+        states = sum(weights[0, j] * every[j] for j in range(LENGTH + 1))
+    else:
+
+        def code(i, j):
+            return table[0, special + i if i < j else special + 4 + i]
+
+        mixed = [
+            sum(weights[0, j] * code(i, min(j, length)) for j in range(LENGTH + 1)) for i in range(length)
+        ]
+        rows = [special + i if i < split else special + 4 + i for i in range(length)]
+        states = every[split].detach().clone()
+        for row, i in zip(rows, range(length)):
+            states = states + torch.nn.functional.one_hot(torch.tensor(row), states.shape[1])[:, None] * (
+                mixed[i] - mixed[i].detach()
+            )
+    for layer in layers_of(model.backbone):
+        states = layer(states)
+    states = model.backbone.base_model.layernorm(states)
+    own = [*range(special), *range(special + split, special + split + 4)]
+    cross_entropy(case.head(model.backbone, states[:, own])["logits"], LABELS[:1]).backward()
+    model.zero_grad()
+    torch.manual_seed(3)
+    model(pixel_values=pixels, labels=LABELS[:1]).loss.backward()
+    torch.manual_seed(3)
+    position = model.prompt.position
+    found = position.controller.logits.grad.clone()
+    position.controller.logits.grad = None
+    position(torch.zeros(1, 1)).weights.backward(weights.grad)
+    assert_close(found, position.controller.logits.grad, **EXACT)
+    assert found.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("estimator", ["exact", "score-function"])
+def test_coded_prompts_take_the_estimators_that_try_splits(estimator):
+    case, pixels = CASES["vit"], tiny.images()
+    model = make(case, position="task", estimator=estimator, **CODED).train()
+    torch.manual_seed(3)
+    output = model(pixel_values=pixels, labels=LABELS)
+    output.loss.backward()
+    table, logits = taller_table(case, model.backbone, 4, 2), output.logits.view(-1, 3, 5)
+    for number, splits in enumerate(output.draws.index["position"]):
+        for image, k in enumerate(splits.tolist()):
+            states = coded_states(case, model, pixels[image : image + 1], k, table)
+            wanted = answer(case, model, states, k)["logits"][0]
+            assert_close(logits[number, image], wanted, **EXACT)
+    found = model.prompt.position.controller.logits.grad
+    assert found.abs().max() > 1e-4
+    if estimator == "exact":
+        scores = model.prompt.position.controller.logits.detach().clone().requires_grad_()
+        expected = 0.0
+        for k in range(LENGTH + 1):
+            states = coded_states(case, model, pixels, k, table)
+            expected = expected + scores.softmax(1)[0, k] * cross_entropy(
+                answer(case, model, states, k)["logits"], LABELS
+            )
+        expected.backward()
+        assert_close(found, scores.grad, **EXACT)
+
+
+def test_coded_prompts_compile_and_do_not_see_their_batch():
+    case, pixels = CASES["vit"], tiny.images(4)
+    model = make(case, position="instance", vector="instance", pool_size=2, **CODED)
+    together = model(pixel_values=pixels).logits
+    alone = torch.cat([model(pixel_values=image[None]).logits for image in pixels])
+    assert_close(together, alone, **EXACT)
+    model.train()
+    labels = torch.arange(4)
+    torch.manual_seed(3)
+    model(pixel_values=pixels, labels=labels).loss.backward()
+    usual = {name: p.grad.clone() for name, p in model.trainable_parameters().items()}
+    model.zero_grad()
+    torch.manual_seed(3)
+    torch.compile(model, backend="aot_eager", fullgraph=True)(
+        pixel_values=pixels, labels=labels
+    ).loss.backward()
+    for name, parameter in model.trainable_parameters().items():
+        assert_close(parameter.grad, usual[name], **EXACT)
+        assert usual[name].abs().max() > 1e-6
+
+
 # --- 4: pools, sizes, summaries ---
 
 

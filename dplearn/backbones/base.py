@@ -144,8 +144,9 @@ class Backbone:
         """One loss per instance, (N,); see :func:`dplearn.estimators.instance_losses`."""
         return instance_losses(logits, labels)
 
-    def finish(self, placed: PromptedInput, positions: Tensor | None) -> PromptedInput:
-        """What is done to a prompted input before the layers; ``positions`` where a config inserts in front of them."""
+    def finish(self, placed: PromptedInput, positions: Tensor | None, coded: bool = False) -> PromptedInput:
+        """What is done to a prompted input before the layers; ``positions`` where a config gives the prompt some, for
+        the whole input or (``coded``) for the prompt alone."""
         return placed
 
     def forward(self, placed: PromptedInput, **options):

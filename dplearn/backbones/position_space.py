@@ -78,6 +78,19 @@ def table_term(moves: Moves, table: Tensor, dtype: torch.dtype) -> Tensor:
     return carry(moves.weights, table.new_zeros(batch, rows, table.shape[1], dtype=dtype), products)
 
 
+def code_term(weights: Tensor, codes: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros (B, S, d) that carry the gradient of ``sum_k w_k at_k codes``: codes (S, d) that are added to some rows.
+
+    weights: (B, K).  at: (K, S), 1 in the rows that get their code at split k.
+    """
+
+    def products(grad):
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        return (grad.to(wide) * codes.to(wide)).sum(2) @ at.to(wide).T
+
+    return carry(weights, codes.new_zeros(len(weights), *codes.shape, dtype=dtype), products)
+
+
 def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
     """Zeros (B, h, S, S) that carry the gradient of ``sum_k w_k bias(position of key - position of query at k)``.
 

@@ -16,6 +16,11 @@ before-positions  in front of them. Special tokens keep their position vectors. 
                   places, which no change of the vectors undoes. The frozen model never saw such positions: compare
                   with "after-positions" before a gain is ascribed to the place.
 
+position-coded    behind them, but the prompt gets position vectors too: each of its vectors the one that the stretched
+                  grid has where it stands, while the patches keep their own. The place is then written in the prompt
+                  and nowhere else. At one split for all images this is no more than other vectors could do; where the
+                  split differs between images, so do the vectors.
+
 Deep prompts (``depth`` > 1, VPT-deep) replace the prompt's rows by fresh vectors at the input of each further layer;
 rows are followed to where they stand, not counted from the front.
 """
@@ -32,10 +37,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from dplearn.backbones.base import Backbone, forward_as, refuse_unusual, take_rows
-from dplearn.backbones.position_space import table_term
+from dplearn.backbones.position_space import code_term, table_term
 from dplearn.controllers import LEARNED
 
 KINDS = {"vit", "deit", "dinov2"}
+POSITIONED = ("before-positions", "position-coded")  # the ways to insert in which a position is real
 # Heads that read rows of the last hidden states. (Others read the pixels too, or all layers.)
 HEADS = ("Model", "ForImageClassification", "ForImageClassificationWithTeacher")
 
@@ -102,8 +108,8 @@ class ViTBackbone(Backbone):
                 f"size={config.size!r} hides vectors behind a mask, and {name} of this version of transformers takes "
                 "none; expected 'full' or a number"
             )
-        if config.insert != "before-positions":
-            check_order_matters(config, name, ", or insert='before-positions'")
+        if config.insert not in POSITIONED:
+            check_order_matters(config, name, f", or insert={' or '.join(map(repr, POSITIONED))}")
 
     def refuses_position_space(self) -> str | None:
         return None
@@ -153,21 +159,29 @@ class ViTBackbone(Backbone):
         grid = interpolate(grid.to(dtype), size=size, mode="bicubic", align_corners=False).to(table.dtype)
         return torch.cat([special, grid.flatten(2).mT[:, :wanted]], 1)
 
-    def finish(self, placed, positions: Tensor | None):
-        """Add position vectors, (1, T + n, d), where the prompt entered in front of them; show the special tokens.
+    def finish(self, placed, positions: Tensor | None, coded: bool = False):
+        """Add position vectors, (1, T + n, d), where the prompt entered in front of them or (``coded``) has its own;
+        show the special tokens.
 
-        The position-space estimator's gradient enters here. Without positions to add, order cannot matter and it is 0.
+        The position-space estimator's gradient enters here, and the share of a code's place in straight-through's.
+        Without positions to add, order cannot matter and both are 0.
         """
         embeds, moves = placed.embeds, placed.moves
-        if positions is not None:
-            embeds = embeds + positions[:, : embeds.shape[1]]
-        if moves is not None:
-            term = (
-                moves.weights.sum().to(embeds.dtype) * 0
-                if positions is None
-                else table_term(moves, positions[0, self.special :], embeds.dtype)
-            )
-            embeds = embeds + term
+        weights = placed.decisions["position"].weights if moves is None else moves.weights
+        learning = torch.is_grad_enabled() and weights is not None
+        if positions is None:
+            if moves is not None:
+                embeds = embeds + weights.sum().to(embeds.dtype) * 0
+        else:
+            table = positions[:, : embeds.shape[1]]
+            holds = _holders(placed).to(embeds.dtype).unsqueeze(2) if coded else 1
+            embeds = embeds + table * holds
+            if moves is not None:
+                embeds = embeds + table_term(moves, positions[0, self.special :], embeds.dtype) * holds
+            elif coded and learning:
+                patches = placed.input_positions.shape[1] - self.special
+                at = _rows_of_vectors(weights.shape[1], embeds.shape[1], self.special, patches, embeds.device)
+                embeds = embeds + code_term(weights, table[0], at, embeds.dtype)
         shown = placed.mask.new_ones(len(placed.mask), self.special)
         mask = torch.cat([shown, placed.mask[:, self.special :]], 1)
         return placed._replace(embeds=embeds, mask=mask, moves=None)
@@ -245,6 +259,20 @@ def _layers(model: nn.Module) -> nn.ModuleList | None:
             if all(type(layer).__name__.endswith("Layer") for layer in module):
                 return module
     return None
+
+
+def _holders(placed) -> Tensor:
+    """(B, S): 1 in the rows that hold prompt vectors."""
+    batch, count = placed.embeds.shape[:2]
+    rows = torch.where(placed.prompt_positions < 0, count, placed.prompt_positions)
+    return rows.new_zeros(batch, count + 1).scatter_(1, rows, 1)[:, :count]
+
+
+def _rows_of_vectors(splits: int, rows: int, special: int, patches: int, device: torch.device) -> Tensor:
+    """(K, S): 1 in the rows that hold prompt vectors at each split; all vectors but ``special + patches`` rows."""
+    row = torch.arange(rows, device=device) - special
+    front = torch.arange(splits, device=device).clamp(max=rows - special - patches).unsqueeze(1)
+    return ((row >= 0) & ((row < front) | (row >= front + patches))).to(torch.float32)
 
 
 def _reading(norm: nn.Module, rows: Tensor):

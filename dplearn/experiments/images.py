@@ -43,6 +43,7 @@ PROMPTS: dict[str, dict] = {
     "prefix before positions": {"position": "prefix", **BEFORE},
     "postfix before positions": {"position": "postfix", **BEFORE},
     "position per instance before positions": {"position": "instance", **BEFORE},
+    "position per instance, coded": {"position": "instance", "insert": "position-coded"},
 }
 METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 
