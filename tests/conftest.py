@@ -1,6 +1,8 @@
-"""What all tests share: no network, fixed seeds, and property tests that do not depend on the machine's speed."""
+"""What all tests share: no network, fixed seeds, no compiled code of other tests, and property tests that do not depend
+on the machine's speed."""
 
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -27,3 +29,12 @@ def seeds():
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Forget what earlier tests compiled: torch allows few versions of one function, and all models share some."""
+    if "torch._dynamo" in sys.modules:
+        import torch
+
+        torch.compiler.reset()

@@ -525,4 +525,3 @@ def test_one_compiled_graph_trains_and_answers_alike(kind, options):
     for name, gradient in found[0].items():
         assert_close(gradient, found[1][name], **CLOSE)
         assert gradient.abs().max() > 1e-6
-    torch._dynamo.reset()
