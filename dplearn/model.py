@@ -33,7 +33,7 @@ class Given(NamedTuple):
     task: Tensor | None  # (B,)
     positions: (
         Tensor | None
-    )  # (1, T + n, d), where the input with its prompt, or the prompt alone, gets positions
+    )  # (1, T + n, d), where an image's prompt, or all of its rows, still get positions
 
 
 @cache

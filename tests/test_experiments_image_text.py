@@ -1,6 +1,7 @@
 """Studies on clip-mini: what each method trains, where it starts, which texts it is compared with, and the table."""
 
 import json
+import re
 import statistics
 
 import numpy as np
@@ -227,7 +228,57 @@ def test_the_cards_tables_are_those_of_the_records(study, backbone, methods):
     if study == "clip":
         assert tables.base_to_new(rows, studies.CLIP_TASK, methods, "zero-shot") in card
     else:
-        for name in studies.IMAGE_SHOTS:
+        for name in studies.IMAGE_TASKS:
             lines = {line.method: line for line in tables.compare(rows, name, images.PROBE)}
             assert tables.markdown([lines[method] for method in methods], images.PROBE) in card
     assert record["provenance"]["command"] == f"python -m dplearn.experiments {study}"
+
+
+CLAIMS = {
+    "vit-mini": {
+        "images/digits": {
+            ("VPT-deep", "linear probe"): "+0.9 ± 0.6",
+            ("VPT-deep", "full fine-tuning"): "-0.8 ± 0.6",
+            ("pool per instance", "one prompt as large as the pool"): "-0.3 ± 1.0",
+            ("pool per instance", "VPT-shallow"): "+0.4 ± 1.0",
+            ("postfix before positions", "prefix before positions"): "+0.3 ± 0.6",
+            ("position per instance before positions", "prefix before positions"): "-1.3 ± 0.8",
+            ("position per instance, coded", "VPT-shallow"): "-0.3 ± 0.6",
+        },
+        "images/icons-classes": {
+            ("pool per instance", "one prompt as large as the pool"): "+2.2 ± 2.4",
+            ("pool per instance", "VPT-shallow"): "-0.3 ± 1.7",
+            ("postfix before positions", "prefix before positions"): "+1.6 ± 3.1",
+            ("position per instance before positions", "prefix before positions"): "-10.5 ± 5.2",
+            ("position per instance, coded", "VPT-shallow"): "-1.5 ± 2.1",
+        },
+    },
+    "clip-mini": {
+        "images/icons": {
+            ("position per task", "middle"): "-6.1 ± 2.7",
+            ("position per task, score-function", "middle"): "-1.9 ± 3.8",
+            ("position per class", "middle"): "-0.1 ± 3.9",
+            ("pool per class", "one prompt as large as the pool"): "+6.8 ± 6.2",
+            ("pool per class", "prefix"): "+2.8 ± 3.6",
+            ("pool per image", "pool per class"): "-2.5 ± 4.2",
+            ("both, all layers", "images, all layers"): "+3.7 ± 2.0",
+            ("coupled, all layers", "both, all layers"): "-1.1 ± 2.5",
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("backbone", CLAIMS)
+def test_the_differences_in_the_cards_text_are_those_of_the_records(backbone):
+    rows = records.load(backbone.removesuffix("-mini"))["rows"]
+    card = zoo.card(backbone).replace("\u00a0", " ")
+    prose = "\n".join(line for line in card.splitlines() if not line.startswith("|"))
+    told = set()
+    for name, pairs in CLAIMS[backbone].items():
+        reports = [row for row in rows if row["purpose"] == "report" and row["task"] == name]
+        groups = {method: group for (method,), group in records.by(reports, "method").items()}
+        for (method, other), claim in pairs.items():
+            mean, half = records.interval(records.paired(groups[method], groups[other], "test"))
+            assert f"{100 * mean:+.1f} ± {100 * half:.1f}" == claim and claim in prose
+            told.add(claim)
+    assert set(re.findall(r"[+-][\d.]+ ± [\d.]+", prose)) == told  # no difference that is not computed here

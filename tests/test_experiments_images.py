@@ -214,24 +214,6 @@ def test_all_trained_parts_have_one_rate():
 # --- the data of a run ---
 
 
-def test_few_takes_so_many_of_each_class_or_all():
-    data = task((6, 2, 2))
-    uneven = [i for i, label in enumerate(data.splits["train"].labels) if label != 2 or i < 10]
-    data.splits["train"] = data.splits["train"].take(uneven)
-    drawn = [images.few(data, 3, seed) for seed in (1, 1, 2)]
-    for found in drawn:
-        labels = found.splits["train"].labels
-        assert [labels.count(label) for label in range(CLASSES)] == [3, 3, 2, 3, 3]
-        assert set(found.splits["train"].rows) <= set(data.splits["train"].rows)
-        assert all(found.splits[split] is data.splits[split] for split in ("validation", "test"))
-        assert "at most 3 per label" in found.source
-    assert drawn[0].splits["train"].rows == drawn[1].splits["train"].rows
-    assert drawn[0].splits["train"].rows != drawn[2].splits["train"].rows
-    with pytest.raises(ValueError, match="most=0 is not valid, expected an integer of at least 1"):
-        images.few(data, 0, 1)
-    assert images.few(data, 99, 1).splits["train"].rows == data.splits["train"].rows
-
-
 @pytest.fixture
 def small(monkeypatch):
     """A study of one small task, on a tiny backbone in the place of vit-mini; keeps which splits were encoded."""
@@ -262,16 +244,6 @@ def test_choice_runs_never_see_the_test_split(small):
     report = next(job for job in jobs if job["purpose"] == "report" and job["method"] == choice["method"])
     row = studies.run_job(report | {"learning_rate": 0.01})
     assert small.count("test") == 1 and set(row["scores"]) == {"test"}
-
-
-def test_the_training_images_of_a_run_depend_on_its_seed_and_number(small, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(images, "tune", lambda method, task, *rest: drawn.append(task.splits["train"]) or {})
-    job = studies.vit()[0] | {"shots": 2, "learning_rate": 0.1}
-    for seed in (1, 1, 2):
-        studies.run_job(job | {"seed": seed})
-    assert [len(split) for split in drawn] == [2 * CLASSES] * 3
-    assert drawn[0].rows == drawn[1].rows != drawn[2].rows
 
 
 def test_a_killed_study_goes_on_where_it_was(tmp_path, small, monkeypatch):

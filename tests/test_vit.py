@@ -827,6 +827,8 @@ def test_the_first_vectors_are_those_of_vpt():
     assert 0.99 * bound < vectors.abs().max() <= bound and abs(vectors.mean()) < 0.02
     vectors = dp.prompted(backbone, dp.PromptConfig(length=200, init="uniform")).prompt.vectors
     assert 0.49 < vectors.abs().max() <= 0.5
+    vectors = dp.prompted(backbone, dp.PromptConfig(length=200, init="normal")).prompt.vectors
+    assert 0.019 < vectors.std() < 0.021 and vectors.abs().max() > 0.05
 
 
 # --- 6: dropout, recomputation, compilation, half precision ---

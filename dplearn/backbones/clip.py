@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from dplearn.backbones.base import Backbone, forward_as, rows_of, take_rows
-from dplearn.backbones.vit import check_order_matters, patch_uniform, receiving
+from dplearn.backbones.vit import check_order_matters, image_vectors, patch_uniform, receiving
 from dplearn.controllers import LEARNED
 from dplearn.length import resolve_size
 
@@ -106,11 +106,9 @@ class CLIPBackbone(Backbone):
 
     def initial_vectors(self, config, generator: torch.Generator | None = None) -> Tensor:
         """Rows of the vocabulary for a text prompt; for an image prompt VPT's, as in a vision transformer."""
-        if config.towers != "vision":
-            return config.initial_vectors(self.embedding, generator)
-        if config.init == "vocabulary":
-            return patch_uniform(self.vision.embeddings.patch_embedding, config.shape, generator)
-        return config.initial_vectors(torch.empty(1, self.vision_width), generator)
+        if config.towers == "vision":
+            return image_vectors(self.vision.embeddings.patch_embedding, config, generator)
+        return super().initial_vectors(config, generator)
 
     def complete(self, prompt, config, generator: torch.Generator | None = None) -> None:
         """Give a prompt for both towers its image part: vectors of its own, or maps from those of the text."""
@@ -201,7 +199,7 @@ class CLIPBackbone(Backbone):
         if len(wrong):
             raise ValueError(
                 f"input_ids row {int(wrong[0])} has no end token, or padding in front of it, expected a text as the "
-                f"model's tokenizer writes it: start token, words, end token"
+                "model's tokenizer writes it: start token, words, end token"
             )
         ids = ids.gather(1, (steps + first[:, None]).clamp(max=ids.shape[1] - 1))  # padding on the left goes
         end = end - first

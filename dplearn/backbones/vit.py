@@ -87,13 +87,8 @@ class ViTBackbone(Backbone):
         return {"width": self.width, "patch": list(self.patches.projection.weight.shape[1:])}
 
     def initial_vectors(self, config, generator: torch.Generator | None = None) -> Tensor:
-        """There is no vocabulary to draw from: uniform in (-v, v) with v^2 = 6 / (size of a patch + d), as VPT does.
-
-        ``init="uniform"`` is uniform in (-0.5, 0.5), as for text.
-        """
-        if config.init == "uniform":
-            return config.initial_vectors(torch.empty(1, self.width), generator)
-        return patch_uniform(self.patches.projection, config.shape, generator)
+        """First values beside embedded patches; see :func:`image_vectors`."""
+        return image_vectors(self.patches.projection, config, generator)
 
     def check(self, config) -> None:
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
@@ -249,6 +244,17 @@ def patch_uniform(
     width, *patch = projection.weight.shape
     bound = math.sqrt(6 / (math.prod(patch) + width))
     return torch.empty(*shape, width).uniform_(-bound, bound, generator=generator)
+
+
+def image_vectors(projection: nn.Conv2d, config, generator: torch.Generator | None = None) -> Tensor:
+    """First values of a prompt beside embedded patches, ``config.shape`` times d, in float32.
+
+    There is no vocabulary to draw from: the default is VPT's (:func:`patch_uniform`); ``init="uniform"`` and "normal"
+    are those of a text.
+    """
+    if config.init == "vocabulary":
+        return patch_uniform(projection, config.shape, generator)
+    return config.initial_vectors(torch.empty(1, len(projection.weight)), generator)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList | None:

@@ -11,7 +11,6 @@ rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from dplearn.config import PromptConfig
 from dplearn.experiments import tuning
 from dplearn.experiments.tuning import Settings
 from dplearn.model import PromptedModel, prompted
-from dplearn.tasks.images import ImageTask, shuffled
+from dplearn.tasks.images import ImageTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,22 +49,6 @@ METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 # One rate for all that a method trains, as VPT has it. With VPT's SGD in the place of AdamW the validation scores of
 # VPT-shallow were the same within the spread of three seeds.
 SETTINGS = Settings(steps=400, learning_rate=1e-2, controller_learning_rate=None)
-
-
-def few(task: ImageTask, most: int, seed: int) -> ImageTask:
-    """The task with ``most`` training images of each class, drawn at random, or all of a class that has fewer."""
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise ValueError(f"most={most!r} is not valid, expected an integer of at least 1")
-    train, taken = task.examples("train"), []
-    left = dict.fromkeys(range(len(task.class_names)), most)
-    for number in shuffled(len(train), seed):
-        if left[train.labels[number]]:
-            left[train.labels[number]] -= 1
-            taken.append(number)
-    note = f"; train: at most {most} per label, seed {seed}"
-    return replace(
-        task, splits={**task.splits, "train": train.take(sorted(taken))}, source=task.source + note
-    )
 
 
 class LinearProbe(nn.Module):

@@ -93,10 +93,7 @@ def estimators() -> list[dict]:
     ]  # fmt: skip
 
 
-IMAGE_SHOTS = {
-    "images/digits": 100,
-    "images/icons-classes": 100,
-}  # training images per class, at most: all there are
+IMAGE_TASKS = ("images/digits", "images/icons-classes")
 IMAGE_RATES = (3e-3, 1e-2, 3e-2)  # of AdamW on prompts, controllers and heads
 IMAGE_FULL_RATES = (3e-4, 1e-3, 3e-3)  # of AdamW on all weights
 
@@ -104,23 +101,22 @@ IMAGE_FULL_RATES = (3e-4, 1e-3, 3e-3)  # of AdamW on all weights
 def vit() -> list[dict]:
     """Chapter 12: prompts with a trained head on vit-mini, a linear probe, full fine-tuning, and two controls.
 
-    Each method chooses its learning rate per task on the validation split, among three, with a seed of its own. A seed
-    draws the training images, the fresh head and the prompt.
+    Each method chooses its learning rate per task on the validation split, among three, with a seed of its own. All
+    see every training image; a seed draws the fresh head, the prompt and the order of the images.
     """
     from dplearn.experiments.images import FULL, METHODS
 
     def job(method, task, seed, purpose="report", **settings):
-        shots = IMAGE_SHOTS[task]
-        return _job(method, task, seed, purpose, "vit-mini", shots=shots, **settings)
+        return _job(method, task, seed, purpose, "vit-mini", **settings)
 
     choices = [
         job(method, task, seed, "choice", learning_rate=rate)
-        for task in IMAGE_SHOTS for method in METHODS
+        for task in IMAGE_TASKS for method in METHODS
         for rate in (IMAGE_FULL_RATES if method == FULL else IMAGE_RATES) for seed in CHOICE_SEEDS
     ]  # fmt: skip
     reports = [
         job(method, task, seed, learning_rate="chosen")
-        for seed in SEEDS for task in IMAGE_SHOTS for method in METHODS
+        for seed in SEEDS for task in IMAGE_TASKS for method in METHODS
     ]  # fmt: skip
     return choices + reports
 
@@ -190,7 +186,6 @@ def run_job(job: dict) -> dict:
             splits = splits if job["purpose"] == "choice" else ["test", "test_new"]
             settings = replace(image_text.SETTINGS, **given)
             return job | image_text.tune(method, task, settings, seed, splits)
-        task = images.few(task, job["shots"], seed)
         settings = replace(images.SETTINGS, **given)
         return job | images.tune(method, task, settings, seed, splits, job["backbone"])
     if method in ("bag of words", "MiniLM probe"):
