@@ -61,7 +61,7 @@ else
 endif
 
 test-site: $(VENV)/.ready ## only the browser test of the built pages (after make book)
-	$(BIN)/python -m pytest tests/test_site.py -ra
+	$(BIN)/python -m pytest tests/book/test_site.py -ra
 
 notebooks: $(VENV)/.ready ## re-execute the notebooks and store them in the normal form
 	$(if $(NB),OMP_NUM_THREADS=1 $(BIN)/python book/_tools/refresh_notebooks.py $(NB),@echo "no notebooks yet")

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 import tiny
 import torch
+from naive_vit import CASES as VISION
+from naive_vit import vpt_by_hand
 from safetensors.torch import load_file, save_file
-from test_vit import CASES as VISION
-from test_vit import vpt_by_hand
 from torch.nn.functional import cross_entropy, linear
 from torch.testing import assert_close
 from transformers import (

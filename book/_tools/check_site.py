@@ -3,7 +3,7 @@
     python book/_tools/check_site.py _build/html
 
 Prints every problem and exits with 1 if there is one. What only a browser can see (mathematics, scripts, layout)
-is checked by tests/test_site.py.
+is checked by tests/book/test_site.py.
 """
 
 import sys

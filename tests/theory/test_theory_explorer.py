@@ -8,16 +8,15 @@ import json
 import math
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import ROOT
 
 from dplearn.theory import explorer
 
-ROOT = Path(__file__).resolve().parents[1]
 LENGTH, ROWS = len(explorer.PROMPT), len(explorer.INPUTS)
 LAST = ROWS - 1  # the readout
 MINUS = "\N{MINUS SIGN}"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from inline import Inline
 from scipy import stats
-from test_experiments import Inline
 from torch import nn
 from torch.testing import assert_close
 

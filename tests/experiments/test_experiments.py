@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 import torch
+from inline import Inline
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -219,25 +220,6 @@ def fake_job(job):
         "settings": {"learning_rate": rate},
         "scores": {split: {"accuracy": score} for split in splits},
     }
-
-
-class Inline:
-    """A process pool that works in this process and counts."""
-
-    calls = 0
-
-    def __init__(self, *args, **kwargs): ...
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error): ...
-    def submit(self, function, job):
-        from concurrent.futures import Future
-
-        type(self).calls += 1
-        future = Future()
-        future.set_result(function(job))
-        return future
 
 
 @pytest.fixture

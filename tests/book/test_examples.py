@@ -2,18 +2,16 @@
 
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from project import ROOT
 from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, pipeline
 
 import dplearn as dp
 from dplearn.experiments import records
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(

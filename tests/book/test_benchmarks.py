@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_book import ROOT, tool
+from project import ROOT, tool
 from torch.testing import assert_close
 
 FOLDER = ROOT / "tests" / "benchmarks"

@@ -1,6 +1,6 @@
 """The SuperGLUE tasks: file layouts, label order, templates, protocols, and errors for bad data.
 
-The files in tests/data/superglue are invented sentences in SuperGLUE's own layout.
+The files in tests/tasks/data/superglue are invented sentences in SuperGLUE's own layout.
 """
 
 import json

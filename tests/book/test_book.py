@@ -1,25 +1,15 @@
 """The book's sources: notebooks are stored executed in the normal form, figures have words, the map is true."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from project import ROOT, tool
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
 PLACEHOLDER = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|TBD|lorem ipsum)\b|\?\?\?|\bX" r"XX\b", re.IGNORECASE)
-
-
-def tool(name, folder="_tools"):
-    """A script of book/_tools or book/_ext as a module; the folders are no packages."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def toc_files():

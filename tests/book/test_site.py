@@ -10,13 +10,12 @@ Skipped where there is no browser or no built site; with DPLEARN_REQUIRE_BROWSER
 import functools
 import http.server
 import threading
-from pathlib import Path
 
 import pytest
 import yaml
 from chromium import missing
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
 VIEWS = {
     "desktop-light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
