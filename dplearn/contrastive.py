@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dplearn.backbones.base import evaluating
 from dplearn.backbones.clip import Captions, unit
 from dplearn.choice import Choice
 from dplearn.controllers import FixedDecision, TaskController, masked_mean
@@ -191,15 +192,11 @@ class PromptedCLIP(PromptedModel):
     ) -> Tensor:
         """Probabilities (N, C) of texts for images, or of the classes: over the texts (CLIP), or of each pair alone
         (SigLIP). Decisions are those of evaluation, whatever the current mode."""
-        training = self.training
-        self.eval()
-        try:
-            scores, _, _, _ = self._run(
-                self._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
-            )
-            return self.adapter.probabilities(scores)
-        finally:
-            self.train(training)
+        with evaluating(self) as model:
+            if model is not self:  # a view, so that nobody sees the mode change
+                model.adapter = type(self.adapter)(model.backbone)
+            batch = model._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
+            return model.adapter.probabilities(model._run(batch)[0])
 
     # --- the model ---
 
@@ -238,6 +235,7 @@ class PromptedCLIP(PromptedModel):
         ------
         ValueError : no texts or no images, or both kinds of either; both kinds of loss; shapes that do not fit.
         """
+        self._check_replica()
         if return_loss and labels is not None:
             raise ValueError("labels and return_loss=True, expected one of them: there is one loss")
         batch = self._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
@@ -257,7 +255,7 @@ class PromptedCLIP(PromptedModel):
             return None if labels is None else cross_entropy(scores, labels, reduction="none")
 
         more = {}
-        if self._samples_losses():
+        if self.training and torch.is_grad_enabled() and self.prompt.samples():
             found = self._run_draws(batch, losses, bool(return_loss))
             scores, texts, images, loss, more["penalty"], more["draws"] = found
         else:
@@ -405,10 +403,7 @@ class PromptedCLIP(PromptedModel):
         named = input_ids is None  # the classes, of which the i-th may be what the i-th task is about
         if named and task_ids is None and self.prompt.needs_task and not by_image and owners == self._tasks():
             task_ids = list(range(owners))
-        like = next(value for value in (inputs, images, pixel_values, texts) if value is not None)
-        task = None
-        if task_ids is not None:
-            task = self._task_numbers(task_ids, like[:1].expand(owners, *like.shape[1:]))
+        task = self.task_numbers(task_ids, owners)
         return _Batch(captions, texts, inputs, pixel_values, options, images, by_image, owners, summary, task)
 
     def _tasks(self) -> int:
@@ -441,7 +436,7 @@ class PromptedCLIP(PromptedModel):
         words = captions.mask.clone()  # the end token, which CLIP keeps behind the prompt, is no word
         if self.adapter.causal:
             words[torch.arange(len(words)), list(captions.ends)] = 0
-        return self.adapter.summarize(inputs, words) if summary == "encoder" else masked_mean(inputs, words)
+        return self.adapter.encoder_summary(inputs, words) if summary == "encoder" else masked_mean(inputs, words)
 
     # --- decisions, texts, images ---
 
@@ -578,7 +573,7 @@ class PromptedCLIP(PromptedModel):
 
     def generate(self, *arguments, **options) -> Tensor:
         """There is nothing to generate: NotImplementedError."""
-        return self.adapter.generate(None)
+        raise NotImplementedError(f"{type(self.backbone).__name__} does not generate")
 
     def insert_prompt(
         self,

@@ -486,7 +486,7 @@ def test_the_head_is_counted_and_named(capsys, tmp_path):
 
 
 def test_parameter_groups_have_one_for_the_head():
-    model = make(tiny.vit(), position="task", insert="before-positions")
+    model = make(tiny.vit(), position="task", entry="before-positions")
     for rate, expected in ((0.5, 0.5), (None, 0.01)):
         groups = dp.parameter_groups(model, 0.3, 0.01, rate)
         assert [group["lr"] for group in groups] == [0.3, 0.01, expected]

@@ -43,7 +43,7 @@ LENGTH = 3
 EXACT = dict(rtol=0, atol=1e-12)
 LABELS = torch.tensor([1, 4, 0])
 # What learned positions are for; where order cannot matter the package warns.
-REAL = dict(insert="before-positions")
+REAL = dict(entry="before-positions")
 ORDER_BLIND = "order-blindness theorem, chapter 03"
 
 
@@ -421,7 +421,7 @@ def test_deep_prompts_and_a_learned_position_compose(estimator):
 
 # --- 3b: positions for the prompt alone ---
 
-CODED = dict(insert="position-coded")
+CODED = dict(entry="position-coded")
 
 
 def coded_states(case, model, pixels, k, table, vectors=None):
@@ -627,7 +627,7 @@ def test_a_learned_size_equals_a_prompt_of_so_many_vectors(name, depth):
 def test_summaries_are_means_over_the_patches_without_the_prompt(name, insert):
     case, pixels = CASES[name], tiny.images()
     for summary in ("embeddings", "encoder"):
-        model = make(case, vector="instance", pool_size=2, summary=summary, insert=insert)
+        model = make(case, vector="instance", pool_size=2, summary=summary, entry=insert)
         states = embedded(model.backbone, pixels)
         if summary == "encoder":
             for layer in layers_of(model.backbone):
@@ -832,7 +832,7 @@ def test_one_compiled_graph_gives_the_same_answers(options):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_half_precision_stays_near(name, insert):
     case = CASES[name]
-    model = make(case, depth=2, position=1, insert=insert)
+    model = make(case, depth=2, position=1, entry=insert)
     half = dp.prompted(case.make().bfloat16(), model.prompt_config)
     with torch.no_grad():
         half.prompt.vectors.copy_(model.prompt.vectors)
