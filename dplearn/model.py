@@ -16,7 +16,7 @@ from dplearn.backbones.base import standing_in
 from dplearn.choice import Choice, Chooser
 from dplearn.config import PromptConfig
 from dplearn.controllers import LearnedDecision, TaskController, masked_mean
-from dplearn.estimators import SAMPLED, draw, repeat, surrogate
+from dplearn.estimators import ESTIMATORS, draw, repeat, surrogate
 from dplearn.prompt import DynamicPrompt, PromptedInput
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ class PromptedModel(nn.Module):
             kind = type(self.adapter.model).__name__
             raise ValueError(f"prompt has width {prompt.width}, but {kind} has width {width}")
         self.adapter.check(config)
-        if config.estimator == "position-space" and isinstance(prompt.position, LearnedDecision):
+        if ESTIMATORS[config.estimator].space == "positions" and isinstance(prompt.position, LearnedDecision):
             reason = self.adapter.refuses_position_space()
             if reason is not None:
                 raise ValueError(
-                    f"estimator='position-space' cannot be used: {reason}; expected another estimator"
+                    f"estimator={config.estimator!r} cannot be used: {reason}; expected another estimator"
                 )
 
     # --- what the tools of the transformers library ask a model for ---
@@ -191,7 +191,7 @@ class PromptedModel(nn.Module):
     def _insert(self, given: Given, decisions: dict[str, Choice] | None = None) -> PromptedInput:
         inputs, mask, summary, keep_last, task, positions = given
         placed = self.prompt(inputs, mask, summary, keep_last, task, decisions)
-        return self.adapter.finish(placed, positions, self.prompt_config.insert == "position-coded")
+        return self.adapter.finish(placed, positions, self.prompt_config.entry == "position-coded")
 
     def _prepare(
         self,
@@ -217,9 +217,9 @@ class PromptedModel(nn.Module):
                 f"summary has shape {tuple(summary.shape)}, expected {(inputs.shape[0], inputs.shape[2])}"
             )
         positions = None
-        if self.prompt_config.insert == "before-positions":
+        if self.prompt_config.entry == "before-positions":
             inputs = self.adapter.embed(pixel_values, positions=False, **embedding)
-        if self.prompt_config.insert in ("before-positions", "position-coded"):
+        if self.prompt_config.entry in ("before-positions", "position-coded"):
             positions = self.adapter.positions(pixel_values, self.prompt.size.option)
         return Given(inputs, mask, summary, keep_last, self._task_numbers(task_ids, inputs), positions)
 
@@ -267,8 +267,7 @@ class PromptedModel(nn.Module):
 
     def _samples_losses(self) -> bool:
         """Whether this forward pass tries several decisions for each instance (:mod:`dplearn.estimators`)."""
-        sampling = self.training and torch.is_grad_enabled() and self.prompt_config.estimator in SAMPLED
-        return sampling and bool(self.prompt.samples())
+        return self.training and torch.is_grad_enabled() and bool(self.prompt.samples())
 
     def _forward_draws(self, given: Given, labels: Tensor | None, options: dict):
         """The output for S copies of the batch, (S * B, ...), each with its own decisions.
@@ -279,20 +278,7 @@ class PromptedModel(nn.Module):
         decisions = self.prompt.decide(given.inputs if given.summary is None else given.summary, given.task)
         logits = {name: decisions[name].logits for name in self.prompt.samples()}
         draws = draw(logits, config.estimator, config.samples, self.prompt.generator)
-        times = len(draws.log_probs)
-        copies = {}
-        for name, choice in decisions.items():
-            if name in draws.index:
-                index = draws.index[name].flatten()
-                rows = (
-                    torch.nn.functional.one_hot(index, logits[name].shape[1]).float()
-                    if name == "vector"
-                    else None
-                )
-                copies[name] = Choice(index, rows)
-            else:
-                weights = None if choice.weights is None else repeat(choice.weights, times, batch)
-                copies[name] = Choice(repeat(choice.index, times, batch), weights)
+        times, copies = draws.log_probs.shape[0], self.prompt.tried(decisions, draws)
         several = Given(*(repeat(value, times, batch) for value in given))
         placed = self._insert(several._replace(summary=None, task=None), copies)
         if labels is not None:

@@ -77,24 +77,28 @@ def test_learned_positions_have_the_papers_parameter_count(position, parameters,
 
 def test_vocabulary_init_takes_distinct_rows_of_the_embedding():
     embedding = torch.randn(50, 4, dtype=torch.bfloat16)
-    vectors = PromptConfig(length=20).initial_vectors(embedding, torch.Generator().manual_seed(0))
+    vectors = PromptConfig(length=20).initial_vectors(
+        4, 50, embedding.__getitem__, torch.Generator().manual_seed(0)
+    )
     distances = torch.cdist(vectors, embedding.float())
     rows = distances.argmin(1)
     assert vectors.dtype == torch.float32 and torch.equal(vectors, embedding[rows].float())
     assert rows.unique().numel() == 20
-    again = PromptConfig(length=20).initial_vectors(embedding, torch.Generator().manual_seed(0))
+    again = PromptConfig(length=20).initial_vectors(
+        4, 50, embedding.__getitem__, torch.Generator().manual_seed(0)
+    )
     assert torch.equal(vectors, again)
 
 
 def test_vocabulary_init_repeats_rows_only_where_the_vocabulary_is_too_small():
     embedding = torch.arange(3.0)[:, None]
-    vectors = PromptConfig(length=7).initial_vectors(embedding)
+    vectors = PromptConfig(length=7).initial_vectors(1, 3, embedding.__getitem__)
     counts = torch.bincount(vectors.squeeze(1).long(), minlength=3)
     assert sorted(counts.tolist()) == [2, 2, 3]
 
 
 def test_uniform_init_lies_in_the_papers_interval():
-    vectors = PromptConfig(length=400, init="uniform").initial_vectors(torch.zeros(5, 50))
+    vectors = PromptConfig(length=400, init="uniform").initial_vectors(50, 5, torch.zeros(5, 50).__getitem__)
     assert vectors.shape == (400, 50) and vectors.min() >= -0.5 and vectors.max() <= 0.5
     assert vectors.std() == pytest.approx(12**-0.5, rel=0.02)
 

@@ -176,7 +176,9 @@ def test_an_instance_does_not_depend_on_its_batch_or_padding(level, mixing):
 
 def test_every_row_of_the_pool_is_another_row_of_the_vocabulary():
     embedding = torch.randn(50, 4)
-    vectors = dp.PromptConfig(length=6, vector="task", pool_size=8).initial_vectors(embedding)
+    vectors = dp.PromptConfig(length=6, vector="task", pool_size=8).initial_vectors(
+        4, 50, embedding.__getitem__
+    )
     rows = torch.cdist(vectors.flatten(0, 1), embedding).argmin(1)
     assert vectors.shape == (8, 6, 4) and torch.equal(vectors.flatten(0, 1), embedding[rows])
     assert rows.unique().numel() == 48
@@ -184,7 +186,7 @@ def test_every_row_of_the_pool_is_another_row_of_the_vocabulary():
 
 def test_uniform_prompts_of_the_pool_differ():
     vectors = dp.PromptConfig(length=6, vector="task", pool_size=8, init="uniform").initial_vectors(
-        torch.zeros(9, 4)
+        4, 9, torch.zeros(9, 4).__getitem__
     )
     assert vectors.min() >= -0.5 and vectors.max() <= 0.5
     assert vectors.flatten(1).unique(dim=0).shape[0] == 8 and vectors.std() == pytest.approx(

@@ -74,7 +74,10 @@ class Backbone:
 
     def initial_vectors(self, config: PromptConfig, generator: torch.Generator | None = None) -> Tensor:
         """First values of a prompt, ``config.shape`` times d, in float32."""
-        return config.initial_vectors(self.embedding, generator)
+        table = self.embedding
+        return config.initial_vectors(
+            table.shape[1], table.shape[0], lambda ids: table[ids.to(table.device)], generator
+        )
 
     def complete(
         self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
@@ -96,8 +99,7 @@ class Backbone:
 
     def check(self, config: PromptConfig) -> None:
         """Raise ValueError where a config asks for what this kind of backbone cannot do."""
-        refuse_unusual(config, ("depth", "insert"), "images", self.model, "text")
-        refuse_unusual(config, ("towers", "summary"), "image-text models", self.model, "text")
+        config.refuse_unserved("text", type(self.model).__name__, "text")
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, d) frozen embeddings, scaled as the model does it."""
@@ -156,18 +158,6 @@ class Backbone:
     def generate(self, placed: PromptedInput, **options) -> Tensor:
         """The model's ``generate`` on a prompted input."""
         raise NotImplementedError(f"{type(self.model).__name__} does not generate")
-
-
-def refuse_unusual(
-    config: PromptConfig, names: tuple[str, ...], kind: str, model: nn.Module, reads: str
-) -> None:
-    """Raise ValueError where a config has options that only another kind of model can serve."""
-    for name in names:
-        value, usual = getattr(config, name), type(config).__dataclass_fields__[name].default
-        if value != usual and (name != "summary" or value == "image"):
-            raise ValueError(
-                f"{name}={value!r} is for {kind}, expected {usual!r}: {type(model).__name__} reads {reads}"
-            )
 
 
 def head_of(model: PreTrainedModel) -> dict[str, nn.Module]:

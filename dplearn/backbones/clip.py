@@ -123,9 +123,9 @@ class CLIPBackbone(Backbone):
     def check(self, config) -> None:
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
         name, towers = type(self.model).__name__, config.towers or "text"
-        if config.insert is not None:
+        if config.entry is not None:
             raise ValueError(
-                f"insert={config.insert!r} is not for {name}, expected None: an image prompt stands behind the "
+                f"entry={config.entry!r} is not for {name}, expected None: an image prompt stands behind the "
                 "position vectors, a text prompt in front of them"
             )
         reached = [] if towers == "vision" else [self.text]

@@ -18,33 +18,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dplearn.insertion import Moves
+
 # Weight of a key that causal order hides, instead of 0: small enough to change nothing that is visible, large enough
 # for its gradient (float16 cannot hold it: hidden keys then get no gradient).
 HIDDEN = 1e-24
-
-
-class Moves(NamedTuple):
-    """Where every row would stand at every split.
-
-    weights: (B, K) straight-through one-hot rows over the K = l + 1 splits.
-    rows: (B, K, S), the row in which the token that now stands in row s would stand at split k.
-    first: (B, 1), the first real row of each instance; positions count from there.
-    """
-
-    weights: Tensor
-    rows: Tensor
-    first: Tensor
-
-    @property
-    def positions(self) -> Tensor:
-        """(B, K, S) positions that count from 0 at the first real row."""
-        return (self.rows - self.first.unsqueeze(1)).clamp(min=0)
 
 
 class _Carry(torch.autograd.Function):

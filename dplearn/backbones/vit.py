@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from dplearn.backbones.base import Backbone, forward_as, refuse_unusual, take_rows
+from dplearn.backbones.base import Backbone, forward_as, take_rows
 from dplearn.backbones.position_space import code_term, table_term
 from dplearn.controllers import LEARNED
 
@@ -92,8 +92,8 @@ class ViTBackbone(Backbone):
 
     def check(self, config) -> None:
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
-        refuse_unusual(config, ("towers", "summary"), "image-text models", self.model, "images")
         name = type(self.model).__name__
+        config.refuse_unserved("vision", name, "images")
         if config.depth > len(self.layers):
             raise ValueError(
                 f"depth={config.depth} is too deep, expected 1..{len(self.layers)}: {name}'s layers"
@@ -103,8 +103,8 @@ class ViTBackbone(Backbone):
                 f"size={config.size!r} hides vectors behind a mask, and {name} of this version of transformers takes "
                 "none; expected 'full' or a number"
             )
-        if config.insert not in POSITIONED:
-            check_order_matters(config, name, f", or insert={' or '.join(map(repr, POSITIONED))}")
+        if config.entry not in POSITIONED:
+            check_order_matters(config, name, f", or entry={' or '.join(map(repr, POSITIONED))}")
 
     def refuses_position_space(self) -> str | None:
         return None
@@ -254,7 +254,8 @@ def image_vectors(projection: nn.Conv2d, config, generator: torch.Generator | No
     """
     if config.init == "vocabulary":
         return patch_uniform(projection, config.shape, generator)
-    return config.initial_vectors(torch.empty(1, len(projection.weight)), generator)
+    width = projection.weight.shape[0]
+    return config.initial_vectors(width, 0, lambda ids: torch.empty(0, width), generator)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList | None:
