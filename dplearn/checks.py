@@ -87,6 +87,19 @@ class OneOf(NamedTuple):
             raise ValueError(f"{name}={shown(value)} is unknown, expected {self.expected}")
 
 
+class KeyOf(NamedTuple):
+    """A name in a table, which may grow."""
+
+    table: dict
+
+    @property
+    def expected(self) -> str:
+        return OneOf(tuple(sorted(self.table))).expected
+
+    def __call__(self, name: str, value: object) -> None:
+        OneOf(tuple(sorted(self.table)))(name, value)
+
+
 class Number(NamedTuple):
     """A finite number that float32 holds: positive, or (``positive=False``) of at least 0.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dplearn.checks import Number, OneOf, is_number, refuse
+from dplearn.checks import KeyOf, Number, is_number, refuse
 from dplearn.estimators import ESTIMATORS
 from dplearn.sampling import Choice, at_least_float32, gumbel_one_hot, sampled
 
@@ -61,7 +61,7 @@ class Chooser(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        OneOf(tuple(sorted(ESTIMATORS)))("estimator", estimator)
+        KeyOf(ESTIMATORS)("estimator", estimator)
         self.estimator = estimator
         self.sample_in_evaluation = sample_in_evaluation
         self.generator = generator

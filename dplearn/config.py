@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
-from dplearn.checks import Flag, Later, Names, Number, OneOf, Whole, is_whole, refuse, shown
+from dplearn.checks import Flag, KeyOf, Later, Names, Number, OneOf, Whole, is_whole, refuse, shown
 from dplearn.choice import Chooser
 from dplearn.controllers import LEARNED, Decision
 from dplearn.estimators import ESTIMATORS, comparing_losses
@@ -33,6 +33,7 @@ INITS = ("vocabulary", "uniform", "normal")
 TOWERS = (None, "text", "vision", "both", "coupled")
 ENTRIES = (None, "after-positions", "before-positions", "position-coded")
 HEADS = ("frozen", "trained")
+POOLED = ("pool_size", "mixing")  # only a pool has these
 
 # The variants of the authors' code, by the names of its scripts: what differs from the defaults.
 AUTHORS: dict[str, dict] = {
@@ -132,7 +133,7 @@ class PromptConfig:
     estimator: str = option(
         "straight-through",
         "how the gradient of a sampled decision is estimated",
-        OneOf(tuple(sorted(ESTIMATORS))),
+        KeyOf(ESTIMATORS),
     )
     samples: int | None = option(
         None, "how many options an estimator that compares losses tries", Later("None or an integer")
@@ -167,7 +168,7 @@ class PromptConfig:
             decision.check(self)
         if self.tasks is not None:
             object.__setattr__(self, "tasks", tuple(self.tasks))
-        self._check_use()
+        self._check_pool()
         self._check_estimator()
         self._check_images()
 
@@ -176,15 +177,14 @@ class PromptConfig:
         """The old name of ``entry``."""
         return self.entry
 
-    def _check_use(self):
-        """Refuse options that would have no effect."""
-        for name in _without_use(self.vector, self.size):
+    def _check_pool(self):
+        """Refuse options of a pool where there is none: they would have no effect."""
+        for name in POOLED if self.vector == "single" else ():
             value, usual = getattr(self, name), OPTIONS[name].default
             if value != usual:
-                other = "size" if name == "size_cost" else "vector"
                 raise ValueError(
-                    f"{name}={value!r} has no use with {other}={getattr(self, other)!r}, expected {usual!r}, or "
-                    f"{other}='task' or 'instance'"
+                    f"{name}={value!r} has no use with vector='single', expected {usual!r}, or vector='task' or "
+                    "'instance': there is no pool"
                 )
 
     def _check_estimator(self):
@@ -254,8 +254,8 @@ class PromptConfig:
             raise ValueError(
                 f"unknown option {unknown[0]!r}={shown(options[unknown[0]])}, expected some of {list(OPTIONS)}"
             )
-        # Checkpoints of before may hold options that have no effect, which their users once gave.
-        for name in _without_use(options.get("vector", "single"), options.get("size", "full")):
+        # Checkpoints of before may hold options of a pool without one, which had no effect.
+        for name in POOLED if options.get("vector", "single") == "single" else ():
             if name in options:
                 OPTIONS[name].check(name, options.pop(name))
         return cls(**options)
@@ -368,12 +368,6 @@ def option_rows() -> list[tuple[str, str, str, str, str]]:
     ('length', '20', 'an integer of at least 1', 'all', 'l, the number of prompt vectors')
     """
     return [declared.row(name) for name, declared in OPTIONS.items()]
-
-
-def _without_use(vector, size) -> list[str]:
-    """Options that change nothing where there is no pool, and where no size is learned."""
-    pool = ["pool_size", "mixing"] if vector == "single" else []
-    return pool if size in LEARNED else [*pool, "size_cost"]
 
 
 def _space(row, name: str) -> str | None:

@@ -81,6 +81,25 @@ def test_weights_take_the_precision_of_the_pool():
     assert mix(torch.ones(2, 3, 4, dtype=torch.bfloat16), torch.full((5, 2), 0.5)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("mixing", ["softmax", "tanh"])
+@pytest.mark.parametrize("sampling", [None, False, True])
+def test_the_index_of_a_mixture_is_its_heaviest_prompt(mixing, sampling):
+    controller = TaskController(5, tasks=40)
+    torch.nn.init.normal_(controller.logits)
+    choice = Mixture(controller, mixing)(torch.zeros(40, 1), torch.arange(40), sampling)
+    rows = controller.logits.tolist()
+    assert choice.index.tolist() == [max(range(5), key=lambda k, row=row: row[k]) for row in rows]
+
+
+def test_a_hard_choice_samples_where_it_is_asked_to():
+    controller = TaskController(5)
+    hard = Mixture(controller, "hard", Chooser()).train()
+    best = controller.logits.argmax().item()
+    assert hard(torch.zeros(60, 1), None, False).index.unique().tolist() == [best]
+    assert hard.eval()(torch.zeros(60, 1), None, True).index.unique().numel() > 1
+    assert hard.train()(torch.zeros(60, 1), None, False).weights.requires_grad is False
+
+
 # --- on a backbone ---
 
 
