@@ -70,7 +70,7 @@ def check_prompt(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig)
         reason = adapter.refuses_position_space()
         if reason is not None:
             raise ValueError(
-                f"estimator='position-space' cannot be used: {reason}; expected another estimator"
+                f"estimator={config.estimator!r} cannot be used: {reason}; expected another estimator"
             )
 
 

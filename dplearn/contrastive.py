@@ -18,7 +18,7 @@ from dplearn.backbones.base import evaluating
 from dplearn.backbones.clip import Captions, unit
 from dplearn.choice import Choice
 from dplearn.controllers import FixedDecision, TaskController, masked_mean
-from dplearn.estimators import draw, surrogate
+from dplearn.estimators import ESTIMATORS, draw, surrogate
 from dplearn.model import PromptedModel, extended
 from dplearn.prompt import PromptedInput
 
@@ -304,10 +304,11 @@ class PromptedCLIP(PromptedModel):
         first = next(iter(found.values()))
         alone = batch.by_image and all(one.log_probs.shape[1] == batch.owners for one in found.values())
         if alone and paired and batch.owners > 1:
-            if config.estimator == "exact":
+            if not ESTIMATORS[config.estimator].joint:
                 raise ValueError(
-                    "return_loss=True with estimator='exact': the loss of pairs depends on the decisions of all images "
-                    "together, which are too many to enumerate; expected labels, or estimator='score-function'"
+                    f"return_loss=True with estimator={config.estimator!r}: the loss of pairs depends on the decisions "
+                    "of all images together, which are too many to enumerate; expected labels, or "
+                    "estimator='score-function'"
                 )
             alone = False
         log_probs = sum(
@@ -318,12 +319,7 @@ class PromptedCLIP(PromptedModel):
         )
         outputs, costs = [], []
         for number in range(len(log_probs)):
-            copies = dict(decisions)
-            for name, index in draws.index.items():
-                options, rows = decisions[name].logits.shape[1], None
-                if name == "vector":
-                    rows = torch.nn.functional.one_hot(index[number], options).float()
-                copies[name] = Choice(index[number], rows)
+            copies = self.prompt.tried(decisions, draws.only(number))
             texts, images = self._texts(batch, copies), self._images(batch, copies)
             scores = self.adapter.scores(texts, images)
             cost = losses(scores)
@@ -436,7 +432,11 @@ class PromptedCLIP(PromptedModel):
         words = captions.mask.clone()  # the end token, which CLIP keeps behind the prompt, is no word
         if self.adapter.causal:
             words[torch.arange(len(words)), list(captions.ends)] = 0
-        return self.adapter.encoder_summary(inputs, words) if summary == "encoder" else masked_mean(inputs, words)
+        return (
+            self.adapter.encoder_summary(inputs, words)
+            if summary == "encoder"
+            else masked_mean(inputs, words)
+        )
 
     # --- decisions, texts, images ---
 
@@ -455,7 +455,7 @@ class PromptedCLIP(PromptedModel):
             if name not in names:
                 continue
             several = part.looks_at_input or any(
-                isinstance(module, TaskController) and len(module.logits) > 1 for module in part.modules()
+                isinstance(module, TaskController) and module.tasks > 1 for module in part.modules()
             )
             summary = batch.summary
             if not part.looks_at_input:

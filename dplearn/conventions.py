@@ -35,7 +35,9 @@ def class_for(base: type, backbone: type) -> type:
     The Trainer reads both from the class, not from the model.
     """
     usual = base.forward
-    forward = FunctionType(usual.__code__, usual.__globals__, "forward", usual.__defaults__, usual.__closure__)
+    forward = FunctionType(
+        usual.__code__, usual.__globals__, "forward", usual.__defaults__, usual.__closure__
+    )
     forward.__kwdefaults__, forward.__doc__ = usual.__kwdefaults__, usual.__doc__
     forward.__qualname__ = usual.__qualname__
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(usual).parameters.values()):
@@ -55,7 +57,10 @@ def signature_for(backbone: type) -> inspect.Signature:
     first = [name for name in FIRST if name in names]
     ordered = [*first, *(name for name in names if name not in first), *(o for o in OURS if o not in names)]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter("self", kind), *(inspect.Parameter(n, kind, default=None) for n in ordered)]
+    parameters = [
+        inspect.Parameter("self", kind),
+        *(inspect.Parameter(n, kind, default=None) for n in ordered),
+    ]
     parameters += [p for p in theirs.values() if p.kind is p.VAR_KEYWORD]
     return inspect.Signature(parameters)
 

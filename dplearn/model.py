@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import Backbone, Boundary, Reading, adapt
-from dplearn.choice import Choice
 from dplearn.config import PromptConfig
+from dplearn.controllers import FixedDecision
 from dplearn.conventions import OURS, class_for, losses_named
 from dplearn.estimators import draw, repeat, surrogate
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import DynamicPrompt, PromptedInput
+from dplearn.sampling import Choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -256,7 +256,10 @@ class PromptedModel(NamedPrompts):
 
     def _check_loss(self, given: dict) -> None:
         """Raise ValueError where a loss that is computed outside would lack the prompt's own part."""
-        parts = {"size_cost": self.prompt.size_cost > 0 and self.prompt.size.learned, "estimator": self.prompt.samples()}
+        parts = {
+            "size_cost": self.prompt.size_cost > 0 and self._size() is None,
+            "estimator": self.prompt.samples(),
+        }
         part = next((name for name, there in parts.items() if there), None)
         if part is not None and "labels" not in given and not self.loss_outside:
             raise ValueError(
@@ -268,7 +271,7 @@ class PromptedModel(NamedPrompts):
 
     def _size(self) -> int | None:
         """The number of vectors in use, None where it is learned."""
-        return None if self.prompt.size.learned else self.prompt.size.option
+        return self.prompt.size.option if isinstance(self.prompt.size, FixedDecision) else None
 
     def _insert(
         self,
@@ -278,7 +281,9 @@ class PromptedModel(NamedPrompts):
         decisions: dict[str, Choice] | None = None,
         sampling: bool | None = None,
     ) -> PromptedInput:
-        placed = self.prompt(reading.rows, reading.mask, summary, reading.keep_last, task, decisions, sampling)
+        placed = self.prompt(
+            reading.rows, reading.mask, summary, reading.keep_last, task, decisions, sampling
+        )
         return self.adapter.finish(placed, reading, self.prompt_config.entry)
 
     def _warn_at_backward(self, loss: Tensor) -> None:

@@ -36,8 +36,14 @@ class NamedPrompts(Frozen):
     def _home(self) -> torch.device:
         """Where a prompt lives: with the backbone's embeddings, or where these go when they are needed."""
         device = self.backbone.device
-        hook = getattr(self.backbone.get_input_embeddings(), "_hf_hook", None) if device.type == "meta" else None
-        return torch.device("cpu" if hook is None else hook.execution_device) if device.type == "meta" else device
+        hook = (
+            getattr(self.backbone.get_input_embeddings(), "_hf_hook", None) if device.type == "meta" else None
+        )
+        return (
+            torch.device("cpu" if hook is None else hook.execution_device)
+            if device.type == "meta"
+            else device
+        )
 
     def train(self, mode: bool = True) -> NamedPrompts:
         """Training mode of the prompt; the backbone follows only if ``prompt_config.backbone_dropout``."""

@@ -55,7 +55,10 @@ def nearest(backbone: nn.Module) -> type[Backbone]:
     config = backbone.config
     if getattr(config, "is_encoder_decoder", False):
         return Seq2SeqBackbone
-    if getattr(config, "text_config", None) is not None and getattr(config, "vision_config", None) is not None:
+    if (
+        getattr(config, "text_config", None) is not None
+        and getattr(config, "vision_config", None) is not None
+    ):
         return CLIPBackbone
     if getattr(backbone, "main_input_name", "input_ids") == "pixel_values":
         return ViTBackbone

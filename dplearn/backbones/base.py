@@ -45,12 +45,16 @@ class Reading(NamedTuple):
         """The batch so many times, one behind the other: (times * B, ...)."""
         batch = self.rows.shape[0]
         given = {name: repeat(value, times, batch) for name, value in self.given.items()}
-        fields = {name: repeat(value, times, batch) for name, value in self._asdict().items() if name != "codes"}
+        fields = {
+            name: repeat(value, times, batch) for name, value in self._asdict().items() if name != "codes"
+        }
         return self._replace(**fields | {"given": given})
 
     def places(self, placed: PromptedInput) -> Tensor:
         """(B, T): the row of the prompted input that holds each column of what was given."""
-        return placed.input_positions if self.columns is None else placed.input_positions.gather(1, self.columns)
+        return (
+            placed.input_positions if self.columns is None else placed.input_positions.gather(1, self.columns)
+        )
 
 
 class Boundary(NamedTuple):
@@ -89,11 +93,18 @@ def _whole(name: str, value: int | Tensor, mask: Tensor) -> int | Tensor:
                 f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, expected an integer or integers "
                 f"({mask.shape[0]},), one for each instance"
             )
-        if value.device.type == "cpu" and not torch.compiler.is_compiling() and value.numel() and value.min() < 0:
+        if (
+            value.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and value.numel()
+            and value.min() < 0
+        ):
             raise ValueError(f"{name} holds {int(value.min())}, expected integers of at least 0")
         return value.to(mask.device)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name}={value!r} is not valid, expected an integer of at least 0, or one for each instance")
+        raise ValueError(
+            f"{name}={value!r} is not valid, expected an integer of at least 0, or one for each instance"
+        )
     return value
 
 
@@ -347,7 +358,9 @@ def _probed_scale(model, embedding, body, states) -> float | str:
         return 1.0  # weights that are not there yet
     name = type(model).__name__
     ids = probe_ids(model, embedding.weight.shape[0]).to(model.device)
-    scales = {float(value) for module in body.modules() if (value := vars(module).get("embed_scale")) is not None}
+    scales = {
+        float(value) for module in body.modules() if (value := vars(module).get("embed_scale")) is not None
+    }
     try:
         with torch.no_grad(), evaluating(model, copies=False):
             plain = states(input_ids=ids).float()

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Backbone, Reading, evaluating, probe_ids, probed_scale, standing_in, token_positions
+from dplearn.backbones.base import (
+    Backbone,
+    Reading,
+    evaluating,
+    probe_ids,
+    probed_scale,
+    standing_in,
+    token_positions,
+)
 from dplearn.backbones.text import Entry
 from dplearn.backbones.views import below, changed
 from dplearn.estimators import instance_losses
@@ -95,7 +103,9 @@ class CausalBackbone(Backbone):
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
         mask, changes = None, standing_in(head)
         if placed.moves is not None:
-            mask = position_space.causal_masks(self.model.config, placed.moves, placed.mask, placed.embeds.dtype)
+            mask = position_space.causal_masks(
+                self.model.config, placed.moves, placed.mask, placed.embeds.dtype
+            )
             how, name = self._positions()
             changes[below(self.entry.path, name)] = getattr(position_space, how)(
                 self.entry.module.get_submodule(name), placed.moves
@@ -179,7 +189,9 @@ class CausalBackbone(Backbone):
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))
         options = _with_room(options, placed.embeds.shape[1] - reading.mask.shape[1])
         with evaluating(self.model) as model:
-            return model.generate(inputs_embeds=embeds, attention_mask=placed.mask.gather(1, order), **options)
+            return model.generate(
+                inputs_embeds=embeds, attention_mask=placed.mask.gather(1, order), **options
+            )
 
     def _rows(self, placed, reading: Reading) -> Tensor:
         """Which row the head reads: for language models the one before the next input token, for classifiers of the
@@ -202,7 +214,9 @@ def _with_room(options: dict, extra: int) -> dict:
             if getattr(config, name, None):
                 setattr(config, name, getattr(config, name) + extra)
         options = options | {"generation_config": config}
-    more = {name: options[name] + extra for name in ("max_length", "min_length") if options.get(name) is not None}
+    more = {
+        name: options[name] + extra for name in ("max_length", "min_length") if options.get(name) is not None
+    }
     return options | more
 
 

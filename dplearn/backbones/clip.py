@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from dplearn.backbones.base import Backbone, evaluating, take_rows, with_rows
-from dplearn.backbones.vit import check_order_matters, image_vectors, patch_uniform, receiving
 from dplearn.backbones.views import Changes, changed
+from dplearn.backbones.vit import check_order_matters, image_vectors, patch_uniform, receiving
 from dplearn.controllers import LEARNED, masked_mean
 from dplearn.length import resolve_size
 
@@ -285,8 +285,15 @@ class CLIPBackbone(Backbone):
     def _project(self, states: Tensor, rows: Tensor) -> Tensor:
         return self.model.text_projection(take_rows(states, rows))
 
-    def _run(self, embeds: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-             deeper: Tensor | None = None, rows: Tensor | None = None, text: nn.Module | None = None) -> Tensor:  # fmt: skip
+    def _run(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        deeper: Tensor | None = None,
+        rows: Tensor | None = None,
+        text: nn.Module | None = None,
+    ) -> Tensor:
         """The text tower on rows (B, S, d) that have no positions yet; last hidden states (B, S, d)."""
         if positions is None:
             positions = torch.arange(embeds.shape[1], device=embeds.device)

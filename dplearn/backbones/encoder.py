@@ -166,5 +166,3 @@ def _is_encoder(model: nn.Module) -> bool:
         or kind in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     )
     return known and not is_causal(model)
-
-

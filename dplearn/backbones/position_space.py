@@ -153,7 +153,10 @@ def refuses_masks(config, states: Callable, width: int, like: Tensor) -> str | N
     plain = torch.ones(1, count, dtype=torch.long, device=like.device)
     try:
         with torch.no_grad():
-            expected, found = states(rows, plain), states(rows, causal_masks(config, moves, plain, like.dtype))
+            expected, found = (
+                states(rows, plain),
+                states(rows, causal_masks(config, moves, plain, like.dtype)),
+            )
     except Exception as error:
         return f"it fails on masks of its own kind of layers: {type(error).__name__}: {str(error)[:200]}"
     difference = (found - expected).abs().max()

@@ -57,7 +57,7 @@ class Seq2SeqBackbone(Backbone):
     def read(self, batch: dict, boundary: Boundary, config: PromptConfig, size: int | None = None) -> Reading:
         if batch.get("encoder_outputs") is not None:
             raise ValueError(
-                "encoder_outputs is given, expected input_ids or inputs_embeds: the prompt enters in front of the encoder"
+                "encoder_outputs is given, expected input_ids or inputs_embeds: the prompt enters before the encoder"
             )
         self._refuse_images(batch)
         ids, mask, rows = self._tokens(batch)
@@ -81,7 +81,9 @@ class Seq2SeqBackbone(Backbone):
 
     def hidden_states(self, model, inputs: Tensor, mask: Tensor) -> Tensor:
         """The encoder's; the authors' code runs the decoder too, where it has no effect."""
-        return model.get_encoder()(inputs_embeds=inputs, attention_mask=mask, return_dict=True).last_hidden_state
+        return model.get_encoder()(
+            inputs_embeds=inputs, attention_mask=mask, return_dict=True
+        ).last_hidden_state
 
     def refuses_position_space(self) -> str | None:
         if not position_space.relative_biases(self.model.get_encoder()) and self.position_table() is None:

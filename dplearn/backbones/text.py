@@ -50,7 +50,9 @@ class Entry:
                 module = model.get_submodule(candidate)
             except AttributeError:
                 continue
-            if "inputs_embeds" in inspect.signature(module.forward).parameters and _calls(model, candidate, ids):
+            if "inputs_embeds" in inspect.signature(module.forward).parameters and _calls(
+                model, candidate, ids
+            ):
                 return cls(model, candidate)
         return None
 
@@ -60,7 +62,12 @@ class Entry:
         return {name: value for name, value in named.items() if value is not None}
 
     def __call__(
-        self, placed: PromptedInput, reading: Reading, rows: Tensor | None, mask: Tensor | None = None, first: int = 0
+        self,
+        placed: PromptedInput,
+        reading: Reading,
+        rows: Tensor | None,
+        mask: Tensor | None = None,
+        first: int = 0,
     ) -> Change:
         """The change by which the module gets a prompted input and gives back ``rows`` (B, N) of its last states.
 
@@ -104,7 +111,7 @@ def _calls(model: PreTrainedModel, path: str, ids: Tensor) -> bool:
 
 
 def moved(values: Tensor, placed: PromptedInput, places: Tensor, fill: float = 0) -> Tensor:
-    """Values of tokens, (B, T, ...), in the rows where the tokens went; ``fill`` in those of the prompt: (B, S, ...)."""
+    """Values of tokens, (B, T, ...), in the rows where they went, and ``fill`` in those of the prompt: (B, S, ...)."""
     batch, count = placed.mask.shape
     index = places.view(*places.shape, *[1] * (values.ndim - 2)).expand_as(values)
     return values.new_full((batch, count, *values.shape[2:]), fill).scatter(1, index, values)
@@ -119,7 +126,9 @@ def continued_positions(positions: Tensor, placed: PromptedInput, reading: Readi
     before = vector.cumsum(1)  # vectors up to each row
     own = moved(positions, placed, places) + before
     steps = torch.arange(own.shape[1], device=own.device)
-    known = torch.where((real * is_token) > 0, steps, -1).cummax(1).values  # the last real token up to each row
+    known = (
+        torch.where((real * is_token) > 0, steps, -1).cummax(1).values
+    )  # the last real token up to each row
     first = (real * is_token).argmax(1, keepdim=True)
     start = own.gather(1, first) - before.gather(1, first)  # the first token's own id
     behind = own.gather(1, known.clamp(min=0)) + steps - known
@@ -133,7 +142,7 @@ def _columns(reading: Reading, values: Tensor) -> Tensor:
 
 
 def right_padded(reading_of: dict, mask: Tensor) -> tuple[dict, Tensor, Tensor]:
-    """Ids or rows with padding on the right: what was given, the mask (B, T), and which row holds each column (B, T)."""
+    """Ids or rows with padding on the right, their mask (B, T), and which row holds each column that was given (B, T)."""
     order = (mask == 0).long().argsort(dim=1, stable=True)  # real tokens first, each in their order
     taken = {}
     for name, value in reading_of.items():

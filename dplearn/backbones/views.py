@@ -21,7 +21,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-# What stands in for a module's forward. It is called with the usual one first, then with what the module is called with.
+# What stands in for a module's forward: called with the usual one, then with what the module is called with.
 Change = Callable
 
 # Path of a module ("" is the model itself) -> change. A path may end in ":name" to change another method than forward.
@@ -128,7 +128,11 @@ def _moved(value, module: nn.Module, copy: nn.Module):
 def _bound_to(forward, copy: nn.Module) -> bool:
     if forward is None:  # the class's own
         return True
-    owners = getattr(forward, "args", ()) if isinstance(forward, partial) else (getattr(forward, "__self__", None),)
+    owners = (
+        getattr(forward, "args", ())
+        if isinstance(forward, partial)
+        else (getattr(forward, "__self__", None),)
+    )
     return any(owner is copy for owner in owners)
 
 

@@ -129,7 +129,9 @@ class ViTBackbone(Backbone):
         options = {key: value for key, value in batch.items() if key in self.known and key != "pixel_values"}
         rows = self.embed(pixels, positions=config.entry != "before-positions", **options)
         mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
-        mask[:, : self.special] = 0  # the prompt does not surround special tokens, and decisions do not look at them
+        mask[:, : self.special] = (
+            0  # the prompt does not surround special tokens, and decisions do not look at them
+        )
         codes = self.positions(pixels, size) if config.entry in POSITIONED else None
         return Reading(rows, mask, mask, 0, batch, None, codes)
 
@@ -187,7 +189,12 @@ class ViTBackbone(Backbone):
         The position-space estimator's gradient enters here, and the share of a code's place in straight-through's.
         Without positions to add, order cannot matter and both are 0.
         """
-        embeds, moves, positions, coded = placed.embeds, placed.moves, reading.codes, entry == "position-coded"
+        embeds, moves, positions, coded = (
+            placed.embeds,
+            placed.moves,
+            reading.codes,
+            entry == "position-coded",
+        )
         weights = placed.decisions["position"].weights if moves is None else moves.weights
         learning = torch.is_grad_enabled() and weights is not None
         if positions is None:
