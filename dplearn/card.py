@@ -6,7 +6,6 @@ parameters that cannot change any output: they are listed as not in use and not 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
@@ -16,6 +15,7 @@ from dplearn.controllers import LEARNED, FixedDecision
 from dplearn.length import resolve_size
 from dplearn.position import resolve_split
 from dplearn.prompt import DynamicPrompt
+from dplearn.shelf import origin
 
 if TYPE_CHECKING:
     from dplearn.model import PromptedModel
@@ -143,25 +143,6 @@ def count(prompt: DynamicPrompt, backbone: nn.Module) -> Count:
     total, unused = sum(trained.values()), every - sum(in_use.values())
     frozen = sum(p.numel() for p in backbone.parameters()) + every - unused - total
     return Count(total, unused, frozen, sum(n for name, n in trained.items() if name.startswith("head.")))
-
-
-def origin(name: str) -> str:
-    """Where a backbone of this name comes from: "zoo", "hub", "folder" or "unknown" (it has no name).
-
-    >>> [origin(name) for name in ("t5-mini", "google/flan-t5-small", "")]
-    ['zoo', 'hub', 'unknown']
-    """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    from dplearn import zoo
-
-    if not name or name in zoo.names():
-        return "zoo" if name else "unknown"
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return "folder"
-    return "folder" if Path(name).exists() else "hub"
 
 
 def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn import card, checkpoint
+from dplearn import card, checkpoint, fits
 from dplearn.backbones import Backbone, adapt
 from dplearn.backbones.base import standing_in
+from dplearn.by_name import load_backbone
 from dplearn.choice import Choice, Chooser
 from dplearn.config import PromptConfig
 from dplearn.controllers import LearnedDecision, TaskController, masked_mean
@@ -742,7 +743,7 @@ def from_pretrained(folder: str, backbone: PreTrainedModel | None = None) -> Pro
     saved = checkpoint.read(folder)
     config = PromptConfig.from_dict(saved.options)
     if backbone is None:
-        backbone = _load_backbone(folder, saved.backbone)
+        backbone = load_backbone(folder, saved.backbone)
     return adapt(backbone).model_class()(backbone, _restore(folder, saved, config, backbone), config)
 
 
@@ -751,28 +752,8 @@ def _restore(
 ) -> DynamicPrompt:
     """The prompt of a checkpoint, for a backbone of the recorded kind."""
     adapter = adapt(backbone)
-    checkpoint.check_backbone(folder, saved.backbone, describe(backbone, config))
-    checkpoint.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapter.width_of(config)))
+    fits.check_backbone(folder, saved.backbone, describe(backbone, config))
+    fits.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapter.width_of(config)))
     prompt = _build(adapter, config, saved.tensors["vectors"])
-    checkpoint.fill(folder, prompt, saved.tensors)
+    fits.fill(folder, prompt, saved.tensors)
     return prompt
-
-
-def _load_backbone(folder: str, description: dict) -> PreTrainedModel:
-    import transformers
-
-    from dplearn import zoo
-
-    name, kind = description.get("name_or_path"), description.get("class")
-    labels = description.get("labels")
-    if name in zoo.names():
-        return zoo.load(name, num_labels=labels)[0]
-    model_class = getattr(transformers, str(kind), None)
-    if not name or not (
-        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    ):
-        raise ValueError(
-            f"the prompt in {str(folder)!r} was trained for a backbone with class={kind!r} and name_or_path={name!r}, "
-            "which cannot be loaded by name: expected from_pretrained(folder, backbone)"
-        )
-    return model_class.from_pretrained(name) if labels is None else zoo.with_labels(model_class, name, labels)
