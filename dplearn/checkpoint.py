@@ -172,7 +172,7 @@ def _plain_name(path: Path, name: str) -> str:
     name = Path(name.replace("\0", "")).name
     if len(os.fsencode(name)) > 255:
         raise ValueError(f"{path} names {short(name)}, expected the name of a file")
-    if Path(name).suffix != ".safetensors" and (path.parent / name).exists():
+    if Path(name).suffix != ".safetensors" and (path.parent / name).is_file():
         raise ValueError(f"{path} names {name!r}, expected a .safetensors file: pickles are never loaded")
     return name
 

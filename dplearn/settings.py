@@ -21,6 +21,8 @@ from dplearn.shelf import origin
 
 FORMAT, UNSEALED = 3, 2  # 1 had task logits without the dimension of tasks
 SEALED = ("format", "prompt", "backbone", "weights")
+# Options that say how a prompt is trained. All others say what its tensors mean.
+OF_TRAINING = ("size_cost", "estimator", "samples", "temperature", "init", "backbone_dropout")
 
 
 class Weights(NamedTuple):
@@ -135,3 +137,15 @@ def from_tensor(path: str | Path, tensor: Tensor) -> Settings:
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 1:
         raise ValueError(f"{path} holds no settings of a prompt, expected JSON as a vector of uint8")
     return verify(path, parse(Path(path), tensor.cpu().numpy().tobytes()))
+
+
+def check_options(recorded: dict, options: dict) -> None:
+    """Raise ValueError where tensors were saved under options that give them another meaning than ``options`` do.
+
+    Options that only one side has are not compared: another version of dplearn may have known others.
+    """
+    for name, value in recorded.items():
+        if name in options and name not in OF_TRAINING and options[name] != value:
+            raise ValueError(
+                f"the tensors were saved with {name}={short(value)}, this prompt has {name}={short(options[name])}"
+            )
