@@ -264,9 +264,9 @@ class PromptedModel(NamedPrompts):
         if part is not None and "labels" not in given and not self.loss_outside:
             raise ValueError(
                 f"labels=None while training with {part}={getattr(self.prompt_config, part)!r}, expected labels: a "
-                "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func or "
-                "a label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and reads "
-                "output.draws, as dplearn.LabelWordLoss does"
+                "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func "
+                "or a label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and "
+                "reads output.draws, as dplearn.LabelWordLoss does"
             )
 
     def _size(self) -> int | None:

@@ -85,9 +85,8 @@ def test_saving_and_loading_changes_no_bit(tmp_path, position, size, vector):
         for name in controllers.get(level, [])
     ]
     saved, found = model.state_dict(), loaded.state_dict()
-    assert (
-        list(found) == list(saved) == [f"prompt.{name}" for name in names]
-    )  # changing a name breaks checkpoints
+    # Changing a name breaks checkpoints.
+    assert list(found) == list(saved) == ["_extra_state", *(f"prompt.{name}" for name in names)]
     assert all(torch.equal(found[name], saved[name]) for name in saved)
     for training in (False, True):
         logits = []
@@ -117,6 +116,7 @@ def with_own_noise(part):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("level", LEARNED)
 @pytest.mark.parametrize("kept", ["position", "size", "vector"])
+@pytest.mark.filterwarnings("ignore:gradients are computed in evaluation mode")
 def test_unified_with_two_parts_forced_is_the_third_alone(kept, level, training):
     fixed = {"position": 1, "size": LENGTH, "vector": 2}
     unified = make(**dict.fromkeys(fixed, level)).train(training)
