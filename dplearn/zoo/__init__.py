@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from dplearn.checks import is_whole
+
 FOLDER = Path(__file__).parent
 # What every backbone has, and what else those of one model type (config.json) have.
 NEEDED = ("config.json", "model.safetensors")
@@ -111,7 +113,7 @@ def _check_labels(name, kind, num_labels):
         return
     if kind != "vit":
         raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
-    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 2:
+    if not is_whole(num_labels, 2):
         raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
 
 
@@ -209,7 +211,7 @@ def random_control(name: str, seed: int, num_labels: int | None = None):
     from .pretraining import fresh_model
     from .vision import fresh_like
 
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+    if not is_whole(seed, 0):
         raise ValueError(f"seed={seed!r}: expected an integer of at least 0")
     config = AutoConfig.from_pretrained(folder_of(name))
     _check_labels(name, config.model_type, num_labels)
