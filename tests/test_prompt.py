@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import dplearn as dp
 from dplearn.choice import Chooser
 from dplearn.config import DECISIONS, OPTIONS
-from dplearn.controllers import FixedDecision, LearnedDecision, TaskController
+from dplearn.controllers import Decision, FixedDecision, LearnedDecision, TaskController, Words
 from dplearn.estimators import ESTIMATORS, draw
 from dplearn.prompt import DynamicPrompt
 from dplearn.sampling import Draws
@@ -321,6 +321,33 @@ def test_another_decision_needs_no_change_of_the_prompt(vector):
     assert "order.controller.logits" in prompt.state_dict()
     with pytest.raises(ValueError, match="others has the name 'length', which is taken"):
         DynamicPrompt(base.vectors, base.position, base.size, base.vector, others={"length": order})
+
+
+def test_another_decision_is_registered_in_one_place(monkeypatch, tmp_path):
+    """A row in the table, and it is built, learned, described, saved and loaded."""
+    row = Decision(
+        "in which order",
+        lambda options, width, chooser: Order(TaskController(2), chooser()),
+        lambda options: Words("task", "forwards or backwards"),
+        sampled=lambda options: True,
+    )
+    forwards = make("prefix", "full", "single")
+    vectors = forwards.prompt.vectors.detach().float()
+    backwards = make("prefix", "full", "single", vectors=vectors.flip(0))
+    losses = torch.stack([model(IDS, MASK, labels=LABELS).loss for model in (forwards, backwards)])
+    monkeypatch.setitem(DECISIONS, "order", row)
+    model = make("prefix", "full", "single", vectors=vectors, estimator="exact").train()
+    logits = model.prompt.order.controller.logits
+    expected = (logits[0].softmax(0) * losses.detach()).sum()
+    loss = model(IDS, MASK, labels=LABELS).loss
+    assert_close(loss, expected, **EXACT)
+    assert_close(*(torch.autograd.grad(each, logits)[0] for each in (loss, expected)), **EXACT)
+    assert "in which order task 2 forwards or backwards" in " ".join(str(model.summary()).split())
+    model.save_pretrained(tmp_path)
+    loaded = dp.from_pretrained(tmp_path, naive.backbone()).prompt.state_dict()
+    assert torch.equal(loaded["order.controller.logits"].double(), logits.detach())
+    with pytest.raises(ValueError, match=r"expected one of \['position', 'order'\] to be learned"):
+        dp.PromptConfig(position="task", estimator="exact")
 
 
 def test_every_decision_is_an_option_and_every_option_of_a_decision_is_described():
