@@ -264,9 +264,8 @@ class VisionTower(Tower):
     """ViT, DeiT, DINOv2, and the vision models of CLIP and SigLIP. A prompt joins the patches after their position
     vectors, as in visual prompt tuning (Jia et al., 2022) and MaPLe (Khattak et al., 2023), so no mechanism is left
     behind the insertion.
-    does so from DeiT's distillation token, the mean of the patches (DINOv2's classifier) or all rows (SigLIP).
     Every row counts as input, special tokens first. The answer is read from the class token's row, and where the model
-    does so from DeiT's distillation token, from the mean of the patches (DINOv2's classifier) or from all rows (SigLIP).
+    does so from DeiT's distillation token, the mean of the patches (DINOv2's classifier) or all rows (SigLIP).
     """
 
     def __init__(self, model):

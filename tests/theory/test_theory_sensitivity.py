@@ -319,12 +319,10 @@ def test_a_clip_text_without_its_end_token_is_an_error():
         position_sensitivity(model, input_ids=ids, attention_mask=mask)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "bert-tokens" != kind and kind not in BLIND])
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(BLIND) - {"bert-tokens", "siglip-text"}))
 def test_the_side_of_the_padding_changes_no_number(kind):
     model = KINDS[kind]()
-    ids, mask = text(model)["input_ids"], text(model).get("attention_mask")
-    if mask is None:
-        return pytest.skip("SigLIP reads its last row: padding stands on the right")
+    ids, mask = text(model)["input_ids"], text(model)["attention_mask"]
     left, shown = torch.zeros_like(ids), mask.flip(1)
     for row, length in enumerate(mask.sum(1)):
         left[row, -length:] = ids[row, :length]
