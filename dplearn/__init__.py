@@ -11,7 +11,8 @@ from dplearn.choice import schedule
 from dplearn.config import PromptConfig
 from dplearn.insertion import insert, insert_weighted
 from dplearn.interop import export_peft, import_npy, import_peft
-from dplearn.model import PromptedModel, from_pretrained, prompted
+from dplearn.loading import from_pretrained, prompted
+from dplearn.model import PromptedModel
 from dplearn.prompt import DynamicPrompt
 
 __version__ = "0.1.0"

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from dplearn.config import PromptConfig
-from dplearn.controllers import LEARNED, FixedDecision
-from dplearn.length import resolve_size
-from dplearn.position import resolve_split
+from dplearn.config import DECISIONS, PromptConfig
+from dplearn.controllers import Words
 from dplearn.prompt import DynamicPrompt
 
 if TYPE_CHECKING:
-    from dplearn.model import PromptedModel
+    pass
 
 
 class Summary(str):
@@ -26,13 +24,6 @@ class Summary(str):
 
     __slots__ = ()
     __repr__ = str.__str__
-
-
-class Decision(NamedTuple):
-    """One of the three decisions: where it is made ("fixed", "task", "instance", ...) and what it is."""
-
-    level: str
-    words: str
 
 
 class Count(NamedTuple):
@@ -49,66 +40,13 @@ class Count(NamedTuple):
         return self.trained + self.unused + self.frozen
 
 
-def decisions(config: PromptConfig) -> dict[str, Decision]:
-    """The three decisions in words, under "where", "how many" and "which".
+def decisions(config: PromptConfig) -> dict[str, Words]:
+    """The decisions in words, under "where", "how many", "which", and the titles of others.
 
     >>> decisions(PromptConfig(length=20, size=8))["how many"]
-    Decision(level='fixed', words='the first 8 of 20; 12 vectors are not in use')
+    Words(level='fixed', words='the first 8 of 20; 12 vectors are not in use')
     """
-    where = _where(config)
-    if config.insert is not None:
-        side = config.insert.split("-")[0]
-        words = "with positions of its own" if side == "position" else f"{side} the position embeddings"
-        where = where._replace(words=f"{where.words}, {words}")
-    return {"where": where, "how many": _how_many(config), "which": _which(config)}
-
-
-def _learned(level: str, config: PromptConfig) -> str:
-    if level == "instance":
-        seen = {"encoder": "the encoder's view", "image": "the model's view of it"}
-        looked_at = seen.get(config.summary, "the mean of its embeddings")
-        what = "image" if config.summary == "image" or config.towers == "vision" else "input"
-        return f"decided for each {what} from {looked_at}"
-    return "learned for each task" if config.tasks and len(config.tasks) > 1 else "learned for the task"
-
-
-def _where(config: PromptConfig) -> Decision:
-    if config.towers == "vision":
-        level = config.position if config.position in LEARNED else "fixed"
-        return Decision(level, "in the image, behind the patches, where no order matters")
-    split, size = resolve_split(config.position, config.length), resolve_size(config.size, config.length)
-    most = config.length if size is None else size  # how many vectors there can be to place
-    if split is None:
-        words = (
-            f"a split in 0..{most} (so many vectors before the input), {_learned(config.position, config)}"
-        )
-        return Decision(config.position, words)
-    if split == 0:
-        return Decision("fixed", "after the input (postfix)")
-    if split >= most:
-        return Decision("fixed", "before the input (prefix)")
-    return Decision("fixed", f"around the input: the first {split} before it, the rest after it")
-
-
-def _how_many(config: PromptConfig) -> Decision:
-    size, length = resolve_size(config.size, config.length), config.length
-    if size is None:
-        return Decision(config.size, f"0 to {length}, {_learned(config.size, config)}")
-    if size == length:
-        return Decision("fixed", f"all {length}")
-    rest = length - size
-    return Decision(
-        "fixed", f"the first {size} of {length}; {rest} vector{' is' if rest == 1 else 's are'} not in use"
-    )
-
-
-def _which(config: PromptConfig) -> Decision:
-    if config.vector == "single":
-        return Decision("single", "one prompt")
-    kind = "one prompt" if config.mixing == "hard" else f"a mixture ({config.mixing})"
-    return Decision(
-        config.vector, f"{kind} out of a pool of {config.pool_size}, {_learned(config.vector, config)}"
-    )
+    return {decision.title: decision.words(config) for decision in DECISIONS.values()}
 
 
 def image_part(config: PromptConfig) -> str | None:
@@ -123,21 +61,9 @@ def image_part(config: PromptConfig) -> str | None:
     return f"vectors of its own for {layers}" if config.towers == "both" else None
 
 
-def entries_in_use(prompt: DynamicPrompt) -> dict[str, int]:
-    """How many entries of each parameter can change an output, by the parameter's name."""
-    counts = {name: parameter.numel() for name, parameter in prompt.named_parameters()}
-    if isinstance(prompt.size, FixedDecision):
-        counts["vectors"] = counts["vectors"] // prompt.length * prompt.size.option
-    if (
-        prompt.vector is not None and prompt.vectors.shape[0] == 1
-    ):  # a mixture of one has weight 1 whatever it learns
-        counts |= {name: 0 for name in counts if name.startswith("vector.")}
-    return counts
-
-
 def count(prompt: DynamicPrompt, backbone: nn.Module) -> Count:
     """Parameters of the prompt and of the backbone by what training does to them; shared ones count once."""
-    in_use = entries_in_use(prompt)
+    in_use = prompt.entries_in_use()
     every = sum(parameter.numel() for parameter in prompt.parameters())
     trained = {name: in_use[name] for name, parameter in prompt.named_parameters() if parameter.requires_grad}
     total, unused = sum(trained.values()), every - sum(in_use.values())
@@ -221,15 +147,26 @@ def _width(config: PromptConfig, backbone: dict) -> int:
     return backbone["vision_width" if config.towers == "vision" else "width"]
 
 
-def summarize(model: PromptedModel, backbone: dict, size: int) -> Summary:
-    """The text of :meth:`dplearn.PromptedModel.summary`; ``size`` is the number of bytes of its checkpoint."""
-    prompt, config = model.prompt, model.prompt_config
-    counted, in_use = count(prompt, model.backbone), entries_in_use(prompt)
-    parts = {"where": "position.", "how many": "size.", "which": "vector."}
+def summarize(
+    prompt: DynamicPrompt,
+    config: PromptConfig,
+    counted: Count,
+    backbone: dict,
+    name: str,
+    others: list[str],
+    size: int,
+) -> Summary:
+    """The text of :meth:`dplearn.PromptedModel.summary`.
+
+    ``backbone`` is the description that a checkpoint records, ``name`` the prompt's, ``others`` those of prompts at rest,
+    ``size`` the number of bytes of its checkpoint.
+    """
+    in_use = prompt.entries_in_use()
     rows = [("decision", "level", "parameters", "in words")]
-    for name, found in decisions(config).items():
-        own = sum(entries for key, entries in in_use.items() if key.startswith(parts[name]))
-        rows.append((name, found.level, f"{own:,}", found.words))
+    for part, decision in DECISIONS.items():
+        own = sum(entries for key, entries in in_use.items() if key.startswith(f"{part}."))
+        found = decision.words(config)
+        rows.append((decision.title, found.level, f"{own:,}", found.words))
     shape = " x ".join(str(number) for number in prompt.vectors.shape)
     rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
     if prompt.vision is not None:
@@ -241,12 +178,11 @@ def summarize(model: PromptedModel, backbone: dict, size: int) -> Summary:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]
-    name = backbone["name_or_path"]
-    named = f" {name}" if origin(name) in ("zoo", "hub") else ""
-    others = [other for other in model.prompts if other != model.active_prompt]
+    known = backbone["name_or_path"]
+    named = f" {known}" if origin(known) in ("zoo", "hub") else ""
     lines = [
         f"backbone    {backbone['class']}{named}, width {_width(config, backbone)}",
-        f"prompt      {model.active_prompt}" + (f" (also there: {', '.join(others)})" if others else ""),
+        f"prompt      {name}" + (f" (also there: {', '.join(others)})" if others else ""),
         "",
         *table,
         "",

@@ -1,4 +1,4 @@
-"""One-of-many decisions: Gumbel-Softmax while training, argmax in evaluation; temperature schedules.
+"""One-of-many decisions: sampled while training, argmax in evaluation; temperature schedules.
 
 A position (where the prompt stands) is a discrete choice among l + 1 options. In training the choice is sampled, and
 its gradient comes from an estimator; in evaluation it is the most likely option, with no noise. Sampling at
@@ -12,83 +12,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dplearn.checks import KeyOf, Number, is_number, refuse
+from dplearn.estimators import ESTIMATORS
+from dplearn.sampling import Choice, at_least_float32, gumbel_one_hot, sampled
 
-class Choice(NamedTuple):
-    """What was decided for each instance of a batch.
+# Choice and its sample are what readers look for here; they stand below the estimators, which need them too.
+__all__ = [
+    "Authors",
+    "Choice",
+    "Chooser",
+    "Constant",
+    "Exponential",
+    "Linear",
+    "at_least_float32",
+    "gumbel_one_hot",
+    "schedule",
+]
 
-    index: chosen option, (B,), int64.  weights: hard one-hot rows (B, n) that carry the estimator's gradient, or None
-    where no gradient is wanted (a fixed choice, evaluation).  logits: (B, n), or None for a fixed choice.
-    """
-
-    index: Tensor
-    weights: Tensor | None = None
-    logits: Tensor | None = None
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision becomes float32; float32 and float64 stay as they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def gumbel_one_hot(
-    logits: Tensor, temperature: float | Tensor = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
-    """Sample hard one-hot rows with straight-through gradients.
-
-    Forward: ``one_hot(argmax(logits + g))`` with standard Gumbel noise g. Backward: the gradient of
-    ``softmax((logits + g) / temperature)``.
-
-    Parameters
-    ----------
-    logits : (..., n) unnormalised log-probabilities.
-    temperature : positive; small values make the relaxation sharper and its gradient noisier.
-    generator : source of the noise. None uses :func:`torch.nn.functional.gumbel_softmax` and the global generator;
-        the same seed gives the same sample either way.
-
-    Returns
-    -------
-    (..., n) rows with a single 1, exact in every dtype.
-
-    Source: Jang et al. (2017), Maddison et al. (2017); paper section 3.2.
-
-    >>> rows = gumbel_one_hot(torch.zeros(3, 5), generator=torch.Generator().manual_seed(0))
-    >>> rows.sum(-1)
-    tensor([1., 1., 1.])
-    """
-    if generator is None:
-        return nn.functional.gumbel_softmax(logits, tau=temperature, hard=True, dim=-1)
-    noise = -torch.empty_like(logits).exponential_(generator=generator).log()
-    soft = ((logits + noise) / temperature).softmax(-1)
-    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
-    return hard - soft.detach() + soft  # in this order the sum is exactly 0 or 1 in every dtype
-
-
-def straight_through(
-    logits: Tensor, temperature: Tensor | float, generator: torch.Generator | None
-) -> Choice:
-    """The paper's estimator: one Gumbel-Softmax sample, gradient by straight-through."""
-    weights = gumbel_one_hot(logits, temperature, generator)
-    return Choice(weights.argmax(-1), weights, logits)
-
-
-def sampled(logits: Tensor, temperature: Tensor | float, generator: torch.Generator | None) -> Choice:
-    """A sample without a gradient of its own: "score-function" and "exact" work on the loss (dplearn.estimators)."""
-    return Choice(gumbel_one_hot(logits.detach(), 1.0, generator).argmax(-1), None, logits)
-
-
-# What a decision samples while training, by estimator; evaluation is argmax for all of them. "position-space" samples
-# as the paper's does; only what its weights are multiplied with differs (dplearn.backbones.position_space).
-ESTIMATORS: dict[str, Callable[[Tensor, Tensor | float, torch.Generator | None], Choice]] = {
-    "straight-through": straight_through,
-    "position-space": straight_through,
-    "score-function": sampled,
-    "exact": sampled,
-}
+_positive = Number()
 
 
 class Chooser(nn.Module):
@@ -96,7 +41,7 @@ class Chooser(nn.Module):
 
     Parameters
     ----------
-    estimator : how the gradient of the sampled choice is estimated, a key of ``ESTIMATORS``.
+    estimator : how the gradient of the sampled choice is estimated, a key of :data:`dplearn.estimators.ESTIMATORS`.
     temperature : of Gumbel-Softmax, positive. Change it with :meth:`set_temperature`, or let
         :class:`dplearn.training.Annealing` do so; evaluation does not depend on it.
     sample_in_evaluation : draw noise in evaluation too. Off by default: the score of a sampled decision is a
@@ -105,7 +50,7 @@ class Chooser(nn.Module):
 
     Raises
     ------
-    ValueError : unknown estimator; temperature not positive.
+    ValueError : unknown estimator; temperature not positive, or out of the range of float32.
     """
 
     def __init__(
@@ -116,8 +61,7 @@ class Chooser(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator={estimator!r} is unknown, expected one of {sorted(ESTIMATORS)}")
+        KeyOf(ESTIMATORS)("estimator", estimator)
         self.estimator = estimator
         self.sample_in_evaluation = sample_in_evaluation
         self.generator = generator
@@ -126,26 +70,30 @@ class Chooser(nn.Module):
         self.set_temperature(temperature)
 
     def set_temperature(self, temperature: float) -> None:
-        """Set the temperature of Gumbel-Softmax (a positive, finite number)."""
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature={temperature} is not a positive, finite number")
+        """Set the temperature of Gumbel-Softmax (a positive, finite number that float32 holds)."""
+        if getattr(temperature, "ndim", None) == 0:  # a number of numpy or torch, as a schedule may give it
+            temperature = temperature.item()
+        _positive("temperature", temperature)
         self.temperature.fill_(temperature)
 
-    def forward(self, logits: Tensor) -> Choice:
+    def forward(self, logits: Tensor, sampling: bool | None = None) -> Choice:
+        """A choice for each instance.
+
+        Parameters
+        ----------
+        logits : (B, n).
+        sampling : True samples as training does, False decides as evaluation does, whatever the module's mode; None
+            follows the mode.
+        """
         logits = at_least_float32(logits)  # half precision would create ties
-        if self.training:
-            return ESTIMATORS[self.estimator](logits, self.temperature, self.generator)
+        if self.training if sampling is None else sampling:
+            return ESTIMATORS[self.estimator].sample(logits, self.temperature, self.generator)
         if self.sample_in_evaluation:
-            return Choice(gumbel_one_hot(logits, self.temperature, self.generator).argmax(-1), None, logits)
+            return sampled(logits, self.temperature, self.generator)
         return Choice(logits.argmax(-1), None, logits)
 
 
 # --- temperature schedules: step -> temperature -----------------------------------------------------------------------
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value} is not valid, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -155,7 +103,7 @@ class Constant:
     value: float = 1.0
 
     def __post_init__(self):
-        _require(self.value > 0, "value", self.value, "a positive number")
+        _positive("value", self.value)
 
     def __call__(self, step: int) -> float:
         return self.value
@@ -174,9 +122,10 @@ class Linear:
     steps: int = 1000
 
     def __post_init__(self):
-        _require(self.start > 0, "start", self.start, "a positive number")
-        _require(self.end > 0, "end", self.end, "a positive number")
-        _require(self.steps >= 1, "steps", self.steps, "at least 1")
+        _positive("start", self.start)
+        _positive("end", self.end)
+        if not is_number(self.steps) or not 1 <= self.steps < math.inf:
+            refuse("steps", self.steps, "at least 1")
 
     def __call__(self, step: int) -> float:
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
@@ -209,8 +158,9 @@ class Authors:
     floor: float = 0.5
 
     def __post_init__(self):
-        _require(self.interval > 0, "interval", self.interval, "a positive number")
-        _require(0 < self.floor <= 1, "floor", self.floor, "a number in (0, 1]")
+        _positive("interval", self.interval)
+        if not is_number(self.floor) or not 0 < self.floor <= 1:
+            refuse("floor", self.floor, "a number in (0, 1]")
 
     def __call__(self, step: int) -> float:
         return max(math.exp(-1.5e-5 * step * (step + 1) / self.interval), self.floor)

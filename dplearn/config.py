@@ -1,25 +1,39 @@
-"""PromptConfig: what a user writes and what a checkpoint stores. It builds modules from flat arguments."""
+"""PromptConfig: what a user writes and what a checkpoint stores. It builds modules from flat arguments.
+
+Each option is declared once, by a field of :class:`PromptConfig`: default, check, the kinds of backbone that serve it,
+and a line of documentation. ``OPTIONS`` is read off these fields; validation, refusals and :func:`option_rows` use it.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dplearn.choice import ESTIMATORS, Chooser
-from dplearn.controllers import LEARNED, FixedDecision, LearnedDecision, make_controller
-from dplearn.length import resolve_size
-from dplearn.position import resolve_split
+from dplearn.checks import Flag, KeyOf, Later, Names, Number, OneOf, Whole, is_whole, refuse, shown
+from dplearn.choice import Chooser
+from dplearn.controllers import LEARNED, Decision
+from dplearn.estimators import ESTIMATORS, comparing_losses
+from dplearn.length import SIZE
+from dplearn.options import Option, option
+from dplearn.position import POSITION
 from dplearn.prompt import DynamicPrompt
-from dplearn.vector import MIXINGS, VECTORS, Mixture
+from dplearn.vector import MIXINGS, VECTOR, VECTORS
+
+# The decisions of a prompt by the name of their option. A new one is a file with its row, its option, and a line here.
+DECISIONS: dict[str, Decision] = {"position": POSITION, "size": SIZE, "vector": VECTOR}
 
 SUMMARIES = ("embeddings", "encoder", "image")
 INITS = ("vocabulary", "uniform", "normal")
 TOWERS = (None, "text", "vision", "both", "coupled")
-INSERTS = (None, "after-positions", "before-positions", "position-coded")
+ENTRIES = (None, "after-positions", "before-positions", "position-coded")
 HEADS = ("frozen", "trained")
+POOLED = ("pool_size", "mixing")  # only a pool has these
 
 # The variants of the authors' code, by the names of its scripts: what differs from the defaults.
 AUTHORS: dict[str, dict] = {
@@ -72,10 +86,10 @@ class PromptConfig:
         input alone (VPT-shallow). More: at the input of each further layer, fresh vectors replace the prompt's rows
         (VPT-deep). All layers share position and size, and the weights of a pool. A learned position or size then
         needs an estimator that runs real sequences.
-    insert : images only: whether the prompt enters "after-positions" (behind the position embeddings, as VPT; the
+    entry : images only: where the prompt enters, "after-positions" (behind the position embeddings, as VPT; the
         default, None), "before-positions" or "position-coded". Behind them no position can matter; in front of them the
         split shifts the patches over a grid of positions that is stretched for the prompt; coded, the prompt alone gets
-        positions from that grid (:mod:`dplearn.backbones.vit`).
+        positions from that grid (:mod:`dplearn.backbones.vit`). (``insert`` is its old name, and still works.)
     towers : image-text models only: the prompt stands in the "text" (the default, None), in the image ("vision"), in
         "both" with vectors of their own, or in both "coupled": the image's vectors are a trained linear map of the
         text's, one map for each layer (as MaPLe). Position and size are those of the text prompt; an image prompt has
@@ -92,87 +106,133 @@ class PromptConfig:
     2
     """
 
-    length: int = 20
-    position: str | int = "prefix"
-    size: str | int = "full"
-    size_cost: float = 0.0
-    vector: str = "single"
-    pool_size: int = 4
-    mixing: str = "softmax"
-    tasks: tuple[str, ...] | None = None
-    summary: str = "embeddings"
-    estimator: str = "straight-through"
-    samples: int | None = None
-    temperature: float = 1.0
-    init: str = "vocabulary"
-    backbone_dropout: bool = False
-    depth: int = 1
-    insert: str | None = None
-    towers: str | None = None
-    head: str = "frozen"
+    length: int = option(20, "l, the number of prompt vectors", Whole())
+    position: str | int = option(
+        "prefix",
+        "where the prompt stands: fixed, or learned per task or per instance",
+        Later("'prefix', 'postfix', 'task', 'instance' or a split in 0..length"),
+    )
+    size: str | int = option(
+        "full",
+        "how many of the vectors are in use: fixed, or learned",
+        Later("'full', 'task', 'instance' or a number in 1..length"),
+    )
+    size_cost: float = option(
+        0.0, "what a prompt of full size costs while a size is learned", Number(positive=False)
+    )
+    vector: str = option("single", "one prompt, or a pool with a learned mixture", OneOf(VECTORS))
+    pool_size: int = option(4, "K, the number of prompts in the pool", Whole())
+    mixing: str = option("softmax", "how the pool is weighed", OneOf(MIXINGS))
+    tasks: tuple[str, ...] | None = option(None, "names of the tasks that share the prompt", Names())
+    summary: str = option(
+        "embeddings",
+        "what instance-level decisions look at",
+        OneOf(SUMMARIES),
+        only={"image": ("image-text",)},
+    )
+    estimator: str = option(
+        "straight-through",
+        "how the gradient of a sampled decision is estimated",
+        KeyOf(ESTIMATORS),
+    )
+    samples: int | None = option(
+        None, "how many options an estimator that compares losses tries", Later("None or an integer")
+    )
+    temperature: float = option(1.0, "first temperature of Gumbel-Softmax", Number())
+    init: str = option(
+        "vocabulary", "first values of the vectors (beside patches the default is VPT's)", OneOf(INITS)
+    )
+    backbone_dropout: bool = option(False, "leave the backbone's dropout on while training", Flag())
+    depth: int = option(
+        1, "in how many of the first layers there are vectors", Whole(), ("vision", "image-text")
+    )
+    entry: str | None = option(
+        None,
+        "where the prompt enters: behind or in front of the position embeddings",
+        OneOf(ENTRIES),
+        ("vision",),
+    )
+    towers: str | None = option(
+        None, "which towers get a prompt: text, vision, both, or both coupled", OneOf(TOWERS), ("image-text",)
+    )
+    head: str = option(
+        "frozen",
+        "classifiers: whether a copy of the classification head is trained with the prompt",
+        OneOf(HEADS),
+    )
 
     def __post_init__(self):
-        for name in ("length", "pool_size", "depth"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} is not valid, expected an integer of at least 1")
-        resolve_split(self.position, self.length)
-        resolve_size(self.size, self.length)
-        choices = {
-            "vector": VECTORS, "mixing": MIXINGS, "summary": SUMMARIES, "estimator": sorted(ESTIMATORS), "init": INITS,
-            "insert": INSERTS, "towers": TOWERS, "head": HEADS,
-        }  # fmt: skip
-        for name, options in choices.items():
-            if getattr(self, name) not in options:
-                expected = ", ".join(repr(option) for option in options)
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown, expected {expected}")
-        _check_number("temperature", self.temperature, "a positive, finite number", self.temperature != 0)
-        _check_number("size_cost", self.size_cost, "a finite number of at least 0")
-        if not isinstance(self.backbone_dropout, bool):
-            raise ValueError(
-                f"backbone_dropout={self.backbone_dropout!r} is not valid, expected True or False"
-            )
+        for name, declared in OPTIONS.items():
+            declared.check(name, getattr(self, name))
+        for decision in DECISIONS.values():
+            decision.check(self)
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", tuple(self.tasks))
+        self._check_pool()
         self._check_estimator()
         self._check_images()
-        if self.tasks is not None:
-            object.__setattr__(self, "tasks", _task_names(self.tasks))
+
+    @property
+    def insert(self) -> str | None:
+        """The old name of ``entry``."""
+        return self.entry
+
+    def _check_pool(self):
+        """Refuse options of a pool where there is none: they would have no effect."""
+        for name in POOLED if self.vector == "single" else ():
+            value, usual = getattr(self, name), OPTIONS[name].default
+            if value != usual:
+                raise ValueError(
+                    f"{name}={value!r} has no use with vector='single', expected {usual!r}, or vector='task' or "
+                    "'instance': there is no pool"
+                )
 
     def _check_estimator(self):
-        hard = {"position": self.position in LEARNED, "size": self.size in LEARNED}
-        hard["vector"] = self.vector != "single" and self.mixing == "hard"
-        learned = [name for name, is_learned in hard.items() if is_learned]
-        if self.estimator == "exact" and len(learned) > 1:
+        row = ESTIMATORS[self.estimator]
+        learned = [name for name, decision in DECISIONS.items() if decision.sampled(self)]
+        if not row.joint and len(learned) > 1:
+            others = [repr(name) for name in comparing_losses() if ESTIMATORS[name].joint]
             raise ValueError(
-                f"estimator='exact' enumerates the options of one decision, expected one of {learned} to be learned "
-                "(or estimator='score-function', which takes several)"
+                f"estimator={self.estimator!r} enumerates the options of one decision, expected one of {learned} to be "
+                f"learned (or estimator={' or '.join(others)}, which takes several)"
             )
         if self.samples is None:
             return
-        least = {"score-function": 2, "exact": 1}.get(self.estimator)
-        if least is None:
+        if not row.compares_losses:
             raise ValueError(
-                f"samples={self.samples!r} has no use with estimator={self.estimator!r}, expected None"
+                f"samples={shown(self.samples)} has no use with estimator={self.estimator!r}, expected None"
             )
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < least:
-            raise ValueError(
-                f"samples={self.samples!r} is not valid, expected an integer of at least {least}"
-            )
+        if not is_whole(self.samples, row.least_samples):
+            refuse("samples", self.samples, Whole(row.least_samples).expected)
 
     def _check_images(self):
-        if self.insert in ("before-positions", "position-coded") and self.size in LEARNED:
+        if self.entry in ("before-positions", "position-coded") and self.size in LEARNED:
             raise ValueError(
-                f"size={self.size!r} is not valid with insert={self.insert!r}, expected 'full' or a number: "
+                f"size={self.size!r} is not valid with entry={self.entry!r}, expected 'full' or a number: "
                 "the grid of positions is stretched for one size"
             )
-        # Which mixture of sequences straight-through gradients belong to is clear at the input alone.
-        rough = {"straight-through": ("position", "size"), "position-space": ("size",)}
-        for name in rough.get(self.estimator, ()):
-            if self.depth > 1 and getattr(self, name) in LEARNED:
+        # Which mixture of sequences weights on tokens belong to is clear at the input alone.
+        row = ESTIMATORS[self.estimator]
+        for name in ("position", "size"):
+            spaces = (None, "positions") if name == "position" else (None,)
+            if self.depth > 1 and getattr(self, name) in LEARNED and _space(row, name) not in spaces:
+                fit = [repr(other) for other, row in ESTIMATORS.items() if _space(row, name) in spaces]
                 raise ValueError(
                     f"estimator={self.estimator!r} is not valid with depth={self.depth} and {name}="
-                    f"{getattr(self, name)!r}, expected 'score-function' or 'exact'"
-                    + (", or 'position-space'" if name == "position" else "")
+                    f"{getattr(self, name)!r}, expected {' or '.join(fit)}"
                 )
+
+    def refuse_unserved(self, kind: str, name: str, reads: str) -> None:
+        """Raise ValueError where an option asks for what only another kind of backbone serves.
+
+        Parameters
+        ----------
+        kind : of the backbone, a key of :data:`dplearn.options.KINDS`.
+        name : of the backbone's class, for the message.
+        reads : what the backbone reads, for the message.
+        """
+        for option_name, declared in OPTIONS.items():
+            declared.refuse_unserved(option_name, getattr(self, option_name), kind, name, reads)
 
     def to_dict(self) -> dict:
         """The options as plain JSON values."""
@@ -180,13 +240,24 @@ class PromptConfig:
 
     @classmethod
     def from_dict(cls, options: dict) -> PromptConfig:
-        """The inverse of :meth:`to_dict`; refuses unknown options by name."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known))
+        """The inverse of :meth:`to_dict`; refuses unknown options by name.
+
+        Old names, and options without an effect that checkpoints of before hold, are read in silence.
+        """
+        if not isinstance(options, dict):
+            raise ValueError(f"options={shown(options)} is not valid, expected a dictionary of options")
+        options = dict(options)
+        if "insert" in options and "entry" not in options:  # its old name
+            options["entry"] = options.pop("insert")
+        unknown = [name for name in options if name not in OPTIONS]
         if unknown:
             raise ValueError(
-                f"unknown option {unknown[0]!r}={options[unknown[0]]!r}, expected some of {known}"
+                f"unknown option {unknown[0]!r}={shown(options[unknown[0]])}, expected some of {list(OPTIONS)}"
             )
+        # Checkpoints of before may hold options of a pool without one, which had no effect.
+        for name in POOLED if options.get("vector", "single") == "single" else ():
+            if name in options:
+                OPTIONS[name].check(name, options.pop(name))
         return cls(**options)
 
     @classmethod
@@ -226,17 +297,36 @@ class PromptConfig:
         pool = () if self.vector == "single" else (self.pool_size,)
         return (*pool, *deep, self.length)
 
-    def initial_vectors(self, embedding: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """First values of the prompt, ``shape`` times d in float32, for a backbone with this (vocabulary, d)
-        embedding."""
-        rows, width = embedding.shape
+    def initial_vectors(
+        self,
+        width: int,
+        vocabulary: int,
+        embed: Callable[[Tensor], Tensor],
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """First values of the prompt, ``shape`` times d, in float32 on the CPU.
+
+        Parameters
+        ----------
+        width : d.
+        vocabulary : how many tokens the backbone knows; rows of different ones are drawn while there are enough.
+        embed : token ids (N,), int64 on the CPU, -> their rows (N, d) as the backbone embeds them. Asked only where
+            ``init`` is "vocabulary".
+        generator : source of the random draws; None uses torch's global generator.
+
+        Raises
+        ------
+        ValueError : ``embed`` returns another shape.
+        """
         if self.init == "uniform":
             return torch.empty(*self.shape, width).uniform_(-0.5, 0.5, generator=generator)
         if self.init == "normal":
             return torch.empty(*self.shape, width).normal_(0, 0.02, generator=generator)
-        order, count = torch.randperm(rows, generator=generator), math.prod(self.shape)
-        picked = order.repeat(-(-count // rows))[:count]
-        return embedding.detach()[picked.to(embedding.device)].float().cpu().view(*self.shape, width)
+        order, count = torch.randperm(vocabulary, generator=generator), math.prod(self.shape)
+        rows = embed(order.repeat(-(-count // vocabulary))[:count]).detach()
+        if rows.shape != (count, width):
+            raise ValueError(f"embed returned the shape {tuple(rows.shape)}, expected {(count, width)}")
+        return rows.float().cpu().view(*self.shape, width)
 
     def build(
         self,
@@ -255,44 +345,51 @@ class PromptConfig:
                 f"length={self.length}, vector={self.vector!r}"
                 + (f", depth={self.depth}" if self.depth > 1 else "")
             )
-        tasks = 1 if self.tasks is None else len(self.tasks)
         seen = vectors.shape[-1] if summary_width is None else summary_width
 
-        def chooser():
+        def chooser() -> Chooser:
             return Chooser(self.estimator, self.temperature, generator=generator)
 
-        def decision(option: int | None, level) -> nn.Module:
-            if option is not None:
-                return FixedDecision(option)
-            return LearnedDecision(make_controller(level, seen, self.length + 1, tasks), chooser())
-
-        vector = None
-        if self.vector != "single":
-            controller = make_controller(self.vector, seen, self.pool_size, tasks)
-            vector = Mixture(controller, self.mixing, chooser() if self.mixing == "hard" else None)
-        return DynamicPrompt(
-            vectors,
-            decision(resolve_split(self.position, self.length), self.position),
-            decision(resolve_size(self.size, self.length), self.size),
-            vector,
-            self.size_cost,
-            self.depth,
-        )
+        # The pool's first: the order in which parameters are drawn at random is a part of what a seed means.
+        order = sorted(DECISIONS, key=lambda name: name != "vector")
+        built = {name: DECISIONS[name].build(self, seen, chooser) for name in order}
+        three = [built.pop(name) for name in ("position", "size", "vector")]
+        others = {name: part for name, part in built.items() if part is not None}
+        return DynamicPrompt(vectors, *three, self.size_cost, self.depth, others)
 
 
-def _check_number(name: str, value, expected: str, allowed: bool = True) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (0 <= value < math.inf and allowed)
-    ):
-        raise ValueError(f"{name}={value!r} is not valid, expected {expected}")
+OPTIONS: dict[str, Option] = {each.name: each.metadata["option"] for each in fields(PromptConfig)}
 
 
-def _task_names(tasks) -> tuple[str, ...]:
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    if isinstance(tasks, str) or not names or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(f"tasks={tasks!r} is not valid, expected a list of names")
-    if len(set(names)) < len(names):
-        raise ValueError(f"tasks={list(names)} is not valid, expected names that differ")
-    return names
+def option_rows() -> list[tuple[str, str, str, str, str]]:
+    """The options as rows of a table: name, default, what is expected, kinds of backbone that serve it, words.
+
+    >>> option_rows()[0]
+    ('length', '20', 'an integer of at least 1', 'all', 'l, the number of prompt vectors')
+    """
+    return [declared.row(name) for name, declared in OPTIONS.items()]
+
+
+def _space(row, name: str) -> str | None:
+    """What the weights of a decision multiply (:class:`dplearn.sampling.Estimator`)."""
+    return "tokens" if row.space == "positions" and name != "position" else row.space
+
+
+def _with_old_name(init: Callable) -> Callable:
+    """``entry`` under its old name ``insert``."""
+
+    @functools.wraps(init)
+    def __init__(self, *values, **options):
+        if "insert" in options:
+            if options.get("entry") is not None:
+                raise ValueError(
+                    f"insert={shown(options['insert'])} and entry are one option, expected entry alone"
+                )
+            warnings.warn("PromptConfig(insert=...) is called entry=... now", FutureWarning, stacklevel=2)
+            options["entry"] = options.pop("insert")
+        init(self, *values, **options)
+
+    return __init__
+
+
+PromptConfig.__init__ = _with_old_name(PromptConfig.__init__)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dplearn.backbones.base import evaluating
 from dplearn.backbones.clip import Captions, unit
 from dplearn.choice import Choice
 from dplearn.controllers import FixedDecision, TaskController, masked_mean
-from dplearn.estimators import draw, surrogate
+from dplearn.estimators import ESTIMATORS, draw, surrogate
 from dplearn.model import PromptedModel, extended
 from dplearn.prompt import PromptedInput
 
@@ -191,15 +192,11 @@ class PromptedCLIP(PromptedModel):
     ) -> Tensor:
         """Probabilities (N, C) of texts for images, or of the classes: over the texts (CLIP), or of each pair alone
         (SigLIP). Decisions are those of evaluation, whatever the current mode."""
-        training = self.training
-        self.eval()
-        try:
-            scores, _, _, _ = self._run(
-                self._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
-            )
-            return self.adapter.probabilities(scores)
-        finally:
-            self.train(training)
+        with evaluating(self) as model:
+            if model is not self:  # a view, so that nobody sees the mode change
+                model.adapter = type(self.adapter)(model.backbone)
+            batch = model._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
+            return model.adapter.probabilities(model._run(batch)[0])
 
     # --- the model ---
 
@@ -238,6 +235,7 @@ class PromptedCLIP(PromptedModel):
         ------
         ValueError : no texts or no images, or both kinds of either; both kinds of loss; shapes that do not fit.
         """
+        self._check_replica()
         if return_loss and labels is not None:
             raise ValueError("labels and return_loss=True, expected one of them: there is one loss")
         batch = self._batch(input_ids, attention_mask, pixel_values, image_embeds, task_ids, options)
@@ -257,7 +255,7 @@ class PromptedCLIP(PromptedModel):
             return None if labels is None else cross_entropy(scores, labels, reduction="none")
 
         more = {}
-        if self._samples_losses():
+        if self.training and torch.is_grad_enabled() and self.prompt.samples():
             found = self._run_draws(batch, losses, bool(return_loss))
             scores, texts, images, loss, more["penalty"], more["draws"] = found
         else:
@@ -306,10 +304,11 @@ class PromptedCLIP(PromptedModel):
         first = next(iter(found.values()))
         alone = batch.by_image and all(one.log_probs.shape[1] == batch.owners for one in found.values())
         if alone and paired and batch.owners > 1:
-            if config.estimator == "exact":
+            if not ESTIMATORS[config.estimator].joint:
                 raise ValueError(
-                    "return_loss=True with estimator='exact': the loss of pairs depends on the decisions of all images "
-                    "together, which are too many to enumerate; expected labels, or estimator='score-function'"
+                    f"return_loss=True with estimator={config.estimator!r}: the loss of pairs depends on the decisions "
+                    "of all images together, which are too many to enumerate; expected labels, or "
+                    "estimator='score-function'"
                 )
             alone = False
         log_probs = sum(
@@ -320,12 +319,7 @@ class PromptedCLIP(PromptedModel):
         )
         outputs, costs = [], []
         for number in range(len(log_probs)):
-            copies = dict(decisions)
-            for name, index in draws.index.items():
-                options, rows = decisions[name].logits.shape[1], None
-                if name == "vector":
-                    rows = torch.nn.functional.one_hot(index[number], options).float()
-                copies[name] = Choice(index[number], rows)
+            copies = self.prompt.tried(decisions, draws.only(number))
             texts, images = self._texts(batch, copies), self._images(batch, copies)
             scores = self.adapter.scores(texts, images)
             cost = losses(scores)
@@ -405,10 +399,7 @@ class PromptedCLIP(PromptedModel):
         named = input_ids is None  # the classes, of which the i-th may be what the i-th task is about
         if named and task_ids is None and self.prompt.needs_task and not by_image and owners == self._tasks():
             task_ids = list(range(owners))
-        like = next(value for value in (inputs, images, pixel_values, texts) if value is not None)
-        task = None
-        if task_ids is not None:
-            task = self._task_numbers(task_ids, like[:1].expand(owners, *like.shape[1:]))
+        task = self.task_numbers(task_ids, owners)
         return _Batch(captions, texts, inputs, pixel_values, options, images, by_image, owners, summary, task)
 
     def _tasks(self) -> int:
@@ -441,7 +432,11 @@ class PromptedCLIP(PromptedModel):
         words = captions.mask.clone()  # the end token, which CLIP keeps behind the prompt, is no word
         if self.adapter.causal:
             words[torch.arange(len(words)), list(captions.ends)] = 0
-        return self.adapter.summarize(inputs, words) if summary == "encoder" else masked_mean(inputs, words)
+        return (
+            self.adapter.encoder_summary(inputs, words)
+            if summary == "encoder"
+            else masked_mean(inputs, words)
+        )
 
     # --- decisions, texts, images ---
 
@@ -460,7 +455,7 @@ class PromptedCLIP(PromptedModel):
             if name not in names:
                 continue
             several = part.looks_at_input or any(
-                isinstance(module, TaskController) and len(module.logits) > 1 for module in part.modules()
+                isinstance(module, TaskController) and module.tasks > 1 for module in part.modules()
             )
             summary = batch.summary
             if not part.looks_at_input:
@@ -578,7 +573,7 @@ class PromptedCLIP(PromptedModel):
 
     def generate(self, *arguments, **options) -> Tensor:
         """There is nothing to generate: NotImplementedError."""
-        return self.adapter.generate(None)
+        raise NotImplementedError(f"{type(self.backbone).__name__} does not generate")
 
     def insert_prompt(
         self,

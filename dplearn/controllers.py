@@ -10,12 +10,51 @@ Paper: Yang et al. (2023), section 3.2 ("adap_pos" and "adap_ins_pos").
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from dplearn.choice import Choice, Chooser
+from dplearn.choice import Chooser
+from dplearn.sampling import Choice
 
 LEARNED = ("task", "instance")
+
+
+class Words(NamedTuple):
+    """A decision in words, for a card: where it is made ("fixed", "task", "instance", ...) and what it is."""
+
+    level: str
+    words: str
+
+
+class Decision(NamedTuple):
+    """What is to be known of a decision: a row of :data:`dplearn.config.DECISIONS`. Each takes the flat options.
+
+    title: the question that it answers, as a card asks it.
+    build: options, width of what instance-level controllers look at, maker of choosers -> the module, or None where
+        there is nothing to decide.
+    words: options -> the decision in words.
+    sampled: options -> whether one of many is sampled (so that an estimator matters).
+    check: options -> ValueError where they do not fit each other.
+    """
+
+    title: str
+    build: Callable[[object, int, Callable[[], Chooser]], nn.Module | None]
+    words: Callable[[object], Words]
+    sampled: Callable[[object], bool]
+    check: Callable[[object], object] = lambda options: None
+
+
+def learned_in_words(level: str, options) -> str:
+    """How a learned decision comes about, for a card; ``options`` are the flat options of a prompt."""
+    if level == "instance":
+        seen = {"encoder": "the encoder's view", "image": "the model's view of it"}
+        looked_at = seen.get(options.summary, "the mean of its embeddings")
+        what = "image" if options.summary == "image" or options.towers == "vision" else "input"
+        return f"decided for each {what} from {looked_at}"
+    return "learned for each task" if options.tasks and len(options.tasks) > 1 else "learned for the task"
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -59,6 +98,16 @@ class TaskController(nn.Module):
         fresh = torch.empty_like(self.logits[:1]).uniform_(-0.5, 0.5)
         self.logits = nn.Parameter(torch.cat([self.logits.detach(), fresh]))
 
+    @property
+    def tasks(self) -> int:
+        """How many tasks there are."""
+        return self.logits.shape[0]
+
+    @property
+    def options(self) -> int:
+        """n, how many options there are."""
+        return self.logits.shape[1]
+
 
 class InstanceController(nn.Module):
     """Logits from one linear layer on a summary of the input, shared by all tasks: (B, d) -> (B, n).
@@ -74,6 +123,11 @@ class InstanceController(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, options)
 
+    @property
+    def options(self) -> int:
+        """n, how many options there are."""
+        return self.linear.out_features
+
     def forward(self, summary: Tensor, task: Tensor | None = None) -> Tensor:
         """Logits (B, n); ``task`` is not used."""
         normal = nn.functional.layer_norm(summary.to(self.linear.weight.dtype), summary.shape[-1:])
@@ -85,6 +139,16 @@ def make_controller(level: str, width: int, options: int, tasks: int = 1) -> nn.
     return TaskController(options, tasks) if level == "task" else InstanceController(width, options)
 
 
+def make_decision(
+    option: int | None, level: str | int, width: int, options, chooser: Callable[[], Chooser]
+) -> FixedDecision | LearnedDecision:
+    """The decision for one of the l + 1 counts of prompt vectors: fixed at ``option``, or (None) learned at a level."""
+    if option is not None:
+        return FixedDecision(option)
+    tasks = 1 if options.tasks is None else len(options.tasks)
+    return LearnedDecision(make_controller(level, width, options.length + 1, tasks), chooser())
+
+
 class FixedDecision(nn.Module):
     """The same option for every input; no parameters."""
 
@@ -94,9 +158,13 @@ class FixedDecision(nn.Module):
         super().__init__()
         self.option = option
 
-    def forward(self, summary: Tensor, task: Tensor | None = None) -> Choice:
+    def forward(self, summary: Tensor, task: Tensor | None = None, sampling: bool | None = None) -> Choice:
         """summary: any tensor with the batch first; only its batch size and device are read."""
         return Choice(torch.full((summary.shape[0],), self.option, device=summary.device))
+
+    def entries_in_use(self) -> dict[str, int]:
+        """How many entries of each parameter can change an output: there are none."""
+        return {}
 
 
 class LearnedDecision(nn.Module):
@@ -117,5 +185,14 @@ class LearnedDecision(nn.Module):
     def looks_at_input(self) -> bool:
         return self.controller.looks_at_input
 
-    def forward(self, summary: Tensor, task: Tensor | None = None) -> Choice:
-        return self.chooser(self.controller(summary, task))
+    def forward(self, summary: Tensor, task: Tensor | None = None, sampling: bool | None = None) -> Choice:
+        """The choice for each instance; ``sampling`` as in :class:`~dplearn.choice.Chooser`."""
+        return self.chooser(self.controller(summary, task), sampling)
+
+    def tried(self, choice: Choice, index: Tensor) -> Choice:
+        """The choice of other options, ``index`` (N,), than those of ``choice``."""
+        return Choice(index)
+
+    def entries_in_use(self) -> dict[str, int]:
+        """How many entries of each parameter can change an output: all."""
+        return {name: parameter.numel() for name, parameter in self.named_parameters()}

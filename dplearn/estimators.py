@@ -1,38 +1,112 @@
-"""Estimators that evaluate the loss at several options: "score-function" and "exact".
+"""The estimators of a decision's gradient: one table, a row for each.
 
-Both repeat every instance S times, each copy with its own decision, and turn the S losses f_s of an instance into one
-surrogate whose gradient is the estimate. They differ in which options are tried and in the surrogate:
+Two read the gradient off one sampled choice, by its weights: "straight-through", the paper's, and "position-space"
+(:mod:`dplearn.backbones.position_space`). Two evaluate the loss at several options: they repeat every instance S times,
+each copy with its own decision, and turn the S losses f_s of an instance into one surrogate whose gradient is the
+estimate:
 
 exact           every option k once, or an unbiased sample of them: ``sum_k pi_k f_k``.
 score-function  S options drawn from pi: ``mean_s f_s``, plus the gradient of ``mean_s (f_s - b_s) log pi_s``, where the
                 baseline b_s is the mean of the instance's other losses (leave one out): the estimate is unbiased.
 
-Sources: Williams (1992); Kool et al. (2019) for the leave-one-out baseline.
+A new estimator is a file with its functions (of :mod:`dplearn.sampling`) and a row in ``ESTIMATORS``.
+
+Sources: Yang et al. (2023), section 3.2; Williams (1992); Kool et al. (2019) for the leave-one-out baseline.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from dplearn.choice import at_least_float32
-
-SAMPLED = ("score-function", "exact")
+from dplearn.sampling import Choice, Draws, Estimator, at_least_float32, gumbel_one_hot, sampled
 
 
-class Draws(NamedTuple):
-    """The decisions that are tried for each instance.
+def straight_through(
+    logits: Tensor, temperature: Tensor | float, generator: torch.Generator | None
+) -> Choice:
+    """The paper's estimator: one Gumbel-Softmax sample, gradient by straight-through."""
+    weights = gumbel_one_hot(logits, temperature, generator)
+    return Choice(weights.argmax(-1), weights, logits)
 
-    index: name of the decision -> (S, B) options.  log_probs: (S, B), of the decisions together, with gradient.
-    weight: factor of each option in the exact expectation (1, or options / S for a sample), None for score-function.
+
+def some_options(
+    log_p: dict[str, Tensor], samples: int | None, generator: torch.Generator | None = None
+) -> Draws:
+    """For "exact": every option (B, n) of the one decision, or ``samples`` different ones for each instance."""
+    ((name, chances),) = log_p.items()
+    batch, options = chances.shape
+    tried = options if samples is None else min(samples, options)
+    # A random order of the options for each instance; its first S are a sample without replacement.
+    order = torch.arange(options, device=chances.device).expand(batch, -1)
+    if tried < options:
+        order = torch.rand(batch, options, generator=generator).to(chances.device).argsort(1)[:, :tried]
+    return Draws({name: order.T}, chances.gather(1, order).T, options / tried, "exact")
+
+
+def expected_loss(losses: Tensor, draws: Draws) -> Tensor:
+    """For "exact": ``sum_k pi_k f_k``, (S, B) -> (B,)."""
+    return draws.weight * (draws.log_probs.exp() * losses).sum(0)
+
+
+def independent_options(
+    log_p: dict[str, Tensor], samples: int, generator: torch.Generator | None = None
+) -> Draws:
+    """For "score-function": ``samples`` independent options of every decision (B, n) for each instance."""
+    index, total = {}, 0.0
+    for name, chances in log_p.items():
+        noise = torch.empty(samples, *chances.shape).exponential_(generator=generator).to(chances.device)
+        index[name] = (chances.detach() - noise.log()).argmax(-1)  # Gumbel-max: a sample from softmax(logits)
+        total = total + chances.expand(samples, -1, -1).gather(2, index[name].unsqueeze(2)).squeeze(2)
+    return Draws(index, total, None, "score-function")
+
+
+def leave_one_out(losses: Tensor, draws: Draws) -> Tensor:
+    """For "score-function": the mean loss, with the gradient of the score, (S, B) -> (B,)."""
+    count = losses.shape[0]
+    values = losses.detach()
+    advantage = (values - values.mean(0)) * count / (count - 1)  # f_s - mean of the others
+    score = (advantage * (draws.log_probs - draws.log_probs.detach())).mean(0)  # 0, with the score's gradient
+    return losses.mean(0) + score
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "straight-through": Estimator(
+        "the paper's: the gradient of the relaxed sample, over inserted sequences", straight_through
+    ),
+    "position-space": Estimator(
+        "the same sample, over the backbone's position information alone (other decisions: straight-through)",
+        straight_through,
+        space="positions",
+    ),
+    "score-function": Estimator(
+        "several sampled options, whose losses are compared with each other (leave one out); unbiased",
+        sampled,
+        space=None,
+        draw=independent_options,
+        surrogate=leave_one_out,
+        least_samples=2,
+        usual_samples=4,
+    ),
+    "exact": Estimator(
+        "every option of one decision, or an unbiased sample of them, weighted by its probability",
+        sampled,
+        space=None,
+        draw=some_options,
+        surrogate=expected_loss,
+        joint=False,
+    ),
+}
+
+
+def comparing_losses() -> list[str]:
+    """Names of the estimators that try several options for each instance.
+
+    >>> comparing_losses()
+    ['score-function', 'exact']
     """
-
-    index: dict[str, Tensor]
-    log_probs: Tensor
-    weight: float | None
+    return [name for name, row in ESTIMATORS.items() if row.compares_losses]
 
 
 def draw(
@@ -45,37 +119,28 @@ def draw(
 
     Parameters
     ----------
-    logits : name of a decision -> (B, n) logits. "exact" takes a single decision.
+    logits : name of a decision -> (B, n) logits. An estimator that is not ``joint`` takes a single decision.
+    estimator : one that compares losses.
     samples : S, how many options to try for each instance; None: all for "exact", 4 for "score-function".
     generator : source of the randomness; None is torch's global one.
+
+    Raises
+    ------
+    ValueError : the estimator does not compare losses, or takes one decision and got another number of them.
     """
+    row = ESTIMATORS.get(estimator)
+    if row is None or row.draw is None:
+        raise ValueError(f"estimator={estimator!r} is not valid, expected one of {comparing_losses()}")
+    if not logits or (len(logits) > 1 and not row.joint):
+        expected = "one decision" if not row.joint else "at least one decision"
+        raise ValueError(f"logits={list(logits)} is not valid with {estimator!r}, expected {expected}")
     log_p = {name: at_least_float32(value).log_softmax(-1) for name, value in logits.items()}
-    if estimator == "exact":
-        ((name, chances),) = log_p.items()
-        batch, options = chances.shape
-        tried = options if samples is None else min(samples, options)
-        # A random order of the options for each instance; its first S are a sample without replacement.
-        order = torch.arange(options, device=chances.device).expand(batch, -1)
-        if tried < options:
-            order = torch.rand(batch, options, generator=generator).to(chances.device).argsort(1)[:, :tried]
-        return Draws({name: order.T}, chances.gather(1, order).T, options / tried)
-    tried, index, total = 4 if samples is None else samples, {}, 0.0
-    for name, chances in log_p.items():
-        noise = torch.empty(tried, *chances.shape).exponential_(generator=generator).to(chances.device)
-        index[name] = (chances.detach() - noise.log()).argmax(-1)  # Gumbel-max: a sample from softmax(logits)
-        total = total + chances.expand(tried, -1, -1).gather(2, index[name].unsqueeze(2)).squeeze(2)
-    return Draws(index, total, None)
+    return row.draw(log_p, row.usual_samples if samples is None else samples, generator)
 
 
 def surrogate(losses: Tensor, draws: Draws) -> Tensor:
     """Losses (S, B) of the tried options -> (B,) surrogates, whose value is the (estimated) expected loss."""
-    if draws.weight is not None:
-        return draws.weight * (draws.log_probs.exp() * losses).sum(0)
-    count = len(losses)
-    values = losses.detach()
-    advantage = (values - values.mean(0)) * count / (count - 1)  # f_s - mean of the others
-    score = (advantage * (draws.log_probs - draws.log_probs.detach())).mean(0)  # 0, with the score's gradient
-    return losses.mean(0) + score
+    return ESTIMATORS[draws.estimator].surrogate(losses, draws)
 
 
 def repeat(value: Tensor, times: int, batch: int) -> Tensor:
@@ -105,4 +170,4 @@ def instance_losses(logits: Tensor, labels: Tensor, shift: bool = False) -> Tens
         logits, labels = logits[:, :-1], labels[:, 1:]
     scores = at_least_float32(logits).transpose(1, 2)  # (N, C, L)
     losses = cross_entropy(scores, labels, ignore_index=-100, reduction="none")  # (N, L)
-    return losses.sum(1) * len(labels) / (labels != -100).sum().clamp(min=1)
+    return losses.sum(1) * labels.shape[0] / (labels != -100).sum().clamp(min=1)

@@ -145,6 +145,24 @@ def _plan(
     return _Plan(start, end, k, n, (base * (seq + length)).unsqueeze(1), t + moved, i + place)
 
 
+class Moves(NamedTuple):
+    """Where every row would stand at every split: what the position-space estimator needs.
+
+    weights: (B, K) straight-through one-hot rows over the K = l + 1 splits.
+    rows: (B, K, S), the row in which the token that now stands in row s would stand at split k.
+    first: (B, 1), the first real row of each instance; positions count from there.
+    """
+
+    weights: Tensor
+    rows: Tensor
+    first: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, K, S) positions that count from 0 at the first real row."""
+        return (self.rows - self.first.unsqueeze(1)).clamp(min=0)
+
+
 def rows_at_every_split(
     mask: Tensor, length: int, split: Tensor, size: Tensor | None = None, keep_last: int | Tensor = 0
 ) -> Tensor:

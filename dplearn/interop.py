@@ -20,7 +20,8 @@ from dplearn import checkpoint
 from dplearn.backbones import CausalBackbone, Seq2SeqBackbone, adapt
 from dplearn.config import PromptConfig
 from dplearn.length import resolve_size
-from dplearn.model import PromptedModel, prompted
+from dplearn.loading import prompted
+from dplearn.model import PromptedModel
 from dplearn.position import resolve_split
 
 if TYPE_CHECKING:

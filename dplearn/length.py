@@ -15,8 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dplearn.choice import Choice
-from dplearn.controllers import LEARNED
+from dplearn.checks import is_whole, shown
+from dplearn.controllers import LEARNED, Decision, Words, learned_in_words, make_decision
+from dplearn.sampling import Choice
 
 
 def resolve_size(size: str | int, length: int) -> int | None:
@@ -36,10 +37,10 @@ def resolve_size(size: str | int, length: int) -> int | None:
             expected = ", ".join(repr(name) for name in ("full", *LEARNED))
             raise ValueError(f"size={size!r} is unknown, expected {expected} or a number in 1..{length}")
         return length
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise ValueError(f"size={size!r} is a {type(size).__name__}, expected a name or an integer")
+    if not is_whole(size):
+        raise ValueError(f"size={shown(size)} is a {type(size).__name__}, expected a name or an integer")
     if not 1 <= size <= length:
-        raise ValueError(f"size={size} is outside 1..{length}: the prompt has {length} vectors")
+        raise ValueError(f"size={shown(size)} is outside 1..{length}: the prompt has {length} vectors")
     return size
 
 
@@ -54,3 +55,29 @@ def expected_share(choice: Choice) -> Tensor:
     probabilities = choice.logits.softmax(-1)  # (B, l+1)
     sizes = torch.arange(probabilities.shape[1], device=probabilities.device, dtype=probabilities.dtype)
     return (probabilities @ sizes).mean() / (probabilities.shape[1] - 1)
+
+
+def in_words(options) -> Words:
+    """The size in words; ``options`` are the flat options of a prompt (:class:`dplearn.config.PromptConfig`)."""
+    size, length = resolve_size(options.size, options.length), options.length
+    if size is None:
+        return Words(options.size, f"0 to {length}, {learned_in_words(options.size, options)}")
+    if size == length:
+        return Words("fixed", f"all {length}")
+    rest = length - size
+    unused = f"{rest} vector{' is' if rest == 1 else 's are'} not in use"
+    return Words("fixed", f"the first {size} of {length}; {unused}")
+
+
+def build(options, width: int, chooser):
+    """The module that decides about the size; see :class:`dplearn.controllers.Decision`."""
+    return make_decision(resolve_size(options.size, options.length), options.size, width, options, chooser)
+
+
+SIZE = Decision(
+    "how many",
+    build,
+    in_words,
+    sampled=lambda options: options.size in LEARNED,
+    check=lambda options: resolve_size(options.size, options.length),
+)

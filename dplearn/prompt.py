@@ -1,7 +1,8 @@
 """DynamicPrompt: the trained vectors and the decisions about them, applied to an embedded input.
 
 Three decisions compose, each fixed, learned for a task or learned for each input: which vectors there are
-(:mod:`dplearn.vector`), how many (:mod:`dplearn.length`), and where (:mod:`dplearn.position`).
+(:mod:`dplearn.vector`), how many (:mod:`dplearn.length`), and where (:mod:`dplearn.position`). More can be added: what
+changes the vectors before they are inserted has a method ``edit``.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from dplearn.backbones.position_space import Moves
-from dplearn.choice import Choice, Chooser
+from dplearn.choice import Chooser
 from dplearn.controllers import FixedDecision, LearnedDecision, TaskController
-from dplearn.estimators import SAMPLED
-from dplearn.insertion import Inserted, insert, insert_weighted, rows_at_every_split
+from dplearn.estimators import ESTIMATORS
+from dplearn.insertion import Inserted, Moves, insert, insert_weighted, rows_at_every_split
 from dplearn.length import expected_share
-from dplearn.vector import Mixture, mix
+from dplearn.sampling import Choice, Draws
+from dplearn.vector import Mixture
 
 
 class PromptedInput(NamedTuple):
@@ -26,7 +27,7 @@ class PromptedInput(NamedTuple):
 
     embeds: (B, S, d).  mask: (B, S).  input_positions: (B, T), where each input token went.
     prompt_positions: (B, l), where each prompt vector stands, -1 where it is not in use.
-    decisions: choices by name, "position", "size" and, with a pool, "vector".
+    decisions: choices by name, "position", "size", with a pool "vector", and others that were added.
     penalty: the cost on length, a scalar to add to the loss, or None.
     moves: what the position-space estimator needs, or None (:mod:`dplearn.backbones.position_space`).
     deeper: vectors for the prompt's rows in further layers, (depth - 1, l, d) or (B, depth - 1, l, d), or None.
@@ -57,10 +58,13 @@ class DynamicPrompt(nn.Module):
     vector : mixture over the pool; needed with a pool and only then.
     size_cost : what a prompt of full size costs: ``size_cost * E[n] / l`` is added to the loss while training.
     depth : in how many layers there are vectors; those of the first are inserted, the others are ``deeper``.
+    others : further decisions by name, each a module like :class:`~dplearn.controllers.LearnedDecision` with a method
+        ``edit(vectors, choice)`` that changes the vectors, (..., l, d) or (B, ..., l, d), before they are inserted.
 
     Raises
     ------
-    ValueError : ``vectors`` is not floating point of one of these shapes, or does not fit ``vector``.
+    ValueError : ``vectors`` is not floating point of one of these shapes, or does not fit ``vector``; the name of
+        another decision is taken.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class DynamicPrompt(nn.Module):
         vector: Mixture | None = None,
         size_cost: float = 0.0,
         depth: int = 1,
+        others: dict[str, nn.Module] | None = None,
     ):
         super().__init__()
         expected = "(length, width)" if depth == 1 else "(depth, length, width)"
@@ -89,9 +94,14 @@ class DynamicPrompt(nn.Module):
         self.size_cost = size_cost
         self.depth = depth
         # What an adapter adds where it is wanted: a trained head (by the names of the backbone's modules)
-        # and the image part of a prompt for two towers (dplearn.backbones.clip).
+        # and the image part of a prompt for two towers.
         self.register_module("head", None)
         self.register_module("vision", None)
+        self._others = tuple({} if others is None else others)
+        for name in self._others:
+            if hasattr(self, name):
+                raise ValueError(f"others has the name {name!r}, which is taken, expected another")
+            self.add_module(name, others[name])
 
     @property
     def length(self) -> int:
@@ -106,8 +116,8 @@ class DynamicPrompt(nn.Module):
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The decisions by name."""
-        parts = {"position": self.position, "size": self.size}
-        return parts if self.vector is None else parts | {"vector": self.vector}
+        names = ("position", "size", *(("vector",) if self.vector is not None else ()), *self._others)
+        return {name: getattr(self, name) for name in names}
 
     @property
     def needs_summary(self) -> bool:
@@ -118,17 +128,61 @@ class DynamicPrompt(nn.Module):
     def needs_task(self) -> bool:
         """Whether a decision depends on the task: some task-level logits, for more than one task."""
         controllers = [module for module in self.modules() if isinstance(module, TaskController)]
-        return any(len(controller.logits) > 1 for controller in controllers)
+        return any(controller.tasks > 1 for controller in controllers)
 
-    def decide(self, summary: Tensor, task: Tensor | None = None) -> dict[str, Choice]:
-        """What is decided for each instance, by name: summary (B, d), or (B, ...) if nothing looks at it; task (B,)."""
+    @property
+    def most(self) -> int:
+        """How many vectors can be in use: l, or a fixed size."""
+        return self.size.option if isinstance(self.size, FixedDecision) else self.length
+
+    @property
+    def follows_input(self) -> bool:
+        """Whether a vector can stand behind the input: not where all that can be in use are fixed in front of it."""
+        return not (isinstance(self.position, FixedDecision) and self.position.option >= self.most)
+
+    def entries_in_use(self) -> dict[str, int]:
+        """How many entries of each parameter can change an output, by the parameter's name."""
+        counts = {name: parameter.numel() for name, parameter in self.named_parameters()}
+        counts["vectors"] = counts["vectors"] // self.length * self.most
+        for part, module in self.parts.items():
+            counts |= {f"{part}.{name}": entries for name, entries in module.entries_in_use().items()}
+        return counts
+
+    def decide(
+        self, summary: Tensor, task: Tensor | None = None, sampling: bool | None = None
+    ) -> dict[str, Choice]:
+        """What is decided for each instance, by name.
+
+        Parameters
+        ----------
+        summary : (B, d), or (B, ...) if nothing looks at it.
+        task : (B,), needed where ``needs_task``.
+        sampling : True samples as training does, False decides as evaluation does, whatever the mode; None follows it.
+        """
         if self.needs_summary and summary.ndim != 2:
             raise ValueError(
                 "summary=None, expected a (batch, width) tensor: something is decided per instance"
             )
         if self.needs_task and task is None:
             raise ValueError("task=None, expected task numbers (batch,): something is decided per task")
-        return {name: part(summary, task) for name, part in self.parts.items()}
+        return {name: part(summary, task, sampling) for name, part in self.parts.items()}
+
+    def tried(self, decisions: dict[str, Choice], draws: Draws) -> dict[str, Choice]:
+        """The decisions for S copies of the batch, one copy after the other, (S * B, ...), as they were drawn.
+
+        Parameters
+        ----------
+        decisions : of the batch, from :meth:`decide`; what was not drawn is repeated.
+        draws : S options for each instance (:func:`dplearn.estimators.draw`).
+        """
+        times, copies = draws.log_probs.shape[0], {}
+        for name, choice in decisions.items():
+            if name in draws.index:
+                copies[name] = self.parts[name].tried(choice, draws.index[name].flatten())
+            else:
+                weights = None if choice.weights is None else choice.weights.repeat(times, 1)
+                copies[name] = Choice(choice.index.repeat(times), weights)
+        return copies
 
     def forward(
         self,
@@ -138,6 +192,7 @@ class DynamicPrompt(nn.Module):
         keep_last: int | Tensor = 0,
         task: Tensor | None = None,
         decisions: dict[str, Choice] | None = None,
+        sampling: bool | None = None,
     ) -> PromptedInput:
         """Insert the prompt into a batch of embedded inputs.
 
@@ -149,32 +204,35 @@ class DynamicPrompt(nn.Module):
         keep_last : how many last real tokens stay last (1 keeps an end-of-sequence token last); int or (B,).
         task : (B,) task numbers; required where ``needs_task``.
         decisions : choices made before (see :meth:`decide`), instead of new ones.
+        sampling : True does what training does, False exactly what evaluation does (best options, rows that no
+            instance uses are dropped, no cost on length), whatever the mode; None follows it.
         """
+        sampling = self.training if sampling is None else sampling
         if decisions is None:
-            decisions = self.decide(inputs if summary is None else summary, task)
+            decisions = self.decide(inputs if summary is None else summary, task, sampling)
         moves = None
-        if torch.is_grad_enabled() and decisions["position"].weights is not None and self._in_position_space:
+        if torch.is_grad_enabled() and decisions["position"].weights is not None and self.in_position_space:
             moves = self._moves(mask, keep_last, decisions)
-            placed = self._place(
-                inputs, mask, keep_last, decisions | {"position": Choice(decisions["position"].index)}
-            )
+            fixed = decisions | {"position": Choice(decisions["position"].index)}
+            placed = self._place(inputs, mask, keep_last, fixed, sampling)
         else:
-            placed = self._place(inputs, mask, keep_last, decisions)
+            placed = self._place(inputs, mask, keep_last, decisions, sampling)
         if dropped := self.length - placed.prompt_positions.shape[1]:  # by a fixed size
             placed = placed._replace(prompt_positions=pad(placed.prompt_positions, (0, dropped), value=-1))
         deeper = self.deeper(decisions)
         return PromptedInput(
             *placed,
             decisions,
-            self.penalty(decisions),
+            self.penalty(decisions, sampling),
             moves,
-            None if deeper is None else deeper.to(inputs.dtype),
+            None if deeper is None else deeper.to(inputs),
             isinstance(self.size, LearnedDecision),
         )
 
-    def penalty(self, decisions: dict[str, Choice]) -> Tensor | None:
-        """The cost on length, while training and where a size is learned and costs something."""
-        if not (self.size_cost and self.training) or decisions["size"].logits is None:
+    def penalty(self, decisions: dict[str, Choice], sampling: bool | None = None) -> Tensor | None:
+        """The cost on length, while training (or ``sampling``) and where a size is learned and costs something."""
+        sampling = self.training if sampling is None else sampling
+        if not (self.size_cost and sampling) or decisions["size"].logits is None:
             return None
         return self.size_cost * expected_share(decisions["size"])
 
@@ -185,7 +243,9 @@ class DynamicPrompt(nn.Module):
 
     def samples(self) -> list[str]:
         """Names of the decisions whose estimator tries several options and compares their losses."""
-        return [name for name, chooser in self.choosers().items() if chooser.estimator in SAMPLED]
+        return [
+            name for name, chooser in self.choosers().items() if ESTIMATORS[chooser.estimator].compares_losses
+        ]
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -193,10 +253,10 @@ class DynamicPrompt(nn.Module):
         return next((chooser.generator for chooser in self.choosers().values()), None)
 
     @property
-    def _in_position_space(self) -> bool:
-        return (
-            isinstance(self.position, LearnedDecision) and self.position.chooser.estimator == "position-space"
-        )
+    def in_position_space(self) -> bool:
+        """Whether the position's gradient is estimated in the backbone's position information."""
+        learned = isinstance(self.position, LearnedDecision)
+        return learned and ESTIMATORS[self.position.chooser.estimator].space == "positions"
 
     def _moves(self, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Moves:
         position, length, size = decisions["position"], self.length, decisions["size"].index
@@ -207,18 +267,20 @@ class DynamicPrompt(nn.Module):
         return Moves(position.weights, rows, mask.long().argmax(1, keepdim=True))
 
     def content(self, decisions: dict[str, Choice]) -> Tensor:
-        """The vectors that are inserted: (l, d) without a pool, (B, l, d) with one."""
-        vectors = self.vectors if self.depth == 1 else self.vectors.select(-3, 0)
-        return vectors if self.vector is None else mix(vectors, decisions["vector"].weights)
+        """The vectors that are inserted: (l, d), or (B, l, d) where they differ between instances, as with a pool."""
+        return self._edited(self.vectors if self.depth == 1 else self.vectors.select(-3, 0), decisions)
 
     def deeper(self, decisions: dict[str, Choice]) -> Tensor | None:
-        """The vectors for further layers: (depth - 1, l, d) without a pool, (B, depth - 1, l, d) with one."""
-        if self.depth == 1:
-            return None
-        vectors = self.vectors.narrow(-3, 1, self.depth - 1)
-        if self.vector is None:
-            return vectors
-        return mix(vectors.flatten(1, 2), decisions["vector"].weights).unflatten(1, (self.depth - 1, -1))
+        """The vectors for further layers: (depth - 1, l, d) or (B, depth - 1, l, d), or None."""
+        return (
+            None if self.depth == 1 else self._edited(self.vectors.narrow(-3, 1, self.depth - 1), decisions)
+        )
+
+    def _edited(self, vectors: Tensor, decisions: dict[str, Choice]) -> Tensor:
+        for name, part in self.parts.items():
+            if hasattr(part, "edit"):
+                vectors = part.edit(vectors, decisions[name])
+        return vectors
 
     def every_layer(self, decisions: dict[str, Choice]) -> Tensor:
         """The vectors in use of every layer: (depth, n, d) without a pool, (B, depth, n, d) with one.
@@ -229,10 +291,12 @@ class DynamicPrompt(nn.Module):
         deeper = self.deeper(decisions)
         if deeper is not None:
             vectors = torch.cat([vectors, deeper], -3)
-        return vectors[..., : self.size.option, :] if isinstance(self.size, FixedDecision) else vectors
+        return vectors[..., : self.most, :]
 
-    def _place(self, inputs: Tensor, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Inserted:
-        vectors = self.content(decisions).to(inputs.dtype)
+    def _place(
+        self, inputs: Tensor, mask: Tensor, keep_last, decisions: dict[str, Choice], sampling: bool
+    ) -> Inserted:
+        vectors = self.content(decisions).to(inputs)
         position, size = decisions["position"], decisions["size"]
         if isinstance(self.size, FixedDecision):
             if self.size.option < self.length:
@@ -247,7 +311,7 @@ class DynamicPrompt(nn.Module):
                 given = given | {"split": position.index}
             return insert_weighted(vectors, inputs, mask, **weights, **given, keep_last=keep_last)
         placed = insert(vectors, inputs, mask, position.index, **sizes, keep_last=keep_last)
-        if sizes and not self.training and not torch.compiler.is_compiling():
+        if sizes and not sampling and not torch.compiler.is_compiling():
             return _shrink(placed, inputs.shape[1] + int(size.index.max()))
         return placed
 

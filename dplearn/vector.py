@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplearn.choice import Choice, Chooser, at_least_float32
-from dplearn.controllers import LEARNED
+from dplearn.checks import OneOf
+from dplearn.choice import Chooser
+from dplearn.controllers import LEARNED, Decision, Words, learned_in_words, make_controller
+from dplearn.sampling import Choice, at_least_float32
 
 VECTORS = ("single", *LEARNED)
 MIXINGS = ("softmax", "tanh", "hard")
@@ -43,8 +45,7 @@ class Mixture(nn.Module):
 
     def __init__(self, controller: nn.Module, mixing: str = "softmax", chooser: Chooser | None = None):
         super().__init__()
-        if mixing not in MIXINGS:
-            raise ValueError(f"mixing={mixing!r} is unknown, expected one of {list(MIXINGS)}")
+        OneOf(MIXINGS)("mixing", mixing)
         if (mixing == "hard") != (chooser is not None):
             raise ValueError(
                 f"chooser={chooser!r} does not fit mixing={mixing!r}: expected one for 'hard' alone"
@@ -57,15 +58,57 @@ class Mixture(nn.Module):
     def looks_at_input(self) -> bool:
         return self.controller.looks_at_input
 
-    def forward(self, summary: Tensor, task: Tensor | None = None) -> Choice:
-        """A choice whose weights are (B, K), never None, and whose index is the heaviest prompt of the pool."""
+    def forward(self, summary: Tensor, task: Tensor | None = None, sampling: bool | None = None) -> Choice:
+        """A choice whose weights are (B, K), never None, and whose index is the heaviest prompt of the pool.
+
+        ``sampling`` (of one prompt of the pool) as in :class:`~dplearn.choice.Chooser`; a mixture samples nothing.
+        """
         logits = at_least_float32(self.controller(summary, task))
         if self.chooser is None:
             weights = mixture_weights(logits, self.mixing)
             return Choice(weights.argmax(-1), weights, logits)
-        choice = self.chooser(logits)
-        if choice.weights is None:  # evaluation
-            return choice._replace(
-                weights=nn.functional.one_hot(choice.index, logits.shape[1]).to(logits.dtype)
-            )
-        return choice
+        choice = self.chooser(logits, sampling)
+        # Evaluation and compared losses choose without weights.
+        return (
+            choice if choice.weights is not None else self.tried(choice, choice.index)._replace(logits=logits)
+        )
+
+    def tried(self, choice: Choice, index: Tensor) -> Choice:
+        """The choice of other prompts of the pool, ``index`` (N,), than those of ``choice``."""
+        logits = choice.logits
+        return Choice(index, nn.functional.one_hot(index, logits.shape[1]).to(logits.dtype))
+
+    def edit(self, vectors: Tensor, choice: Choice) -> Tensor:
+        """The prompt of each instance: a pool (K, ..., l, d) -> (B, ..., l, d)."""
+        return mix(vectors.flatten(1, -2), choice.weights).unflatten(1, vectors.shape[1:-1])
+
+    def entries_in_use(self) -> dict[str, int]:
+        """How many entries of each parameter can change an output: a pool of one has weight 1 whatever is learned."""
+        alone = self.controller.options == 1
+        return {name: 0 if alone else parameter.numel() for name, parameter in self.named_parameters()}
+
+
+def in_words(options) -> Words:
+    """The vectors in words; ``options`` are the flat options of a prompt (:class:`dplearn.config.PromptConfig`)."""
+    if options.vector == "single":
+        return Words("single", "one prompt")
+    kind = "one prompt" if options.mixing == "hard" else f"a mixture ({options.mixing})"
+    pool = f"out of a pool of {options.pool_size}"
+    return Words(options.vector, f"{kind} {pool}, {learned_in_words(options.vector, options)}")
+
+
+def build(options, width: int, chooser):
+    """The module that weighs the pool, or None without one; see :class:`dplearn.controllers.Decision`."""
+    if options.vector == "single":
+        return None
+    tasks = 1 if options.tasks is None else len(options.tasks)
+    controller = make_controller(options.vector, width, options.pool_size, tasks)
+    return Mixture(controller, options.mixing, chooser() if options.mixing == "hard" else None)
+
+
+VECTOR = Decision(
+    "which",
+    build,
+    in_words,
+    sampled=lambda options: options.vector != "single" and options.mixing == "hard",
+)

@@ -19,7 +19,8 @@ backbone = cache(tiny.t5)  # frozen, so that tests may share it
 
 def prompted(seed=0, length=LENGTH, double=True, vectors=None, **options):
     """A prompted T5 in float64 whose random vectors have the scale of its embeddings."""
-    config, t5 = dp.PromptConfig(length=length, **({"pool_size": POOL} | options)), backbone()
+    pool = {"pool_size": POOL} if options.get("vector", "single") != "single" else {}
+    config, t5 = dp.PromptConfig(length=length, **(pool | options)), backbone()
     torch.manual_seed(seed)
     if vectors is None:
         vectors = torch.randn(*config.shape, tiny.WIDTH)

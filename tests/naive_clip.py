@@ -21,7 +21,8 @@ MODELS = {"clip": tiny.clip, "siglip": tiny.siglip}
 def make(kind="clip", backbone=None, length=LENGTH, seed=0, spread=6.0, **options):
     """A prompted model in float64 with random vectors of the scale of the embeddings and decisions that differ."""
     backbone = MODELS[kind]() if backbone is None else backbone
-    config = dp.PromptConfig(length=length, **({"pool_size": 2} | options))
+    pool = {"pool_size": 2} if options.get("vector", "single") != "single" else {}
+    config = dp.PromptConfig(length=length, **(pool | options))
     torch.manual_seed(seed)
     width = 12 if config.towers == "vision" else tiny.WIDTH
     model = dp.prompted(backbone, config, vectors=torch.randn(*config.shape, width)).to(backbone.dtype)

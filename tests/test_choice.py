@@ -2,12 +2,23 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dplearn.choice import SCHEDULES, Authors, Chooser, Exponential, gumbel_one_hot, schedule
+from dplearn.choice import (
+    SCHEDULES,
+    Authors,
+    Chooser,
+    Constant,
+    Exponential,
+    Linear,
+    gumbel_one_hot,
+    schedule,
+)
+from dplearn.estimators import ESTIMATORS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -75,6 +86,59 @@ def test_training_samples_and_weights_point_at_the_index():
     assert torch.equal(choice.weights.argmax(-1), choice.index) and choice.weights.requires_grad
 
 
+@pytest.mark.parametrize("estimator", ["score-function", "exact"])
+def test_estimators_that_compare_losses_choose_a_plain_sample(estimator):
+    """The option of the largest noisy logit, row by row, without weights: the gradient comes from the losses."""
+    logits = 3 * torch.randn(50, 6, requires_grad=True)
+    torch.manual_seed(4)
+    noise = -torch.empty_like(logits).exponential_().log()
+    expected = [max(range(6), key=lambda k, row=row: row[k].item()) for row in logits + noise]
+    torch.manual_seed(4)
+    choice = Chooser(estimator, temperature=0.3).train()(logits)
+    assert choice.index.tolist() == expected and choice.weights is None
+    assert torch.equal(choice.logits, logits)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_sampling_in_evaluation_takes_the_largest_noisy_logit_of_each_row(temperature):
+    logits = 3 * torch.randn(50, 6)
+    torch.manual_seed(4)
+    noise = -torch.empty_like(logits).exponential_().log()
+    expected = [max(range(6), key=lambda k, row=row: row[k].item()) for row in logits + noise]
+    torch.manual_seed(4)
+    choice = Chooser(temperature=temperature, sample_in_evaluation=True).eval()(logits)
+    assert choice.index.tolist() == expected and choice.weights is None
+
+
+def test_the_temperature_is_one_where_nobody_says():
+    logits = torch.randn(20, 5, requires_grad=True)
+    upstream, found = torch.randn(20, 5), []
+    for make in (
+        lambda: Chooser()(logits).weights,
+        lambda: torch.nn.functional.gumbel_softmax(logits, 1.0, True),
+    ):
+        torch.manual_seed(2)
+        found += torch.autograd.grad(make(), logits, upstream)
+    assert torch.equal(*found) and Chooser().temperature == 1.0
+
+
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+@pytest.mark.parametrize("training", [False, True])
+def test_sampling_is_asked_for_whatever_the_mode(estimator, training):
+    """None follows the mode; True and False are the choices of training and of evaluation, bit by bit."""
+    chooser, logits = Chooser(estimator, temperature=0.7), torch.randn(40, 5)
+    for sampling in (True, False):
+        found = []
+        for mode, asked in ((sampling, None), (training, sampling)):
+            torch.manual_seed(6)
+            found.append(chooser.train(mode)(logits, asked))
+            assert chooser.training is mode
+        (index, weights, _), (other, others, _) = found
+        assert torch.equal(index, other) and (weights is None) is (others is None)
+        assert weights is None or torch.equal(weights, others)
+        assert sampling or torch.equal(index, logits.argmax(1))
+
+
 def test_half_precision_logits_are_compared_in_float32():
     choice = Chooser().train()(torch.zeros(4, 3, dtype=torch.bfloat16))
     assert choice.weights.dtype == torch.float32
@@ -112,14 +176,38 @@ def test_constant_schedule():
     ("make", "message"),
     [
         (lambda: schedule("cosine"), "name='cosine' is not a temperature schedule"),
-        (lambda: schedule("constant", value=0.0), "value=0.0 is not valid, expected a positive number"),
+        (
+            lambda: schedule("constant", value=0.0),
+            "value=0.0 is not valid, expected a positive, finite number",
+        ),
         (lambda: Exponential(start=-1.0), "start=-1.0"),
         (lambda: Exponential(end=0.0), "end=0.0"),
         (lambda: SCHEDULES["linear"](steps=0), "steps=0 is not valid, expected at least 1"),
         (lambda: Authors(interval=0), "interval=0"),
         (lambda: Authors(floor=2), "floor=2"),
-        (lambda: Chooser("reinforce"), "estimator='reinforce' is unknown, expected one of"),
-        (lambda: Chooser(temperature=0.0), "temperature=0.0 is not a positive, finite number"),
+        (lambda: Authors(floor=0), r"floor=0 is not valid, expected a number in (0, 1\]"),
+        (lambda: Authors(floor=numpy.ones(2)), r"floor=array"),
+        (lambda: Linear(steps=numpy.ones(2)), r"steps=array"),
+        (lambda: Constant(numpy.ones(2)), r"value=array"),
+        (
+            lambda: Constant(10**400),
+            "value=10000.* is not valid, expected a positive, finite number that float32 holds",
+        ),
+        (lambda: Chooser(["exact"]), r"estimator=\['exact'\] is unknown"),
+        (lambda: Chooser(temperature=1e39), r"temperature=1e.39 is not valid, .* that float32 holds"),
+        (lambda: Chooser(temperature=1e-38), "temperature=1e-38 is not valid, .* that float32 holds"),
+        (lambda: Chooser(temperature=10**400), "temperature=10000.* is not valid, .* that float32 holds"),
+        (lambda: Chooser(temperature=numpy.ones(2)), "temperature=array"),
+        (lambda: Chooser(temperature="warm"), "temperature='warm' is not valid"),
+        (lambda: Chooser().set_temperature(True), "temperature=True is not valid"),
+        (
+            lambda: Chooser("reinforce"),
+            "estimator='reinforce' is unknown, expected 'exact', 'position-space'",
+        ),
+        (
+            lambda: Chooser(temperature=0.0),
+            "temperature=0.0 is not valid, expected a positive, finite number",
+        ),
         (lambda: Chooser().set_temperature(float("nan")), "temperature=nan"),
         (lambda: Chooser().set_temperature(float("inf")), "temperature=inf"),
     ],
@@ -127,3 +215,10 @@ def test_constant_schedule():
 def test_bad_values_are_named(make, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         make()
+
+
+@pytest.mark.parametrize("value", [0.25, numpy.float32(0.25), torch.tensor(0.25), numpy.float64(0.25)])
+def test_a_temperature_may_be_a_number_of_numpy_or_torch(value):
+    chooser = Chooser()
+    chooser.set_temperature(value)
+    assert chooser.temperature.item() == 0.25

@@ -359,7 +359,7 @@ def test_a_size_is_learned_beside_the_position():
 # ---- together with the rest of the package ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", sorted(estimators.SAMPLED))
+@pytest.mark.parametrize("estimator", sorted(estimators.comparing_losses()))
 def test_label_words_see_the_same_surrogate(estimator):
     """LabelWordLoss on the copies equals the model's own loss where the vocabulary is the label words alone."""
     model = make(tiny.t5(), estimator=estimator)

@@ -114,7 +114,7 @@ def test_training_equals_that_of_the_backbones_own_head(name, options):
     """Logits, gradients and three steps of SGD; the head's copy is trained and the backbone's weights are not."""
     case = CASES[name]
     if case.images and "position" in options:
-        options = options | {"insert": "before-positions"}
+        options = options | {"entry": "before-positions"}
     backbone = case.make()
     model, reference = make(backbone, **options), make(case.make(), "frozen", **options)
     with torch.no_grad():  # a head of its own is another one from the first step on
@@ -191,7 +191,7 @@ def test_labels_of_tokens():
 
 def test_the_head_learns_from_every_split_that_is_tried():
     """Enumerated splits: the head's gradient is the expectation over them."""
-    case, options = CASES["vit"], {"insert": "before-positions"}
+    case, options = CASES["vit"], {"entry": "before-positions"}
     model = make(case.make(), position="task", estimator="exact", **options)
     with torch.no_grad():
         model.prompt.position.controller.logits.normal_()
@@ -487,7 +487,7 @@ def test_the_head_is_counted_and_named(capsys, tmp_path):
 
 
 def test_parameter_groups_have_one_for_the_head():
-    model = make(tiny.vit(), position="task", insert="before-positions")
+    model = make(tiny.vit(), position="task", entry="before-positions")
     for rate, expected in ((0.5, 0.5), (None, 0.01)):
         groups = dp.parameter_groups(model, 0.3, 0.01, rate)
         assert [group["lr"] for group in groups] == [0.3, 0.01, expected]

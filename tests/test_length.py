@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
 import dplearn as dp
-from dplearn.choice import ESTIMATORS, Choice
+from dplearn.choice import Choice
+from dplearn.estimators import ESTIMATORS
 from dplearn.length import expected_share, resolve_size
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -300,7 +301,8 @@ def test_the_trainer_accumulates_the_cost_like_the_loss(tmp_path, monkeypatch, o
         hard = torch.nn.functional.one_hot(soft.argmax(-1), soft.shape[1]).to(soft)
         return Choice(soft.argmax(-1), hard - soft.detach() + soft, logits)
 
-    monkeypatch.setitem(ESTIMATORS, "straight-through", without_noise)
+    row = ESTIMATORS["straight-through"]._replace(sample=without_noise)
+    monkeypatch.setitem(ESTIMATORS, "straight-through", row)
 
     def model():
         return naive.prompted(size="instance", size_cost=3.0).train()

@@ -169,7 +169,7 @@ def test_what_a_decision_needs_is_asked_for_by_name():
     inputs, mask = torch.zeros(2, 3, 5), torch.ones(2, 3).long()
     for part in ("position", "size", "vector"):
         shape = (POOL, LENGTH, 5) if part == "vector" else (LENGTH, 5)
-        options = {"length": LENGTH, "pool_size": POOL, "tasks": ["a", "b"]}
+        options = {"length": LENGTH, "tasks": ["a", "b"]} | ({"pool_size": POOL} if part == "vector" else {})
         prompt = dp.PromptConfig(**options, **{part: "instance"}).build(torch.zeros(shape))
         with pytest.raises(ValueError, match="summary=None, expected"):
             prompt(inputs, mask)

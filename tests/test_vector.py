@@ -81,6 +81,25 @@ def test_weights_take_the_precision_of_the_pool():
     assert mix(torch.ones(2, 3, 4, dtype=torch.bfloat16), torch.full((5, 2), 0.5)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("mixing", ["softmax", "tanh"])
+@pytest.mark.parametrize("sampling", [None, False, True])
+def test_the_index_of_a_mixture_is_its_heaviest_prompt(mixing, sampling):
+    controller = TaskController(5, tasks=40)
+    torch.nn.init.normal_(controller.logits)
+    choice = Mixture(controller, mixing)(torch.zeros(40, 1), torch.arange(40), sampling)
+    rows = controller.logits.tolist()
+    assert choice.index.tolist() == [max(range(5), key=lambda k, row=row: row[k]) for row in rows]
+
+
+def test_a_hard_choice_samples_where_it_is_asked_to():
+    controller = TaskController(5)
+    hard = Mixture(controller, "hard", Chooser()).train()
+    best = controller.logits.argmax().item()
+    assert hard(torch.zeros(60, 1), None, False).index.unique().tolist() == [best]
+    assert hard.eval()(torch.zeros(60, 1), None, True).index.unique().numel() > 1
+    assert hard.train()(torch.zeros(60, 1), None, False).weights.requires_grad is False
+
+
 # --- on a backbone ---
 
 
@@ -176,7 +195,9 @@ def test_an_instance_does_not_depend_on_its_batch_or_padding(level, mixing):
 
 def test_every_row_of_the_pool_is_another_row_of_the_vocabulary():
     embedding = torch.randn(50, 4)
-    vectors = dp.PromptConfig(length=6, vector="task", pool_size=8).initial_vectors(embedding)
+    vectors = dp.PromptConfig(length=6, vector="task", pool_size=8).initial_vectors(
+        4, 50, embedding.__getitem__
+    )
     rows = torch.cdist(vectors.flatten(0, 1), embedding).argmin(1)
     assert vectors.shape == (8, 6, 4) and torch.equal(vectors.flatten(0, 1), embedding[rows])
     assert rows.unique().numel() == 48
@@ -184,7 +205,7 @@ def test_every_row_of_the_pool_is_another_row_of_the_vocabulary():
 
 def test_uniform_prompts_of_the_pool_differ():
     vectors = dp.PromptConfig(length=6, vector="task", pool_size=8, init="uniform").initial_vectors(
-        torch.zeros(9, 4)
+        4, 9, torch.zeros(9, 4).__getitem__
     )
     assert vectors.min() >= -0.5 and vectors.max() <= 0.5
     assert vectors.flatten(1).unique(dim=0).shape[0] == 8 and vectors.std() == pytest.approx(

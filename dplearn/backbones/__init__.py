@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from torch import nn
 
-from dplearn.backbones.base import Backbone
-from dplearn.backbones.causal import CausalBackbone
+from dplearn.backbones.base import Backbone, Boundary, Reading
+from dplearn.backbones.causal import CausalBackbone, is_causal
 from dplearn.backbones.clip import CLIPBackbone
 from dplearn.backbones.encoder import EncoderBackbone
 from dplearn.backbones.seq2seq import Seq2SeqBackbone
 from dplearn.backbones.vit import ViTBackbone
 
-ADAPTERS = (Seq2SeqBackbone, EncoderBackbone, CausalBackbone, ViTBackbone, CLIPBackbone)
+ADAPTERS = (Seq2SeqBackbone, CausalBackbone, EncoderBackbone, ViTBackbone, CLIPBackbone)
+
+__all__ = [
+    "ADAPTERS",
+    "Backbone",
+    "Boundary",
+    "CLIPBackbone",
+    "CausalBackbone",
+    "EncoderBackbone",
+    "Reading",
+    "Seq2SeqBackbone",
+    "ViTBackbone",
+    "adapt",
+]
 
 
 def adapt(backbone: nn.Module) -> Backbone:
-    """The adapter for a Hugging Face model.
+    """The adapter for a Hugging Face model, which is tried out on a few tokens.
 
     Raises
     ------
@@ -27,10 +40,28 @@ def adapt(backbone: nn.Module) -> Backbone:
     if not isinstance(backbone, PreTrainedModel):
         kind = f"{type(backbone).__module__}.{type(backbone).__name__}"
         raise TypeError(f"{start}expected a transformers PreTrainedModel, got {kind}")
-    reasons = []
     for adapter in ADAPTERS:
-        reason = adapter.refusal(backbone)
-        if reason is None:
-            return adapter(backbone)
-        reasons.append(reason)
-    raise TypeError(start + "; ".join(reasons))
+        if adapter.refusal(backbone) is None:
+            found = adapter(backbone)
+            reason = found.probe()
+            if reason is not None:
+                raise TypeError(start + reason)
+            return found
+    raise TypeError(start + nearest(backbone).refusal(backbone))
+
+
+def nearest(backbone: nn.Module) -> type[Backbone]:
+    """The adapter of the kind that a refused model is nearest to, whose reason is the one to tell."""
+    config = backbone.config
+    if getattr(config, "is_encoder_decoder", False):
+        return Seq2SeqBackbone
+    if (
+        getattr(config, "text_config", None) is not None
+        and getattr(config, "vision_config", None) is not None
+    ):
+        return CLIPBackbone
+    if getattr(backbone, "main_input_name", "input_ids") == "pixel_values":
+        return ViTBackbone
+    if is_causal(backbone) or getattr(config, "is_decoder", False):
+        return CausalBackbone
+    return EncoderBackbone

@@ -1,64 +1,155 @@
 """What a prompt needs to know about a model: one adapter per kind of backbone derives from this.
 
-An adapter holds a reference to the model and owns no parameters. It embeds the input, says which tokens stay last, runs
-the model on the prompted input, and sees to it that the answer is read from the right rows.
+An adapter holds a reference to the model and owns no parameters. It reads a batch (:meth:`Backbone.read`): the rows as
+the model itself embeds them, which of them are real, what decisions look at, what stays behind the prompt. And it runs
+the model on these rows with a prompt in place (:meth:`Backbone.run`), so that everything behind the prompt, such as
+pooler, head and loss, meets what it would meet without one.
+
+What an adapter takes for granted about its model is tried out on the model before it is used (:meth:`Backbone.probe`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dplearn.backbones.views import Changes, shared_copy
+from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
-from dplearn.estimators import instance_losses
+from dplearn.estimators import instance_losses, repeat
+from dplearn.prompt import DynamicPrompt, PromptedInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dplearn.config import PromptConfig
-    from dplearn.prompt import DynamicPrompt, PromptedInput
+
+class Reading(NamedTuple):
+    """A batch as a prompt meets it."""
+
+    rows: Tensor  # (B, T, d), as the model itself embeds the input
+    mask: Tensor  # (B, T), 1 = real
+    seen: Tensor  # (B, T), 1 = decisions look at it
+    keep_last: int | Tensor  # how many last real rows stay behind the prompt: an int or (B,)
+    given: dict  # what the model was given, by name
+    # (B, T), the row that holds each column of what was given; None: the same. (Padding on the left may have moved.)
+    columns: Tensor | None = None
+    # (1, T + n, d), position vectors for an image's prompt, or for all of its rows; None: there are none to add
+    codes: Tensor | None = None
+
+    def repeated(self, times: int) -> Reading:
+        """The batch so many times, one behind the other: (times * B, ...)."""
+        batch = self.rows.shape[0]
+        given = {name: repeat(value, times, batch) for name, value in self.given.items()}
+        fields = {
+            name: repeat(value, times, batch) for name, value in self._asdict().items() if name != "codes"
+        }
+        return self._replace(**fields | {"given": given})
+
+    def places(self, placed: PromptedInput) -> Tensor:
+        """(B, T): the row of the prompted input that holds each column of what was given."""
+        return (
+            placed.input_positions if self.columns is None else placed.input_positions.gather(1, self.columns)
+        )
+
+
+class Boundary(NamedTuple):
+    """Where the input ends that a prompt surrounds, as the user says it: at most one of the two is not None.
+
+    keep_last : how many last real tokens stay behind the prompt.  context_length : how many first ones it surrounds.
+    Both: an int or (B,).
+    """
+
+    keep_last: int | Tensor | None = None
+    context_length: int | Tensor | None = None
+
+    @property
+    def given(self) -> bool:
+        return self.keep_last is not None or self.context_length is not None
+
+    def kept(self, mask: Tensor, otherwise: int | Tensor = 0) -> int | Tensor:
+        """How many last real tokens stay behind the prompt, for a mask (B, T); ``otherwise`` where nothing is said.
+
+        Raises
+        ------
+        ValueError : not whole numbers of at least 0, or not one for each instance.
+        """
+        if self.keep_last is not None:
+            return _whole("keep_last", self.keep_last, mask)
+        if self.context_length is None:
+            return otherwise
+        real = (mask != 0).sum(1)
+        return (real - _whole("context_length", self.context_length, mask)).clamp(min=0)
+
+
+def _whole(name: str, value: int | Tensor, mask: Tensor) -> int | Tensor:
+    if isinstance(value, Tensor):
+        if value.shape != mask.shape[:1] or value.is_floating_point() or value.dtype == torch.bool:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, expected an integer or integers "
+                f"({mask.shape[0]},), one for each instance"
+            )
+        if (
+            value.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and value.numel()
+            and value.min() < 0
+        ):
+            raise ValueError(f"{name} holds {int(value.min())}, expected integers of at least 0")
+        return value.to(mask.device)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"{name}={value!r} is not valid, expected an integer of at least 0, or one for each instance"
+        )
+    return value
 
 
 class Backbone:
     """The parts that all kinds share."""
 
-    # Whether a summary also looks at the tokens that are kept last: answers in the input must stay unseen.
-    summarize_kept = True
-    # What the model reads, by the name of its argument, and the other arguments that its embeddings take.
+    # What the config's options call this kind, what the model reads, and the other arguments of its embedding step.
+    kind = "text"
+    reads = "text"
     input_name = "input_ids"
-    embedding_options: tuple[str, ...] = ()
+    # Whether the answer stands in the input itself, as in a decoder-only language model.
+    reads_answers = False
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         # Learned absolute positions have a last row; relative and rotary ones have none.
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
+        self.scale = 1.0
+
+    # --- whether and how the model is served ---
 
     @staticmethod
     def refusal(model: nn.Module) -> str | None:
         """Why this adapter cannot serve the model, or None if it can."""
         raise NotImplementedError
 
-    @staticmethod
-    def model_class() -> type:
-        """The class of a prompted model of this kind."""
-        from dplearn.model import PromptedModel
-
-        return PromptedModel
+    def probe(self) -> str | None:
+        """Try out what the adapter takes for granted; why the model cannot be served after all, or None."""
+        return None
 
     @property
-    def embedding(self) -> Tensor:
-        """The token embedding matrix, (vocabulary, d)."""
-        return self.model.get_input_embeddings().weight
+    def embedding(self) -> nn.Module:
+        """The module that embeds tokens."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens."""
+        return self.embedding.weight.shape[0]
 
     @property
     def width(self) -> int:
         """d, the width of the input embeddings."""
-        return self.embedding.shape[1]
+        return self.embedding.weight.shape[1]
 
     def width_of(self, config: PromptConfig) -> int:
         """The width of the vectors of a prompt."""
@@ -66,15 +157,24 @@ class Backbone:
 
     def summary_width(self, config: PromptConfig) -> int:
         """The width of what instance-level decisions look at."""
-        return self.width_of(config)
+        return self.hidden_width if config.summary == "encoder" else self.width_of(config)
+
+    @property
+    def hidden_width(self) -> int:
+        """The width of the last hidden states."""
+        return getattr(self.model.config, "hidden_size", self.width)
 
     def describe(self) -> dict:
         """What a prompt depends on, as a checkpoint records it."""
-        return {"vocabulary": len(self.embedding), "width": self.width}
+        return {"vocabulary": self.vocabulary, "width": self.width}
 
     def initial_vectors(self, config: PromptConfig, generator: torch.Generator | None = None) -> Tensor:
-        """First values of a prompt, ``config.shape`` times d, in float32."""
-        return config.initial_vectors(self.embedding, generator)
+        """First values of a prompt, ``config.shape`` times d, in float32: by default rows of random tokens, as the
+        model embeds them."""
+        return config.initial_vectors(self.width, self.vocabulary, self._words, generator)
+
+    def _words(self, ids: Tensor) -> Tensor:
+        return self.embed(ids.to(self.model.device)[None])[0]
 
     def complete(
         self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
@@ -96,21 +196,77 @@ class Backbone:
 
     def check(self, config: PromptConfig) -> None:
         """Raise ValueError where a config asks for what this kind of backbone cannot do."""
-        refuse_unusual(config, ("depth", "insert"), "images", self.model, "text")
-        refuse_unusual(config, ("towers", "summary"), "image-text models", self.model, "text")
+        config.refuse_unserved(self.kind, type(self.model).__name__, self.reads)
+
+    def refuses_position_space(self) -> str | None:
+        """Why the position-space estimator does not reach this model's position information, or None if it does."""
+        return f"{type(self.model).__name__} has no position information that is known"
+
+    # --- from a batch to rows ---
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, d) frozen embeddings, scaled as the model does it."""
         with torch.no_grad():
-            return self.model.get_input_embeddings()(input_ids)
+            rows = self.embedding(input_ids)
+            return rows if self.scale == 1.0 else rows * self.scale
 
-    def full_mask(self, inputs: Tensor) -> Tensor:
-        """The mask (B, T) of inputs (B, T, d) that come without one."""
-        return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+    def read(self, batch: dict, boundary: Boundary, config: PromptConfig, size: int | None = None) -> Reading:
+        """What a batch is to a prompt.
 
-    def keep_last(self, input_ids: Tensor | None, mask: Tensor, labels: Tensor | None) -> int | Tensor:
-        """How many of the last real tokens stay behind the prompt: an int or (B,)."""
+        Parameters
+        ----------
+        batch : what the model's forward takes, by name.
+        boundary : where the input ends that the prompt surrounds.
+        config : of the prompt that is going to be put in place.
+        size : the number of vectors that will stand there; None: as many as there are, or fewer (a learned size).
+
+        Raises
+        ------
+        ValueError : no input or several, wrong shapes or dtypes, no room for the prompt.
+        """
+        self._refuse_images(batch)
+        ids, mask, rows = self._tokens(batch)
+        self.check_length(mask.shape[1] + config.length)
+        keep_last = boundary.kept(mask, self.keep_last(ids, mask))
+        rows = self.embed(ids) if rows is None else rows
+        return Reading(rows, mask, self.seen(mask, keep_last), keep_last, batch)
+
+    def _refuse_images(self, batch: dict) -> None:
+        if batch.get("pixel_values") is not None:
+            raise ValueError(f"pixel_values is for images, but {type(self.model).__name__} reads text")
+
+    def _tokens(self, batch: dict) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Checked token ids (B, T), mask (B, T) and rows (B, T, d); of ids and rows one is None."""
+        ids, mask, rows = (batch.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds"))
+        if isinstance(ids, dict) or hasattr(ids, "keys"):
+            raise TypeError(f"input_ids is a {type(ids).__name__}, expected token ids: call model(**batch)")
+        if (ids is None) == (rows is None):
+            both = "both" if ids is not None else "none"
+            raise ValueError(f"expected one of input_ids and inputs_embeds, got {both}")
+        if ids is not None and (ids.ndim != 2 or ids.is_floating_point() or 0 in ids.shape):
+            raise ValueError(
+                f"input_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}, expected integers (batch, seq)"
+                + (", at least one token each" if 0 in ids.shape else "")
+            )
+        if rows is not None and (rows.ndim != 3 or rows.shape[2] != self.width):
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(rows.shape)}, expected (batch, seq, {self.width})"
+            )
+        shape = (ids if rows is None else rows).shape[:2]
+        if mask is None:
+            mask = torch.ones(shape, dtype=torch.long, device=(ids if rows is None else rows).device)
+        elif mask.shape != shape:
+            found = tuple(mask.shape)
+            raise ValueError(f"attention_mask has shape {found}, expected {tuple(shape)} as the input")
+        return ids, mask, rows
+
+    def keep_last(self, input_ids: Tensor | None, mask: Tensor) -> int | Tensor:
+        """How many of the last real tokens stay behind the prompt where the user says nothing: an int or (B,)."""
         return 0
+
+    def seen(self, mask: Tensor, keep_last: int | Tensor) -> Tensor:
+        """(B, T): which rows decisions look at."""
+        return mask
 
     def check_length(self, total: int) -> None:
         """Raise ValueError where input plus prompt exceed the model's position table."""
@@ -121,53 +277,156 @@ class Backbone:
             )
 
     @torch.no_grad()
-    def summarize(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Masked mean of the last hidden states: (B, T, d), (B, T) -> (B, d), without gradient or dropout."""
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
-            return masked_mean(self.hidden_states(inputs, mask), mask)
-        finally:
-            if training:
-                self.model.train()
+    def summarize(self, reading: Reading, config: PromptConfig) -> Tensor:
+        """What instance-level decisions look at, (B, w): the mean of the rows or of the last hidden states, without
+        gradient or dropout."""
+        if config.summary != "encoder":
+            return masked_mean(reading.rows, reading.seen)
+        with evaluating(self.model) as model:
+            return masked_mean(self.hidden_states(model, reading.rows, reading.mask), reading.seen)
 
-    def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Last hidden states (B, T, d) of the input without a prompt."""
+    def hidden_states(self, model: PreTrainedModel, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states (B, T, h) of the input without a prompt; ``model`` is the backbone or a view of it."""
         raise NotImplementedError
 
-    def refuses_position_space(self) -> str | None:
-        """Why the position-space estimator does not reach this model's position information, or None if it does."""
-        return f"{type(self.model).__name__} has no position information that is known"
+    def inferred_mask(self, input_ids: Tensor, options: dict) -> Tensor | None:
+        """The mask (B, T) that the model's ``generate`` infers from ids that come without one; None: all are real.
+
+        Padding is hidden where it is told from the end of a sequence, which some models mark with the same token.
+        """
+        config = options.get("generation_config") or getattr(self.model, "generation_config", None)
+        pad, eos = (
+            options[name] if options.get(name) is not None else getattr(config, name, None)
+            for name in ("pad_token_id", "eos_token_id")
+        )
+        ends = eos if isinstance(eos, (list, tuple)) else [eos]
+        if pad is None or pad in ends or input_ids.is_floating_point():
+            return None
+        return (input_ids != pad).long()
+
+    # --- through the model ---
+
+    def continues(self, batch: dict) -> bool:
+        """Whether a batch goes on behind a prompted input whose keys and values are cached."""
+        return False
+
+    def finish(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
+        """What is done to a prompted input before the layers (positions of an image's prompt, for instance)."""
+        return placed
+
+    def run(self, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None = None):
+        """The model's own output for a prompted input; ``head`` holds modules that stand in for the model's own."""
+        raise NotImplementedError
+
+    def generate(self, placed: PromptedInput, reading: Reading, **options) -> Tensor:
+        """The model's ``generate`` on a prompted input."""
+        raise NotImplementedError(f"{type(self.model).__name__} does not generate")
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss per instance, (N,); see :func:`dplearn.estimators.instance_losses`."""
         return instance_losses(logits, labels)
 
-    def finish(self, placed: PromptedInput, positions: Tensor | None, coded: bool = False) -> PromptedInput:
-        """What is done to a prompted input before the layers; ``positions`` where a config gives the prompt some, for
-        the whole input or (``coded``) for the prompt alone."""
-        return placed
 
-    def forward(self, placed: PromptedInput, **options):
-        """The model's own output for a prompted input; ``options`` are what the model's forward takes."""
-        raise NotImplementedError
-
-    def generate(self, placed: PromptedInput, **options) -> Tensor:
-        """The model's ``generate`` on a prompted input."""
-        raise NotImplementedError(f"{type(self.model).__name__} does not generate")
+# ---- the probe: does the model say the same about rows as about the words that they belong to? ----
 
 
-def refuse_unusual(
-    config: PromptConfig, names: tuple[str, ...], kind: str, model: nn.Module, reads: str
-) -> None:
-    """Raise ValueError where a config has options that only another kind of model can serve."""
-    for name in names:
-        value, usual = getattr(config, name), type(config).__dataclass_fields__[name].default
-        if value != usual and (name != "summary" or value == "image"):
-            raise ValueError(
-                f"{name}={value!r} is for {kind}, expected {usual!r}: {type(model).__name__} reads {reads}"
-            )
+_SCALES: weakref.WeakKeyDictionary[nn.Module, float | str] = weakref.WeakKeyDictionary()
+
+
+def probed_scale(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states) -> float | str:
+    """What the model multiplies its embeddings with where it reads tokens and not where it is given rows.
+
+    A model that embeds tokens in another way, too (from the ids, say, deeper inside), cannot be given rows.
+
+    Parameters
+    ----------
+    embedding : the module that embeds tokens.
+    body : the module that gets tokens or rows.
+    states : a function of keyword arguments, ``input_ids`` or ``inputs_embeds`` (1, T), to hidden states.
+
+    Returns
+    -------
+    The factor; or why there is none.
+    """
+    if model not in _SCALES:
+        _SCALES[model] = _probed_scale(model, embedding, body, states)
+    return _SCALES[model]
+
+
+def _probed_scale(model, embedding, body, states) -> float | str:
+    if any(parameter.is_meta for parameter in embedding.parameters()) and not hasattr(embedding, "_hf_hook"):
+        return 1.0  # weights that are not there yet
+    name = type(model).__name__
+    ids = probe_ids(model, embedding.weight.shape[0]).to(model.device)
+    scales = {
+        float(value) for module in body.modules() if (value := vars(module).get("embed_scale")) is not None
+    }
+    try:
+        with torch.no_grad(), evaluating(model, copies=False):
+            plain = states(input_ids=ids).float()
+            rows = embedding(ids)
+            for scale in (1.0, *sorted(scales - {1.0})):
+                found = states(inputs_embeds=rows * scale).float()
+                if found.shape == plain.shape and torch.allclose(
+                    found, plain, rtol=_tolerance(model), atol=_tolerance(model) * plain.abs().amax().item()
+                ):
+                    return scale
+    except Exception as error:  # whatever it is: this model does not take rows
+        return f"{name} fails on embedded tokens: {type(error).__name__}: {str(error)[:200]}"
+    return (
+        f"{name} answers {(found - plain).abs().max():.2g} differently to its tokens and to their embeddings, so a "
+        "prompt would not enter where its words do"
+    )
+
+
+def _tolerance(model) -> float:
+    return 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.05
+
+
+def probe_ids(model: PreTrainedModel, vocabulary: int) -> Tensor:
+    """(1, 5) token ids that differ and have no special meaning to the model."""
+    config, special = model.config, set()
+    for name in ("pad", "bos", "eos", "sep", "cls", "mask", "decoder_start"):
+        value = getattr(config, f"{name}_token_id", None)
+        special |= set(value if isinstance(value, (list, tuple)) else [value])
+    usual = [token for token in range(vocabulary) if token not in special]
+    return torch.tensor([usual[1:][-5:] if len(usual) > 6 else usual[:5]])
+
+
+@contextmanager
+def evaluating(model: nn.Module, copies: bool = True):
+    """The model in evaluation mode, for one call, and afterwards as it was.
+
+    copies : where modules are in training mode, work on a view of the model, so that another thread does not see its
+        mode change. (Not while compiling, and not in the probe, where nobody else has the model yet.)
+    """
+    training = [module for module in model.modules() if module.training]
+    if not training:
+        yield model
+    elif copies and not torch.compiler.is_compiling():
+        yield _evaluating_copy(model, {})
+    else:
+        for module in training:
+            module.training = False
+        try:
+            yield model
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _evaluating_copy(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    """All modules anew, with the weights and everything else of the old ones, in evaluation mode."""
+    if id(module) not in done:
+        copy = done[id(module)] = shared_copy(module)
+        vars(copy)["training"] = False
+        vars(copy)["_modules"] = {
+            name: child and _evaluating_copy(child, done) for name, child in module._modules.items()
+        }
+    return done[id(module)]
+
+
+# ---- heads and rows ----
 
 
 def head_of(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -191,6 +450,26 @@ def head_of(model: PreTrainedModel) -> dict[str, nn.Module]:
     return head
 
 
+def standing_in(head: nn.ModuleDict | None) -> Changes:
+    """Changes of a model by which each module of ``head`` stands in for the model's own of that name.
+
+    They see floating point inputs in their own dtype, which the model's may be coarser than.
+    """
+    return {name: _in_own_dtype(module) for name, module in ({} if head is None else head).items()}
+
+
+def _in_own_dtype(module: nn.Module):
+    def forward(usual, *arguments, **options):
+        dtype = next(module.parameters()).dtype
+
+        def cast(value):
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return module(*map(cast, arguments), **{name: cast(value) for name, value in options.items()})
+
+    return forward
+
+
 def token_positions(mask: Tensor) -> Tensor:
     """Positions (B, S) that count the real tokens of each row from 0; padding gets 0.
 
@@ -206,58 +485,15 @@ def take_rows(states: Tensor, rows: Tensor) -> Tensor:
     return states.gather(1, rows.unsqueeze(2).expand(-1, -1, states.shape[2]))
 
 
-@contextmanager
-def forward_as(module: nn.Module, forward: Callable):
-    """While this is open, ``forward`` stands in for the module's own."""
-    patched = module.__dict__.get("forward")
-    # Not a forward hook: registering one counts handles in a class attribute, which torch.compile cannot trace.
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if patched is None:
-            module.__dict__.pop("forward")  # the class's own is visible again
-        else:
-            module.forward = patched  # as accelerate does
-
-
-@contextmanager
-def standing_in(model: nn.Module, modules: nn.ModuleDict | None):
-    """While this is open, each of ``modules`` stands in for the model's own of that name; None changes nothing.
-
-    They see floating point inputs in their own dtype, which the model's may be coarser than.
-    """
-    with ExitStack() as changes:
-        for name, module in ({} if modules is None else modules).items():
-            changes.enter_context(forward_as(getattr(model, name), _in_own_dtype(module)))
-        yield
-
-
-def _in_own_dtype(module: nn.Module) -> Callable:
-    def forward(*arguments, **options):
-        dtype = next(module.parameters()).dtype
-
-        def cast(value):
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        return module(*map(cast, arguments), **{name: cast(value) for name, value in options.items()})
-
-    return forward
-
-
-def rows_of(module: nn.Module, rows: Tensor):
-    """While this is open, the module's last hidden states are those of the given rows, (B, N) of (B, S).
+def with_rows(output, rows: Tensor):
+    """A module's output with the given rows, (B, N) of (B, S), of its last hidden states alone.
 
     What stands behind the module (pooler, classifier, language-modelling head, loss) then sees N rows, each where it
     would be without a prompt.
     """
-    usual = module.forward
-
-    def forward(*arguments, **options):
-        output = usual(*arguments, **options)
-        if isinstance(output, tuple):
-            return (take_rows(output[0], rows), *output[1:])
-        output["last_hidden_state"] = take_rows(output["last_hidden_state"], rows)
-        return output
-
-    return forward_as(module, forward)
+    if isinstance(output, Tensor):
+        return take_rows(output, rows)
+    if isinstance(output, tuple):
+        return (take_rows(output[0], rows), *output[1:])
+    output["last_hidden_state"] = take_rows(output["last_hidden_state"], rows)
+    return output

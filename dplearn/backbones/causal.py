@@ -1,28 +1,45 @@
 """Decoder-only models (GPT-2, Llama, Qwen and others that take `inputs_embeds` and `position_ids`).
 
-Where the input ends is told by the labels: the last tokens that have labels are the answer, which stays behind the
-whole prompt; the prompt stands around the tokens before. With no labels (generation) all tokens are the question. The
-language-modelling head sees one row per input token, the one that predicts the next token: before the first answer
-token that is the last prompt vector of a postfix. So logits and labels have the shapes that they have without a prompt.
+The prompt surrounds the real tokens up to a boundary that the user names (``context_length`` or ``keep_last``; without
+one, all of them), and what follows, such as an answer or a cue, stays behind the whole prompt. Labels have no say in
+it: where the prompt stands in training is where it stands in generation. The language-modelling head sees one row per
+input token, the one that predicts the next token: before the first token behind a postfix that is the last prompt
+vector. So logits and labels have the shapes that they have without a prompt.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Backbone, rows_of, token_positions
+from dplearn.backbones.base import (
+    Backbone,
+    Reading,
+    evaluating,
+    probe_ids,
+    probed_scale,
+    standing_in,
+    token_positions,
+)
+from dplearn.backbones.text import Entry
+from dplearn.backbones.views import below, changed
 from dplearn.estimators import instance_losses
 
 
 class CausalBackbone(Backbone):
     """Adapter of a decoder-only model with or without a head."""
 
-    summarize_kept = False
+    def __init__(self, model):
+        super().__init__(model)
+        if getattr(model.config, "rope_parameters", None) and _rope_types(model.config) != {"default"}:
+            self.max_positions = None  # angles that stretch with the input
+        self.predicts_next = model.get_output_embeddings() is not None and not _classifies_text(model)
+        self.reads_answers = self.predicts_next
+        self.entry: Entry | None = None
 
     @staticmethod
     def refusal(model: nn.Module) -> str | None:
@@ -30,23 +47,51 @@ class CausalBackbone(Backbone):
         config = model.config
         if config.is_encoder_decoder:
             return f"expected a decoder-only model, model_type={config.model_type!r} has an encoder"
-        if not _is_causal(model):
+        if not is_causal(model):
             return f"expected a decoder-only model, model_type={config.model_type!r} is not known as one"
         parameters = inspect.signature(model.base_model.forward).parameters
         for needed in ("inputs_embeds", "position_ids"):
-            if needed not in parameters:
+            if needed not in parameters and not hasattr(model.base_model, "decoder"):
                 return f"{type(model.base_model).__name__} does not take {needed}"
         return None
 
-    def keep_last(self, input_ids: Tensor | None, mask: Tensor, labels: Tensor | None) -> int | Tensor:
-        """(B,): the real tokens from the first one with a label on; 0 without labels."""
-        if labels is None or labels.shape != mask.shape or not self._predicts_next():
-            return 0  # labels of a classifier, of tokens or of the text, are no answer in the input
-        labelled = (labels != -100) & (mask != 0)
-        return ((labelled.cumsum(1) > 0) & (mask != 0)).sum(1)
+    def probe(self) -> str | None:
+        ids = probe_ids(self.model, self.vocabulary).to(self.model.device)
+        name = type(self.model).__name__
+        with evaluating(self.model, copies=False):
+            try:
+                self.entry = Entry.of(self.model, ids)
+            except Exception as error:
+                return f"{name} fails on {ids.shape[1]} tokens: {type(error).__name__}: {str(error)[:200]}"
+        if self.entry is None:
+            return f"the head of {name} does not run its base model on embedded tokens"
+        if not self.entry.takes_positions:
+            return f"{type(self.entry.module).__name__} does not take position_ids"
+        found = probed_scale(self.model, self.embedding, self.entry.module, self._states)
+        if isinstance(found, str):
+            return found
+        self.scale = found
+        return None
 
-    def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        output = self.model.base_model(
+    def _states(self, **tokens) -> Tensor:
+        like = next(iter(tokens.values()))
+        places = {}
+        if "inputs_embeds" in tokens:
+            places["position_ids"] = torch.arange(like.shape[1], device=like.device)[None]
+        mask = torch.ones(like.shape[:2], dtype=torch.long, device=like.device)
+        return self.entry.module(
+            **tokens, **places, attention_mask=mask, use_cache=False, return_dict=True
+        ).last_hidden_state
+
+    def seen(self, mask: Tensor, keep_last: int | Tensor) -> Tensor:
+        if isinstance(keep_last, int) and keep_last == 0:
+            return mask
+        rest = mask.long().flip(1).cumsum(1).flip(1)  # real tokens from each one to the end
+        kept = keep_last.unsqueeze(1) if isinstance(keep_last, Tensor) else keep_last
+        return mask * (rest > kept)
+
+    def hidden_states(self, model, inputs: Tensor, mask: Tensor) -> Tensor:
+        output = model.get_submodule(self.entry.path)(
             inputs_embeds=inputs,
             attention_mask=mask,
             position_ids=token_positions(mask),
@@ -55,59 +100,134 @@ class CausalBackbone(Backbone):
         )
         return output.last_hidden_state
 
-    def forward(self, placed, **options):
-        positions, mask, carrying = token_positions(placed.mask), placed.mask, nullcontext()
+    def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
+        mask, changes = None, standing_in(head)
         if placed.moves is not None:
-            mask = position_space.visibility(placed.moves, placed.mask, placed.embeds.dtype)
-            kind, module = self._positions()
-            carrying = getattr(position_space, kind)(module, placed.moves)
-        with rows_of(self.model.base_model, self._rows(placed)), carrying:
-            return self.model(
-                inputs_embeds=placed.embeds, attention_mask=mask, position_ids=positions, **options
+            mask = position_space.causal_masks(
+                self.model.config, placed.moves, placed.mask, placed.embeds.dtype
             )
+            how, name = self._positions()
+            changes[below(self.entry.path, name)] = getattr(position_space, how)(
+                self.entry.module.get_submodule(name), placed.moves
+            )
+        changes[self.entry.path] = self.entry(placed, reading, self._rows(placed, reading), mask)
+        with changed(self.model, changes) as model:
+            output = model(**reading.given)
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and not torch.compiler.is_compiling():
+            cache.prompted_mask = placed.mask  # for :meth:`proceed`
+        return output
+
+    def continues(self, batch: dict) -> bool:
+        """Whether ``past_key_values`` holds a prompted input.
+
+        Raises
+        ------
+        ValueError : it holds something else.
+        """
+        cache = batch.get("past_key_values")
+        if cache is None or not hasattr(cache, "get_seq_length") or int(cache.get_seq_length()) == 0:
+            return False
+        if getattr(cache, "prompted_mask", None) is None:
+            raise ValueError(
+                f"past_key_values holds {int(cache.get_seq_length())} rows that no prompted model made, expected an "
+                "empty cache or one of an earlier output of this model"
+            )
+        return True
+
+    def proceed(self, batch: dict):
+        """The model on new tokens behind a cached prompted input; the mask of that is remembered with the cache."""
+        cache, mask = batch["past_key_values"], batch.get("attention_mask")
+        tokens = batch["input_ids"] if batch.get("input_ids") is not None else batch.get("inputs_embeds")
+        if tokens is None:
+            raise ValueError("expected one of input_ids and inputs_embeds, got none")
+        before, count = cache.prompted_mask, tokens.shape[1]
+        if before.shape[0] != tokens.shape[0]:
+            raise ValueError(
+                f"past_key_values holds {before.shape[0]} inputs, expected as many as there are new ones: "
+                f"{tokens.shape[0]}"
+            )
+        new = before.new_ones(tokens.shape[:2]) if mask is None else mask[:, -count:].to(before.dtype)
+        whole = torch.cat([before, new], 1)
+        given = {name: value for name, value in batch.items() if value is not None}
+        given |= {"attention_mask": whole, "position_ids": token_positions(whole)[:, -count:]}
+        output = self.model(**given)
+        cache.prompted_mask = whole
+        return output
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return instance_losses(logits, labels, shift=self._predicts_next())
+        return instance_losses(logits, labels, shift=self.predicts_next)
 
-    def _predicts_next(self) -> bool:
-        """Whether the head is a language model's, whose labels are the input's own tokens."""
-        return self.model.get_output_embeddings() is not None and not _classifies_text(self.model)
-
-    def _positions(self) -> tuple[str, nn.Module] | None:
-        """How position information enters: learned vectors (GPT-2) or rotary angles (Llama), and the module."""
+    def _positions(self) -> tuple[str, str] | None:
+        """How position information enters: learned vectors (GPT-2) or rotary angles (Llama), and the module's name."""
+        module = self.model.base_model if self.entry is None else self.entry.module
         for name, how in (("wpe", "in_vectors"), ("rotary_emb", "in_rotary_angles")):
-            if isinstance(getattr(self.model.base_model, name, None), nn.Module):
-                return how, getattr(self.model.base_model, name)
+            if isinstance(getattr(module, name, None), nn.Module):
+                return how, name
         return None
 
     def refuses_position_space(self) -> str | None:
-        return None if self._positions() is not None else super().refuses_position_space()
+        if self._positions() is None:
+            return super().refuses_position_space()
+        like = next(self.model.parameters()).new_empty(0)
+        with evaluating(self.model, copies=False):
+            reason = position_space.refuses_masks(self.model.config, self._masked_states, self.width, like)
+        return reason and f"{type(self.model).__name__}: {reason}"
 
-    def generate(self, placed, **options) -> Tensor:
+    def _masked_states(self, rows: Tensor, mask) -> Tensor:
+        places = torch.arange(rows.shape[1], device=rows.device)[None]
+        return self.entry.module(
+            inputs_embeds=rows, attention_mask=mask, position_ids=places, use_cache=False, return_dict=True
+        ).last_hidden_state
+
+    def generate(self, placed, reading: Reading, **options) -> Tensor:
         """Returns the new tokens alone, as transformers does for ``inputs_embeds``. Padding goes to the left first."""
         if not self.model.can_generate():
-            return super().generate(placed, **options)
-        order = placed.mask.long().argsort(
-            dim=1, stable=True
-        )  # padding before real rows, each in their order
+            return super().generate(placed, reading, **options)
+        # Padding before real rows, each in their order.
+        order = placed.mask.long().argsort(dim=1, stable=True)
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))
-        return self.model.generate(
-            inputs_embeds=embeds, attention_mask=placed.mask.gather(1, order), **options
-        )
+        options = _with_room(options, placed.embeds.shape[1] - reading.mask.shape[1])
+        with evaluating(self.model) as model:
+            return model.generate(
+                inputs_embeds=embeds, attention_mask=placed.mask.gather(1, order), **options
+            )
 
-    def _rows(self, placed) -> Tensor:
+    def _rows(self, placed, reading: Reading) -> Tensor:
         """Which row the head reads: for language models the one before the next input token, for classifiers of the
-        whole text the last real one, else each token's own."""
-        own, steps = placed.input_positions, torch.arange(placed.mask.shape[1], device=placed.mask.device)
+        whole text the last real one, wherever they look for it, else each token's own."""
+        own, steps = reading.places(placed), torch.arange(placed.mask.shape[1], device=placed.mask.device)
         last = (steps * (placed.mask != 0)).amax(1, keepdim=True)
         if _classifies_text(self.model):
-            return last
-        if not self._predicts_next():
+            return last.expand_as(own)
+        if not self.predicts_next:
             return own
         return torch.cat([own[:, 1:] - 1, last], 1).clamp(min=0)
 
 
-def _is_causal(model: nn.Module) -> bool:
+def _with_room(options: dict, extra: int) -> dict:
+    """Limits of generation that count input and new tokens, for an input with so many prompt rows in it."""
+    config = options.get("generation_config")
+    if config is not None and config.max_new_tokens is None:
+        config = copy.deepcopy(config)
+        for name in ("max_length", "min_length"):
+            if getattr(config, name, None):
+                setattr(config, name, getattr(config, name) + extra)
+        options = options | {"generation_config": config}
+    more = {
+        name: options[name] + extra for name in ("max_length", "min_length") if options.get(name) is not None
+    }
+    return options | more
+
+
+def _rope_types(config) -> set[str]:
+    parameters = config.rope_parameters
+    several = parameters.values() if all(isinstance(v, dict) for v in parameters.values()) else [parameters]
+    return {each.get("rope_type", "default") for each in several if each}
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model is of a kind that transformers knows as decoder-only."""
     from transformers.models.auto import modeling_auto
 
     kind = model.config.model_type

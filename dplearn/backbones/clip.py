@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
-from dplearn.backbones.base import Backbone, forward_as, rows_of, take_rows
+from dplearn.backbones.base import Backbone, evaluating, take_rows, with_rows
+from dplearn.backbones.views import Changes, changed
 from dplearn.backbones.vit import check_order_matters, image_vectors, patch_uniform, receiving
-from dplearn.controllers import LEARNED
+from dplearn.controllers import LEARNED, masked_mean
 from dplearn.length import resolve_size
 
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
@@ -55,6 +55,8 @@ class _Pack(NamedTuple):
 class CLIPBackbone(Backbone):
     """Adapter of an image-text model with two towers and one score for each pair."""
 
+    kind, reads = "image-text", "images and texts"
+
     def __init__(self, model):
         super().__init__(model)
         self.text, self.vision = model.text_model, model.vision_model
@@ -73,16 +75,10 @@ class CLIPBackbone(Backbone):
             return f"expected the model with both towers, {KINDS[kind]}, got {type(model).__name__}"
         return None
 
-    @staticmethod
-    def model_class() -> type:
-        from dplearn.contrastive import PromptedCLIP
-
-        return PromptedCLIP
-
     @property
-    def embedding(self) -> Tensor:
-        """The token embedding matrix of the text tower, (vocabulary, d)."""
-        return self.text.embeddings.token_embedding.weight
+    def embedding(self) -> nn.Module:
+        """The module that embeds tokens in the text tower."""
+        return self.text.embeddings.token_embedding
 
     @property
     def vision_width(self) -> int:
@@ -123,9 +119,9 @@ class CLIPBackbone(Backbone):
     def check(self, config) -> None:
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
         name, towers = type(self.model).__name__, config.towers or "text"
-        if config.insert is not None:
+        if config.entry is not None:
             raise ValueError(
-                f"insert={config.insert!r} is not for {name}, expected None: an image prompt stands behind the "
+                f"entry={config.entry!r} is not for {name}, expected None: an image prompt stands behind the "
                 "position vectors, a text prompt in front of them"
             )
         reached = [] if towers == "vision" else [self.text]
@@ -251,8 +247,10 @@ class CLIPBackbone(Backbone):
         with torch.no_grad():
             return self.text.embeddings.token_embedding(input_ids)
 
-    def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        return self._run(inputs)
+    def encoder_summary(self, inputs: Tensor, words: Tensor) -> Tensor:
+        """(C, d): the mean of the last hidden states of the words (C, T), without gradient or dropout."""
+        with torch.no_grad(), evaluating(self.text) as text:
+            return masked_mean(self._run(inputs, text=text), words)
 
     def finish_texts(self, placed, captions: Captions):
         """Show the start token, which the prompt stood behind; SigLIP: padding gives way to the prompt."""
@@ -287,8 +285,15 @@ class CLIPBackbone(Backbone):
     def _project(self, states: Tensor, rows: Tensor) -> Tensor:
         return self.model.text_projection(take_rows(states, rows))
 
-    def _run(self, embeds: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-             deeper: Tensor | None = None, rows: Tensor | None = None) -> Tensor:  # fmt: skip
+    def _run(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        deeper: Tensor | None = None,
+        rows: Tensor | None = None,
+        text: nn.Module | None = None,
+    ) -> Tensor:
         """The text tower on rows (B, S, d) that have no positions yet; last hidden states (B, S, d)."""
         if positions is None:
             positions = torch.arange(embeds.shape[1], device=embeds.device)
@@ -296,12 +301,11 @@ class CLIPBackbone(Backbone):
         embeds = embeds + self.text.embeddings.position_embedding(positions)
         # The tower wants ids; only their shape is used. (It reads an answer from them that is not used either.)
         ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        with ExitStack() as changes:
-            changes.enter_context(forward_as(self.text.embeddings, lambda *_, **__: embeds))
-            if deeper is not None:
-                changes.enter_context(receiving(self.text.encoder.layers, deeper, rows))
-            output = self.text(input_ids=ids, attention_mask=mask, return_dict=True)
-        return output.last_hidden_state
+        changes = {"embeddings": lambda *_, **__: embeds}
+        if deeper is not None:
+            changes |= receiving(self.text, self.text.encoder.layers, deeper, rows)
+        with changed(self.text if text is None else text, changes) as text:
+            return text(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
 
     @property
     def packs(self) -> bool:
@@ -333,9 +337,10 @@ class CLIPBackbone(Backbone):
         the same and a device would have to wait for them."""
         if torch.compiler.is_compiling():
             return _pack(*key, device)
-        if self._kept is None or self._kept[0] != (key, device):
-            self._kept = (key, device), _pack(*key, device)
-        return self._kept[1]
+        kept = self._kept
+        if kept is None or kept[0] != (key, device):
+            kept = self._kept = (key, device), _pack(*key, device)
+        return kept[1]
 
     # --- images ---
 
@@ -364,18 +369,17 @@ class CLIPBackbone(Backbone):
         vectors = vectors.to(rows.dtype)
         rows = torch.cat([rows, vectors.select(-3, 0).expand(batch, -1, -1)], 1)
         own = torch.arange(count, device=rows.device).expand(batch, -1)
-        with ExitStack() as changes:
-            changes.enter_context(rows_of(self.vision.encoder, own))
-            if vectors.shape[-3] > 1:
-                deeper = vectors.narrow(-3, 1, vectors.shape[-3] - 1)
-                seats = torch.arange(count, count + length, device=rows.device).expand(batch, -1)
-                changes.enter_context(receiving(self.vision.encoder.layers, deeper, seats))
-            return self._pooled(pixel_values, rows)
+        changes = {"encoder": lambda usual, *values, **options: with_rows(usual(*values, **options), own)}
+        if vectors.shape[-3] > 1:
+            deeper = vectors.narrow(-3, 1, vectors.shape[-3] - 1)
+            seats = torch.arange(count, count + length, device=rows.device).expand(batch, -1)
+            changes |= receiving(self.vision, self.vision.encoder.layers, deeper, seats)
+        return self._pooled(pixel_values, rows, changes)
 
-    def _pooled(self, pixel_values: Tensor, rows: Tensor) -> Tensor:
+    def _pooled(self, pixel_values: Tensor, rows: Tensor, changes: Changes | None = None) -> Tensor:
         """The vision tower on embedded rows: (N, p)."""
-        with forward_as(self.vision.embeddings, lambda *_, **__: rows):
-            pooled = self.vision(pixel_values=pixel_values, return_dict=True).pooler_output
+        with changed(self.vision, {"embeddings": lambda *_, **__: rows} | (changes or {})) as vision:
+            pooled = vision(pixel_values=pixel_values, return_dict=True).pooler_output
         return self.model.visual_projection(pooled) if self.causal else pooled
 
     def image_summary(self, pixel_values: Tensor, **options) -> Tensor:

@@ -17,34 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dplearn.backbones.views import Change
+from dplearn.insertion import Moves
+
 # Weight of a key that causal order hides, instead of 0: small enough to change nothing that is visible, large enough
 # for its gradient (float16 cannot hold it: hidden keys then get no gradient).
 HIDDEN = 1e-24
-
-
-class Moves(NamedTuple):
-    """Where every row would stand at every split.
-
-    weights: (B, K) straight-through one-hot rows over the K = l + 1 splits.
-    rows: (B, K, S), the row in which the token that now stands in row s would stand at split k.
-    first: (B, 1), the first real row of each instance; positions count from there.
-    """
-
-    weights: Tensor
-    rows: Tensor
-    first: Tensor
-
-    @property
-    def positions(self) -> Tensor:
-        """(B, K, S) positions that count from 0 at the first real row."""
-        return (self.rows - self.first.unsqueeze(1)).clamp(min=0)
 
 
 class _Carry(torch.autograd.Function):
@@ -110,14 +93,16 @@ def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
     return carry(moves.weights, zeros, products)
 
 
-def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype) -> Tensor:
+def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """The causal mask to add to scores, (B, 1, S, S), that carries the gradient of ``log(sum_k w_k visible at k)``.
 
     Padding is hidden at every split. Keys that the order hides have the weight ``HIDDEN`` instead of 0.
+
+    window : how many rows a row sees, counted from itself; None: all in front of it.
     """
     rows, real = moves.rows, (mask != 0).unsqueeze(1)  # (B, 1, S) keys
     steps = torch.arange(mask.shape[1], device=mask.device)
-    visible = steps <= steps.unsqueeze(1)  # (query, key), as the rows stand now
+    visible = _sees(steps.unsqueeze(0), window)[0]  # (query, key), as the rows stand now
     lowest = torch.finfo(dtype).min
     value = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill(
         ~visible, math.log(HIDDEN)
@@ -129,69 +114,98 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype) -> Tensor:
         weight = torch.ones(visible.shape, dtype=wide, device=grad.device).masked_fill(~visible, HIDDEN)
         scaled = (grad.squeeze(1).to(wide) / weight).masked_fill(~real, 0)
         orders = (rows[:, k] for k in range(rows.shape[1]))
-        return torch.stack([(scaled * (o.unsqueeze(1) <= o.unsqueeze(2))).sum((1, 2)) for o in orders], 1)
+        return torch.stack([(scaled * _sees(order, window)).sum((1, 2)) for order in orders], 1)
 
     return carry(moves.weights, value, products)
 
 
-# ---- where the backbones keep their position information ----
+def _sees(order: Tensor, window: int | None) -> Tensor:
+    """Which key a query sees, (B, query, key), for rows that stand at ``order`` (B, S)."""
+    distance = order.unsqueeze(2) - order.unsqueeze(1)  # query - key
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
-def relative_bias_of(model: nn.Module) -> nn.Module | None:
-    """The attention module of a T5-like encoder that makes the bias of all layers."""
-    for module in model.get_encoder().modules():
-        if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias"):
-            return module
+# ---- where the backbones keep their position information: changes of modules (dplearn.backbones.views) ----
+
+
+def causal_masks(config, moves: Moves, mask: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """:func:`visibility` for a decoder's layers: one mask, or one for each kind of layer where these differ."""
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+    windows = {"full_attention": None, "sliding_attention": window}
+    if len(kinds) > 1:
+        return {kind: visibility(moves, mask, dtype, windows[kind]) for kind in sorted(kinds)}
+    return visibility(moves, mask, dtype, windows[kinds.pop()] if kinds else window)
+
+
+def refuses_masks(config, states: Callable, width: int, like: Tensor) -> str | None:
+    """Why a decoder does not take :func:`causal_masks`, or None if it does and sees the same as with its own masks.
+
+    states : a function of rows (1, S, d) and of a mask to hidden states.  like : a tensor of the model's dtype.
+    """
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        return f"layers of the kind {sorted(unknown)[0]!r} do not attend by a causal mask that is known"
+    window = getattr(config, "sliding_window", None)
+    count = 6 if window is None or window > 62 else window + 2  # beyond a window that is small enough
+    rows = torch.linspace(-1, 1, count * width).sin().view(1, count, width).to(like)
+    steps = torch.arange(count, device=like.device).view(1, 1, -1)
+    moves = Moves(torch.ones(1, 1, device=like.device), steps, torch.zeros_like(steps[:, 0, :1]))
+    plain = torch.ones(1, count, dtype=torch.long, device=like.device)
+    try:
+        with torch.no_grad():
+            expected, found = (
+                states(rows, plain),
+                states(rows, causal_masks(config, moves, plain, like.dtype)),
+            )
+    except Exception as error:
+        return f"it fails on masks of its own kind of layers: {type(error).__name__}: {str(error)[:200]}"
+    difference = (found - expected).abs().max()
+    if difference > 1e-3 * expected.abs().max():
+        return f"with a given mask its answer differs by {difference:.2g} from that with its own"
     return None
 
 
-@contextmanager
-def in_relative_bias(attention: nn.Module, moves: Moves):
-    """While this is open, the bias that a T5-like attention module makes carries the mixture."""
-    usual = attention.compute_bias
+def relative_biases(encoder: nn.Module) -> list[str]:
+    """Paths of the attention modules of a T5-like encoder that make a bias: one for all layers, or one in each."""
+    return [
+        name
+        for name, module in encoder.named_modules()
+        if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias")
+    ]
 
-    def compute_bias(query_length, key_length, *arguments, **options):
-        bias = usual(query_length, key_length, *arguments, **options)  # (1, h, S, S)
+
+def in_relative_bias(moves: Moves) -> Change:
+    """``compute_bias`` of a T5-like attention module, carrying the mixture."""
+
+    def compute_bias(usual, *arguments, **options):
+        bias = usual(*arguments, **options)  # (1, h, S, S)
         # Its first row holds the offsets 0..S-1, its first column 0..-(S-1).
         by_offset = torch.cat([bias[0, :, 1:, 0].flip(1), bias[0, :, 0]], 1).detach()
         return bias + bias_term(moves, by_offset)
 
-    attention.compute_bias = compute_bias
-    try:
-        yield
-    finally:
-        del attention.compute_bias  # the class's own is visible again
+    return compute_bias
 
 
-@contextmanager
-def in_rotary_angles(rotary: nn.Module, moves: Moves):
-    """While this is open, cosines and sines of a rotary module carry the mixture."""
+def in_rotary_angles(rotary: nn.Module, moves: Moves) -> Change:
+    """A rotary module whose cosines and sines carry the mixture."""
 
-    def hook(module, arguments, keywords, output):
-        like = output[0]
-        steps = torch.arange(moves.rows.shape[2], device=like.device).unsqueeze(0)
-        tables = module.forward(like, steps)  # forward, not a call: no hooks
+    def forward(usual, states, position_ids, *arguments, **options):
+        output = usual(states, position_ids, *arguments, **options)
+        steps = torch.arange(moves.rows.shape[2], device=states.device).unsqueeze(0)
+        tables = usual(states, steps, *arguments, **options)
         return tuple(value + table_term(moves, table[0], value.dtype) for value, table in zip(output, tables))
 
-    handle = rotary.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return forward
 
 
-@contextmanager
-def in_vectors(module: nn.Module, moves: Moves, first: int = 0):
-    """While this is open, the position vectors that an embedding module returns carry the mixture.
+def in_vectors(module: nn.Module, moves: Moves, first: int = 0) -> Change:
+    """An embedding module whose position vectors carry the mixture.
 
     first : the row of its table that belongs to position 0.
     """
 
-    def hook(_, arguments, output):
+    def forward(usual, *arguments, **options):
+        output = usual(*arguments, **options)
         return output + table_term(moves, module.weight[first:].detach(), output.dtype)
 
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return forward

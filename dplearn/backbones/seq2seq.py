@@ -1,19 +1,22 @@
 """Encoder-decoder models (T5, Flan-T5, BART and any other whose encoder takes `inputs_embeds`).
 
 The prompt enters the encoder's input. The decoder reads the encoder's rows through cross-attention and the mask, so the
-labels stay as they are. Where an input ends with the end-of-sequence token, that token stays last.
+labels stay as they are. Where an input ends with the end-of-sequence token, that token stays last. Padding moves to the
+right before the encoder runs: some encoders number their rows themselves.
 """
 
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Backbone
+from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, probed_scale
+from dplearn.backbones.text import moved, right_padded
+from dplearn.backbones.views import below, changed, path_of
+from dplearn.config import PromptConfig
 
 
 class Seq2SeqBackbone(Backbone):
@@ -22,6 +25,7 @@ class Seq2SeqBackbone(Backbone):
     def __init__(self, model):
         super().__init__(model)
         self.eos_token_id = model.config.eos_token_id
+        self.names = set(inspect.signature(model.forward).parameters)
 
     @staticmethod
     def refusal(model: nn.Module) -> str | None:
@@ -32,9 +36,40 @@ class Seq2SeqBackbone(Backbone):
             return "its encoder does not take inputs_embeds"
         if not hasattr(model, "prepare_inputs_for_generation") or model.get_output_embeddings() is None:
             return f"expected a model with a language-modelling head, {type(model).__name__} has none"
+        if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+            return f"{type(model).__name__} does not take inputs_embeds"
         return None
 
-    def keep_last(self, input_ids: Tensor | None, mask: Tensor, labels: Tensor | None) -> int | Tensor:
+    def probe(self) -> str | None:
+        encoder = self.model.get_encoder()
+
+        def states(**tokens):
+            like = next(iter(tokens.values()))
+            mask = torch.ones(like.shape[:2], dtype=torch.long, device=like.device)
+            return encoder(**tokens, attention_mask=mask, return_dict=True).last_hidden_state
+
+        found = probed_scale(self.model, self.embedding, encoder, states)
+        if isinstance(found, str):
+            return found
+        self.scale = found
+        return None
+
+    def read(self, batch: dict, boundary: Boundary, config: PromptConfig, size: int | None = None) -> Reading:
+        if batch.get("encoder_outputs") is not None:
+            raise ValueError(
+                "encoder_outputs is given, expected input_ids or inputs_embeds: the prompt enters before the encoder"
+            )
+        self._refuse_images(batch)
+        ids, mask, rows = self._tokens(batch)
+        self.check_length(mask.shape[1] + config.length)
+        tokens = {"input_ids": ids} if rows is None else {"inputs_embeds": rows}
+        tokens, mask, columns = right_padded(tokens, mask)
+        ids, rows = tokens.get("input_ids"), tokens.get("inputs_embeds")
+        keep_last = boundary.kept(mask, self.keep_last(ids, mask))
+        rows = self.embed(ids) if rows is None else rows
+        return Reading(rows, mask, mask, keep_last, batch, columns)
+
+    def keep_last(self, input_ids: Tensor | None, mask: Tensor) -> int | Tensor:
         """(B,): 1 where the last real token is the end-of-sequence token, which then stays last; else 0."""
         if self.eos_token_id is None or input_ids is None:
             return 0
@@ -44,38 +79,53 @@ class Seq2SeqBackbone(Backbone):
         eos = torch.as_tensor(self.eos_token_id, device=input_ids.device).reshape(1, -1)
         return ((input_ids.gather(1, last) == eos).any(1) & real).long()
 
-    def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
+    def hidden_states(self, model, inputs: Tensor, mask: Tensor) -> Tensor:
         """The encoder's; the authors' code runs the decoder too, where it has no effect."""
-        encoder = self.model.get_encoder()
-        return encoder(inputs_embeds=inputs, attention_mask=mask, return_dict=True).last_hidden_state
+        return model.get_encoder()(
+            inputs_embeds=inputs, attention_mask=mask, return_dict=True
+        ).last_hidden_state
 
     def refuses_position_space(self) -> str | None:
-        if position_space.relative_bias_of(self.model) is None and self._table() is None:
+        if not position_space.relative_biases(self.model.get_encoder()) and self.position_table() is None:
             return f"{type(self.model).__name__}'s encoder has neither a relative bias nor learned positions"
         return None
 
-    def _table(self) -> nn.Module | None:
+    def position_table(self) -> nn.Module | None:
         """The encoder's learned position vectors (BART); None for relative biases."""
         table = getattr(self.model.get_encoder(), "embed_positions", None)
         return table if isinstance(table, nn.Embedding) else None
 
-    def _carrying(self, moves):
-        attention = position_space.relative_bias_of(self.model)
-        if attention is None:
-            table = self._table()
-            return position_space.in_vectors(table, moves, getattr(table, "offset", 0))
-        if any(
-            getattr(module, "gradient_checkpointing", False) for module in self.model.get_encoder().modules()
-        ):
+    def _carrying(self, moves) -> dict:
+        """The changes of the encoder by which its position information carries a mixture over splits."""
+        encoder = self.model.get_encoder()
+        path, attentions = path_of(self.model, encoder), position_space.relative_biases(encoder)
+        if not attentions:
+            table = self.position_table()
+            change = position_space.in_vectors(table, moves, getattr(table, "offset", 0))
+            return {below(path, "embed_positions"): change}
+        if any(getattr(module, "gradient_checkpointing", False) for module in encoder.modules()):
             raise ValueError(
                 "estimator='position-space' does not work with gradient checkpointing on a relative bias, which is "
                 "made anew in the backward pass: expected gradient checkpointing off or another estimator"
             )
-        return position_space.in_relative_bias(attention, moves)
+        change = position_space.in_relative_bias(moves)
+        return {f"{below(path, name)}:compute_bias": change for name in attentions}
 
-    def forward(self, placed, **options):
-        with nullcontext() if placed.moves is None else self._carrying(placed.moves):
-            return self.model(inputs_embeds=placed.embeds, attention_mask=placed.mask, **options)
+    def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
+        with changed(self.model, {} if placed.moves is None else self._carrying(placed.moves)) as model:
+            return model(**self._given(placed, reading, reading.given))
 
-    def generate(self, placed, **options) -> Tensor:
-        return self.model.generate(inputs_embeds=placed.embeds, attention_mask=placed.mask, **options)
+    def generate(self, placed, reading: Reading, **options) -> Tensor:
+        options = self._given(placed, reading, options)
+        with evaluating(self.model) as model:
+            return model.generate(**options)
+
+    def _given(self, placed, reading: Reading, given: dict) -> dict:
+        """What the model gets: the prompted rows, and values of the input's tokens where these went."""
+        places, kept = reading.places(placed), {}
+        for name, value in given.items():
+            if name in ("input_ids", "inputs_embeds", "attention_mask"):
+                continue
+            of_tokens = name in ("token_type_ids", "global_attention_mask", "langs", "position_ids")
+            kept[name] = moved(value, placed, places) if of_tokens and value is not None else value
+        return kept | {"inputs_embeds": placed.embeds, "attention_mask": placed.mask}

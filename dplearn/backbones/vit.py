@@ -30,15 +30,15 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from dplearn.backbones.base import Backbone, forward_as, refuse_unusual, take_rows
+from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, standing_in, take_rows
 from dplearn.backbones.position_space import code_term, table_term
-from dplearn.controllers import LEARNED
+from dplearn.backbones.views import Change, Changes, below, changed, path_of
+from dplearn.controllers import LEARNED, masked_mean
 
 KINDS = {"vit", "deit", "dinov2"}
 POSITIONED = ("before-positions", "position-coded")  # the ways to insert in which a position is real
@@ -49,13 +49,14 @@ HEADS = ("Model", "ForImageClassification", "ForImageClassificationWithTeacher")
 class ViTBackbone(Backbone):
     """Adapter of a vision transformer whose positions are one table, added to the embedded patches."""
 
+    kind, reads = "vision", "images"
     input_name = "pixel_values"
-    embedding_options = ("bool_masked_pos", "interpolate_pos_encoding")
 
     def __init__(self, model):
         super().__init__(model)
         self.max_positions = None
         self.base = model.base_model
+        self.path = path_of(model, self.base)
         self.layers = _layers(model)
         self.embeddings = self.base.embeddings
         self.patches = self.embeddings.patch_embeddings
@@ -92,7 +93,7 @@ class ViTBackbone(Backbone):
 
     def check(self, config) -> None:
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
-        refuse_unusual(config, ("towers", "summary"), "image-text models", self.model, "images")
+        super().check(config)
         name = type(self.model).__name__
         if config.depth > len(self.layers):
             raise ValueError(
@@ -103,13 +104,36 @@ class ViTBackbone(Backbone):
                 f"size={config.size!r} hides vectors behind a mask, and {name} of this version of transformers takes "
                 "none; expected 'full' or a number"
             )
-        if config.insert not in POSITIONED:
-            check_order_matters(config, name, f", or insert={' or '.join(map(repr, POSITIONED))}")
+        if config.entry not in POSITIONED:
+            check_order_matters(config, name, f", or entry={' or '.join(map(repr, POSITIONED))}")
 
     def refuses_position_space(self) -> str | None:
         return None
 
     # --- from pixels to rows ---
+
+    def read(self, batch: dict, boundary: Boundary, config, size: int | None = None) -> Reading:
+        """Decisions look at the patches with their positions, wherever the prompt enters."""
+        name = type(self.model).__name__
+        surplus = [n for n in ("input_ids", "attention_mask", "inputs_embeds") if batch.get(n) is not None]
+        if surplus or batch.get("pixel_values") is None:
+            raise ValueError(
+                f"{name} reads images: expected pixel_values=..., got {surplus[0] if surplus else 'none'}"
+            )
+        if boundary.given:
+            raise ValueError(
+                f"keep_last and context_length are for texts, expected None: {name} reads images, all of which the "
+                "prompt surrounds"
+            )
+        pixels = batch["pixel_values"]
+        options = {key: value for key, value in batch.items() if key in self.known and key != "pixel_values"}
+        rows = self.embed(pixels, positions=config.entry != "before-positions", **options)
+        mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+        mask[:, : self.special] = (
+            0  # the prompt does not surround special tokens, and decisions do not look at them
+        )
+        codes = self.positions(pixels, size) if config.entry in POSITIONED else None
+        return Reading(rows, mask, mask, 0, batch, None, codes)
 
     @torch.no_grad()
     def embed(self, pixel_values: Tensor, positions: bool = True, **options) -> Tensor:
@@ -123,19 +147,23 @@ class ViTBackbone(Backbone):
                 f"pixel_values has shape {tuple(pixel_values.shape)} and dtype {pixel_values.dtype}, "
                 f"expected floating point (batch, {weight.shape[1]}, height, width)"
             )
-        options = {name: value for name, value in options.items() if name in self.known}
         table = self.embeddings.position_embeddings
         replaced = {} if positions else {"position_embeddings": torch.zeros_like(table)}
-        with _evaluating(self.embeddings.dropout):  # it comes later, for the prompt too
-            return torch.func.functional_call(
-                self.embeddings, replaced, (pixel_values.to(weight.dtype),), options
-            )
+        # Dropout comes later, for the prompt too.
+        with changed(self.embeddings, {"dropout": lambda usual, rows: rows}, replaced) as embeddings:
+            return embeddings(pixel_values.to(weight.dtype), **options)
 
-    def full_mask(self, inputs: Tensor) -> Tensor:
-        """(B, T): 1 for patches, 0 for special tokens, which the prompt does not surround and summaries leave out."""
-        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-        mask[:, : self.special] = 0
-        return mask
+    @torch.no_grad()
+    def summarize(self, reading: Reading, config) -> Tensor:
+        """The mean of the patches' rows, or of their last hidden states."""
+        rows = reading.rows
+        if config.entry == "before-positions":
+            given = {k: v for k, v in reading.given.items() if k in self.known and k != "pixel_values"}
+            rows = self.embed(reading.given["pixel_values"], **given)
+        if config.summary != "encoder":
+            return masked_mean(rows, reading.seen)
+        with evaluating(self.model) as model:
+            return masked_mean(self.hidden_states(model, rows, reading.mask), reading.seen)
 
     @torch.no_grad()
     def positions(self, pixel_values: Tensor, extra: int) -> Tensor:
@@ -154,14 +182,19 @@ class ViTBackbone(Backbone):
         grid = interpolate(grid.to(dtype), size=size, mode="bicubic", align_corners=False).to(table.dtype)
         return torch.cat([special, grid.flatten(2).mT[:, :wanted]], 1)
 
-    def finish(self, placed, positions: Tensor | None, coded: bool = False):
-        """Add position vectors, (1, T + n, d), where the prompt entered in front of them or (``coded``) has its own;
-        show the special tokens.
+    def finish(self, placed, reading: Reading, entry: str | None):
+        """Add position vectors, (1, T + n, d), where the prompt entered in front of them or has its own
+        ("position-coded"); show the special tokens.
 
         The position-space estimator's gradient enters here, and the share of a code's place in straight-through's.
         Without positions to add, order cannot matter and both are 0.
         """
-        embeds, moves = placed.embeds, placed.moves
+        embeds, moves, positions, coded = (
+            placed.embeds,
+            placed.moves,
+            reading.codes,
+            entry == "position-coded",
+        )
         weights = placed.decisions["position"].weights if moves is None else moves.weights
         learning = torch.is_grad_enabled() and weights is not None
         if positions is None:
@@ -183,29 +216,27 @@ class ViTBackbone(Backbone):
 
     # --- through the model ---
 
-    def hidden_states(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        with self._embedded():
-            return self.base(pixel_values=inputs, return_dict=True).last_hidden_state
+    def hidden_states(self, model, inputs: Tensor, mask: Tensor) -> Tensor:
+        with changed(model, self._embedded()) as model:
+            base = model.get_submodule(self.path)
+            return base(pixel_values=inputs, return_dict=True).last_hidden_state
 
-    def forward(self, placed, **options):
+    def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
         """Rows of the prompt leave before the last layer norm; ``hidden_states`` of single layers still hold them."""
+        given = {name: value for name, value in reading.given.items() if name not in self.known}
         if placed.masked:
-            options["attention_mask"] = placed.mask
-        with ExitStack() as changes:
-            changes.enter_context(self._embedded())
-            changes.enter_context(_reading(self.base.layernorm, placed.input_positions))
-            if placed.deeper is not None:
-                changes.enter_context(receiving(self.layers, placed.deeper, placed.prompt_positions))
-            return self.model(pixel_values=placed.embeds, **options)
+            given["attention_mask"] = placed.mask
+        changes = standing_in(head) | self._embedded()
+        changes[below(self.path, "layernorm")] = _reading(placed.input_positions)
+        if placed.deeper is not None:
+            changes |= receiving(self.model, self.layers, placed.deeper, placed.prompt_positions)
+        with changed(self.model, changes) as model:
+            return model(pixel_values=placed.embeds, **given)
 
-    def _embedded(self):
-        """While this is open, the model takes embedded rows for pixels."""
+    def _embedded(self) -> Changes:
+        """The change by which the model takes embedded rows for pixels."""
         dropout = self.embeddings.dropout
-
-        def forward(rows, *arguments, **options):
-            return dropout(rows)
-
-        return forward_as(self.embeddings, forward)
+        return {below(self.path, "embeddings"): lambda usual, rows, *arguments, **options: dropout(rows)}
 
 
 def check_order_matters(config, name: str, otherwise: str = "") -> None:
@@ -254,7 +285,7 @@ def image_vectors(projection: nn.Conv2d, config, generator: torch.Generator | No
     """
     if config.init == "vocabulary":
         return patch_uniform(projection, config.shape, generator)
-    return config.initial_vectors(torch.empty(1, len(projection.weight)), generator)
+    return config.initial_vectors(len(projection.weight), 1, None, generator)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList | None:
@@ -281,33 +312,30 @@ def _rows_of_vectors(splits: int, rows: int, special: int, patches: int, device:
     return ((row >= 0) & ((row < front) | (row >= front + patches))).to(torch.float32)
 
 
-def _reading(norm: nn.Module, rows: Tensor):
-    """While this is open, a row-wise module sees the given rows alone, (B, T) of (B, S)."""
-    usual = norm.forward
-    return forward_as(norm, lambda states: usual(take_rows(states, rows)))
+def _reading(rows: Tensor) -> Change:
+    """A row-wise module that sees the given rows alone, (B, T) of (B, S)."""
+    return lambda usual, states: usual(take_rows(states, rows))
 
 
-@contextmanager
-def receiving(layers: nn.ModuleList, deeper: Tensor, rows: Tensor):
-    """While this is open, the layers behind the first one find fresh prompt vectors in the given rows of their input.
+def receiving(model: nn.Module, layers: nn.ModuleList, deeper: Tensor, rows: Tensor) -> Changes:
+    """The changes by which the layers behind the first one find fresh prompt vectors in the given rows of their input.
 
     deeper: (n, l, d) or (B, n, l, d), for the layers 1..n counted from 0.  rows: (B, l), -1 where there is none.
     """
     _check_recomputing(layers)
-    with ExitStack() as changes:
-        for number, layer in enumerate(layers[1 : 1 + deeper.shape[-3]]):
-            changes.enter_context(_receiving(layer, deeper.select(-3, number), rows))
-        yield
+    path, count = path_of(model, layers), min(deeper.shape[-3], len(layers) - 1)
+    return {
+        below(path, str(number + 1)): _receiving(deeper.select(-3, number), rows) for number in range(count)
+    }
 
 
-def _receiving(layer: nn.Module, vectors: Tensor, rows: Tensor):
+def _receiving(vectors: Tensor, rows: Tensor) -> Change:
     """The same for one layer and its vectors (l, d) or (B, l, d)."""
-    usual = layer.forward
 
-    def forward(states, *arguments, **options):
+    def forward(usual, states, *arguments, **options):
         return usual(replace_rows(states, vectors, rows), *arguments, **options)
 
-    return forward_as(layer, forward)
+    return forward
 
 
 def replace_rows(states: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
@@ -324,16 +352,3 @@ def replace_rows(states: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
     rows = rows.unsqueeze(2).expand(-1, -1, width)
     vectors = vectors.to(states.dtype).expand(batch, *rows.shape[1:])
     return pad(states, (0, 0, 0, 1)).scatter(1, rows, vectors)[:, :count]
-
-
-def _evaluating(module: nn.Module):
-    return _in_evaluation(module) if module.training else nullcontext()
-
-
-@contextmanager
-def _in_evaluation(module: nn.Module):
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train()

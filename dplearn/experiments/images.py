@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LENGTH, POOL = 8, 4
 RANDOM = ", random layers"  # at the end of a method's name: the same on layers that were never trained
 PROBE, FULL = "linear probe", "full fine-tuning"
-BEFORE = {"insert": "before-positions"}
+BEFORE = {"entry": "before-positions"}
 # The prompts by name, each with its own trained head. "deep" has vectors in all layers.
 PROMPTS: dict[str, dict] = {
     "VPT-shallow": {},
@@ -42,7 +42,7 @@ PROMPTS: dict[str, dict] = {
     "prefix before positions": {"position": "prefix", **BEFORE},
     "postfix before positions": {"position": "postfix", **BEFORE},
     "position per instance before positions": {"position": "instance", **BEFORE},
-    "position per instance, coded": {"position": "instance", "insert": "position-coded"},
+    "position per instance, coded": {"position": "instance", "entry": "position-coded"},
 }
 METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 

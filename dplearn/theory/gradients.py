@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dplearn.choice import ESTIMATORS
 from dplearn.config import PromptConfig
 from dplearn.controllers import LearnedDecision
-from dplearn.estimators import repeat
+from dplearn.estimators import ESTIMATORS, repeat
 from dplearn.model import PromptedModel, prompted
 
 

@@ -27,15 +27,12 @@ from transformers import (
     BertModel,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
-    ErnieConfig,
-    ErnieForMaskedLM,
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
     GPT2Model,
     LlamaForSequenceClassification,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
-    T5EncoderModel,
     ViTConfig,
     ViTForMaskedImageModeling,
 )
@@ -180,8 +177,11 @@ def labels_of(case, ids, mask):
 
 
 def arguments(case, ids, mask, labelled=True):
-    """What the model takes: token types 1, 0, 1, 0, ... of the real tokens; a decoder needs its labels always."""
+    """What the model takes: token types 1, 0, 1, 0, ... of the real tokens; a decoder needs its labels always, an
+    answer in the input is behind the context that the prompt surrounds."""
     found = dict(attention_mask=mask)
+    if case.labels == "answer" and labelled:
+        found["context_length"] = mask.sum(1) - torch.tensor(ANSWERS)
     if case.labels == "decoder" or (case.labels and labelled):
         found["labels"] = labels_of(case, ids, mask)
     if case.types:
@@ -308,7 +308,7 @@ def test_labels_of_several_classes_at_once_are_no_answer_even_in_the_shape_of_th
 
 @pytest.mark.parametrize("name", ["gpt2", "bert-text"])
 def test_the_backbone_is_left_as_it_was_found(name):
-    """The rows are picked by wrapping ``forward`` for one call; accelerate puts a wrapper of its own there."""
+    """The rows are picked on a view of the model; a forward that others put in place (accelerate does) is called."""
     case = CASES[name]
     model, (ids, mask) = make(case), batch(case)
     stack = model.backbone.base_model if name == "gpt2" else model.backbone.bert.encoder
@@ -341,7 +341,7 @@ def test_the_encoder_summary_is_the_mean_of_the_hidden_states_without_a_prompt(n
 @pytest.mark.parametrize("options", [dict(position=1), LEARNED], ids=["fixed", "learned"])
 @pytest.mark.parametrize("name", CASES)
 def test_an_instance_does_not_depend_on_its_batch_or_its_padding(name, options):
-    """BART's encoder numbers its rows itself and takes no position ids: it needs padding on the right."""
+    """BART's encoder numbers its rows itself and takes no position ids: its padding moves to the right."""
     case = CASES[name]
     model, decided = make(case, **options), {}
 
@@ -353,7 +353,7 @@ def test_an_instance_does_not_depend_on_its_batch_or_its_padding(name, options):
     if options is LEARNED:
         sizes, splits = {len(prompt) for prompt, _ in decided.values()}, {k for _, k in decided.values()}
         assert len(sizes) > 1 and len(splits) > 1
-    for side in ("right", "left") if name != "bart" else ("right",):
+    for side in ("right", "left"):
         for extra in (0, 5):
             ids, mask = batch(case, side, extra)
             assert_equal(model(ids, **arguments(case, ids, mask)), expected, mask)
@@ -365,12 +365,12 @@ def test_an_instance_does_not_depend_on_its_batch_or_its_padding(name, options):
 def rows_seen(case, model):
     """A list that gets the number of rows of each batch that enters the backbone's layers."""
     body = model.backbone.get_encoder() if case.rows == "decoder" else model.backbone.base_model
-    seen = []
+    layers, seen = next(module for module in body.modules() if isinstance(module, torch.nn.ModuleList)), []
 
     def look(module, arguments, options):
-        seen.append(options["inputs_embeds"].shape[1])
+        seen.append((arguments[0] if arguments else options["hidden_states"]).shape[1])
 
-    body.register_forward_pre_hook(look, with_kwargs=True)
+    layers[0].register_forward_pre_hook(look, with_kwargs=True)
     return seen
 
 
@@ -400,7 +400,8 @@ def test_sampled_positions_and_sizes_of_training_equal_concatenation_by_hand(nam
     sizes = set()
     for seed in range(4):
         torch.manual_seed(seed)
-        decided = {part: choice.index.tolist() for part, choice in model.decide(ids, mask).items()}
+        given = arguments(case, ids, mask)
+        decided = {part: choice.index.tolist() for part, choice in model.decide(ids, **given).items()}
         sizes |= set(decided["size"])
 
         def decide(row, _, decided=decided):
@@ -484,7 +485,7 @@ def test_greedy_generation_equals_a_loop_by_hand(name, options):
     expected = [new[: new.index(eos) + 1] if eos in new else new for new in hand]
     longest = max(len(new) for new in expected)
     expected = [new + [tiny.PAD] * (longest - len(new)) for new in expected]
-    for side in ("right", "left") if name != "bart" else ("right",):
+    for side in ("right", "left"):
         for use_cache in (True, False):
             ids, mask = batch(case, side, extra=2)
             options = dict(use_cache=use_cache, eos_token_id=eos, pad_token_id=tiny.PAD)
@@ -495,7 +496,7 @@ def test_greedy_generation_equals_a_loop_by_hand(name, options):
 def test_beam_search_of_a_batch_equals_that_of_each_instance_alone(name):
     case = CASES[name]
     model = make(case, **LEARNED)
-    for side in ("right", "left") if name != "bart" else ("right",):
+    for side in ("right", "left"):
         ids, mask = batch(case, side, extra=2)
         together = generate(case, model, ids, mask, num_beams=2, eos_token_id=None)
         for row, real in enumerate(mask.bool()):
@@ -562,10 +563,10 @@ def test_gradient_checkpointing_gives_the_same_gradient(name):
 def test_insertion_is_one_graph_under_compile(name):
     case = CASES[name]
     model, (ids, mask) = make(case, **LEARNED).train(), batch(case)
-    labels, found = labels_of(case, ids, mask), []
+    given, found = arguments(case, ids, mask), []
     for insert in (model.insert_prompt, torch.compile(model.insert_prompt, backend="eager", fullgraph=True)):
         torch.manual_seed(0)
-        found.append(insert(ids, mask, labels=labels))
+        found.append(insert(ids, **given))
     assert_close(found[1].embeds, found[0].embeds, **EXACT)
     assert torch.equal(found[1].mask, found[0].mask)
 
@@ -605,6 +606,7 @@ def test_a_prefix_equals_peft_prompt_tuning(name):
     model, (ids, mask) = make(case, position="prefix"), batch(case)
     theirs = peft_of(case, model)
     labels = labels_of(case, ids, mask)
+    # A fixed prefix stands where it stands, whatever the labels are.
     found, expected = (m(input_ids=ids, attention_mask=mask, labels=labels) for m in (model, theirs))
     real = mask.bool()
     assert_close(found.logits[real], expected.logits[:, LENGTH:][real], **EXACT)
@@ -644,37 +646,27 @@ def test_the_pooler_reads_the_first_token_where_in_peft_it_reads_a_prompt_vector
 # --- 8: what cannot work says so, and why ---
 
 
-def ernie():
-    """An encoder that is known as a decoder too; as it comes, it looks both ways."""
-    return ErnieForMaskedLM(ErnieConfig(**tiny.SMALL, **tiny.LAYERS, num_attention_heads=2))
-
-
 def vit():
     sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     return ViTForMaskedImageModeling(ViTConfig(**sizes, image_size=8, patch_size=4))
 
 
 @pytest.mark.parametrize(
-    ("backbone", "reasons"),
+    ("backbone", "reason"),
     [
-        (vit, ["expected one of the encoders", "got model_type='vit'", "got ViTForMaskedImageModeling"]),
-        (ernie, ["model_type='ernie'", "not known as one"]),
-        (
-            lambda: tiny.bert(BertLMHeadModel, is_decoder=True),
-            ["model_type='bert' is a decoder", "not known as one"],
-        ),
-        (lambda: T5EncoderModel(tiny.t5().config), ["model_type='t5' is not one", "not known as one"]),
-        (lambda: BartForCausalLM(tiny.bart().config), ["model_type='bart' is a decoder", "not known as one"]),
+        (vit, "expected a model that ends in one of .*, got ViTForMaskedImageModeling$"),
+        (lambda: tiny.bert(BertLMHeadModel, is_decoder=True), "model_type='bert' is not known as one$"),
+        (lambda: BartForCausalLM(tiny.bart().config), "model_type='bart' is not known as one$"),
         (
             lambda: BartForSequenceClassification(tiny.bart().config),
-            ["language-modelling head, BartForSequenceClassification has none"],
+            "language-modelling head, BartForSequenceClassification has none$",
         ),
     ],
 )
-def test_a_backbone_that_cannot_work_is_refused_with_the_reason(backbone, reasons):
-    with pytest.raises(TypeError, match="cannot take a prompt") as error:
+def test_a_backbone_that_cannot_work_is_refused_with_the_reason(backbone, reason):
+    """One reason, of the nearest kind."""
+    with pytest.raises(TypeError, match=f"cannot take a prompt: [^;]*{reason}"):
         dp.prompted(backbone(), dp.PromptConfig(length=LENGTH))
-    assert all(reason in str(error.value) for reason in reasons)
 
 
 @pytest.mark.parametrize("name", ["gpt2-text", "gpt2-base", "bert-mlm"])

@@ -510,7 +510,7 @@ def mean_over_all_draws(model, monkeypatch, owners, **call):
             assert log_p.shape[0] == owners
             chosen = torch.stack([log_p.gather(1, row[:, None])[:, 0] for row in index])
             weight.append(chosen.detach().sum().exp())
-            return Draws({"position": index}, chosen, None)
+            return Draws({"position": index}, chosen, None, "score-function")
 
         monkeypatch.setattr("dplearn.contrastive.draw", forced)
         found = gradients(model, model(**call).loss)
@@ -802,7 +802,7 @@ def pair(model, **options):
     ("options", "message"),
     [
         ({"depth": 4}, r"depth=4 is too deep, expected 1\.\.3: CLIPModel's layers"),
-        ({"insert": "before-positions"}, "insert='before-positions' is not for CLIPModel, expected None"),
+        ({"entry": "before-positions"}, "entry='before-positions' is not for CLIPModel, expected None"),
         ({"size": "task", "towers": "vision"}, "size='task' is not valid here, expected 'full' or a number"),
         ({"size": "task", "towers": "coupled"}, "size='task' is not valid here"),
         (

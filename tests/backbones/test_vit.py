@@ -43,7 +43,7 @@ LENGTH = 3
 EXACT = dict(rtol=0, atol=1e-12)
 LABELS = torch.tensor([1, 4, 0])
 # What learned positions are for; where order cannot matter the package warns.
-REAL = dict(insert="before-positions")
+REAL = dict(entry="before-positions")
 ORDER_BLIND = "order-blindness theorem, chapter 03"
 
 
@@ -191,7 +191,7 @@ def test_replaced_rows_and_their_gradient():
 
 
 @pytest.mark.parametrize(
-    "options", [{"insert": "after-positions"}, {"depth": 3}, {"vector": "task", "pool_size": 2}]
+    "options", [{"entry": "after-positions"}, {"depth": 3}, {"vector": "task", "pool_size": 2}]
 )
 @pytest.mark.parametrize("name", CASES)
 def test_behind_the_position_embeddings_all_splits_give_the_same_output(name, options):
@@ -421,7 +421,7 @@ def test_deep_prompts_and_a_learned_position_compose(estimator):
 
 # --- 3b: positions for the prompt alone ---
 
-CODED = dict(insert="position-coded")
+CODED = dict(entry="position-coded")
 
 
 def coded_states(case, model, pixels, k, table, vectors=None):
@@ -622,12 +622,12 @@ def test_a_learned_size_equals_a_prompt_of_so_many_vectors(name, depth):
         assert model.prompt.size.controller.logits.grad.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("insert", [None, "before-positions"])
+@pytest.mark.parametrize("entry", [None, "before-positions"])
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_summaries_are_means_over_the_patches_without_the_prompt(name, insert):
+def test_summaries_are_means_over_the_patches_without_the_prompt(name, entry):
     case, pixels = CASES[name], tiny.images()
     for summary in ("embeddings", "encoder"):
-        model = make(case, vector="instance", pool_size=2, summary=summary, insert=insert)
+        model = make(case, vector="instance", pool_size=2, summary=summary, entry=entry)
         states = embedded(model.backbone, pixels)
         if summary == "encoder":
             for layer in layers_of(model.backbone):
@@ -828,11 +828,11 @@ def test_one_compiled_graph_gives_the_same_answers(options):
     assert_close(compiled(pixel_values=pixels).logits, model(pixel_values=pixels).logits, **EXACT)
 
 
-@pytest.mark.parametrize("insert", [None, "before-positions"])
+@pytest.mark.parametrize("entry", [None, "before-positions"])
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_half_precision_stays_near(name, insert):
+def test_half_precision_stays_near(name, entry):
     case = CASES[name]
-    model = make(case, depth=2, position=1, insert=insert)
+    model = make(case, depth=2, position=1, entry=entry)
     half = dp.prompted(case.make().bfloat16(), model.prompt_config)
     with torch.no_grad():
         half.prompt.vectors.copy_(model.prompt.vectors)
@@ -907,14 +907,14 @@ def deep(**options):
             "depth=0 is not valid, expected an integer of at least 1",
         ),
         (
-            lambda m: dp.PromptConfig(insert="inside"),
+            lambda m: dp.PromptConfig(entry="inside"),
             ValueError,
-            "insert='inside' is unknown, expected None, 'after-positions', 'before-positions'",
+            "entry='inside' is unknown, expected None, 'after-positions', 'before-positions'",
         ),
         (
             lambda m: dp.PromptConfig(size="task", **REAL),
             ValueError,
-            "size='task' is not valid with insert='before-positions', expected 'full' or a number",
+            "size='task' is not valid with entry='before-positions', expected 'full' or a number",
         ),
         (
             lambda m: deep(position="task"),
@@ -931,12 +931,12 @@ def deep(**options):
         (
             lambda m: dp.prompted(tiny.t5(), deep()),
             ValueError,
-            "depth=2 is for images, expected 1: T5ForConditionalGeneration reads text",
+            "depth=2 is for images and image-text models, expected 1: T5ForConditionalGeneration reads text",
         ),
         (
             lambda m: dp.prompted(tiny.bert(), dp.PromptConfig(**REAL)),
             ValueError,
-            "insert='before-positions' is for images, expected None: BertModel reads text",
+            "entry='before-positions' is for images, expected None: BertModel reads text",
         ),
         (
             lambda m: dp.prompted(tiny.bert())(pixel_values=tiny.images()),

@@ -76,7 +76,7 @@ def ours(layers):
     return {
         "prefix": {},
         "pool": {"vector": "instance", "pool_size": 4},
-        "before": {"position": "instance", "insert": "before-positions"},
+        "before": {"position": "instance", "entry": "before-positions"},
         "after": {"position": "instance"},
         "deep": {"depth": layers},
     }

@@ -1,0 +1,133 @@
+"""What tools of the transformers library ask a model for, answered as the backbone answers it.
+
+`transformers.Trainer` and its collators look a model up: the parameters of its ``forward`` decide which columns of a
+data set it gets, the name of its class how labels are smoothed and which of its arguments are labels, attributes how
+losses are counted and whether it generates. A prompted model answers as its backbone does, with the arguments of a
+prompt added, and it has what the backbone has and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from types import FunctionType
+
+from torch import nn
+
+# Asked for by name: by collators, by the Trainer (loss type, NEFTune, the devices of a model that is spread over several)
+# and before generation.
+ASKED = (
+    "prepare_decoder_input_ids_from_labels",
+    "can_generate",
+    "loss_type",
+    "get_input_embeddings",
+    "hf_device_map",
+    "generation_config",
+)
+FIRST = ("input_ids", "attention_mask")  # in this order where they are given by place
+OURS = ("summary", "task_ids", "keep_last", "context_length")
+
+
+@cache
+def class_for(base: type, backbone: type) -> type:
+    """A subclass of ``base`` for a class of backbones: its name, and ``forward`` with its parameters.
+
+    The Trainer reads both from the class, not from the model.
+    """
+    usual = base.forward
+    forward = FunctionType(
+        usual.__code__, usual.__globals__, "forward", usual.__defaults__, usual.__closure__
+    )
+    forward.__kwdefaults__, forward.__doc__ = usual.__kwdefaults__, usual.__doc__
+    forward.__qualname__ = usual.__qualname__
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(usual).parameters.values()):
+        forward.__signature__ = signature_for(backbone)
+    fields = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__, "made_from": base}
+    fields["known_names"] = names_for(backbone)
+    return type(f"Prompted{backbone.__name__}", (base,), fields)
+
+
+def signature_for(backbone: type) -> inspect.Signature:
+    """The parameters of a prompted ``forward``: those of the backbone, each by its own name, and those of a prompt.
+
+    Ids and mask come first, as in nearly all models; everything is optional.
+    """
+    theirs = inspect.signature(backbone.forward).parameters
+    names = [name for name, p in theirs.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
+    first = [name for name in FIRST if name in names]
+    ordered = [*first, *(name for name in names if name not in first), *(o for o in OURS if o not in names)]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter("self", kind),
+        *(inspect.Parameter(n, kind, default=None) for n in ordered),
+    ]
+    parameters += [p for p in theirs.values() if p.kind is p.VAR_KEYWORD]
+    return inspect.Signature(parameters)
+
+
+def names_for(backbone: type) -> frozenset[str] | None:
+    """What a prompted ``forward`` takes by name; None where the backbone's takes any name."""
+    parameters = inspect.signature(backbone.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return frozenset(parameters) - {"self"} | set(OURS)
+
+
+class AsBackbone(nn.Module):
+    """A module whose ``backbone`` answers what libraries ask (``ASKED``)."""
+
+    def __getattr__(self, name: str):
+        if name in ASKED:
+            return getattr(self.backbone, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == "generation_config":  # the Trainer replaces it, and the backbone's is the one in use
+            self.backbone.generation_config = value
+        else:
+            super().__setattr__(name, value)
+
+    def _get_name(self) -> str:
+        """The backbone's class: the Trainer looks up how its labels are shifted."""
+        backbone = self._modules.get("backbone")
+        return type(self).__name__ if backbone is None else type(backbone).__name__
+
+    # What ``forward`` takes by name, None: anything (set for each class of backbones).
+    known_names: frozenset[str] | None = None
+
+    def _check_names(self, names) -> None:
+        """Raise TypeError where an argument is neither of the backbone's forward nor of a prompt."""
+        if self.known_names is not None:
+            for name in names:
+                if name not in self.known_names:
+                    raise TypeError(
+                        f"{name} is not an argument of {self._get_name()}.forward, nor of a prompt: expected some of "
+                        f"{sorted(self.known_names)}"
+                    )
+
+    @property
+    def config(self):
+        """The backbone's own configuration (the prompt's is ``prompt_config``)."""
+        return self.backbone.config
+
+    @property
+    def device(self):
+        return self.backbone.device
+
+    @property
+    def dtype(self):
+        return self.backbone.dtype
+
+    @property
+    def main_input_name(self) -> str:
+        """What the backbone reads: "input_ids" or "pixel_values"."""
+        return self.backbone.main_input_name
+
+
+def losses_named(batch: dict) -> list[str]:
+    """The names of the labels in a batch, as transformers finds them."""
+    return [
+        name
+        for name, value in batch.items()
+        if value is not None and ("label" in name or name in ("start_positions", "end_positions"))
+    ]

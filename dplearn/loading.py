@@ -1,0 +1,98 @@
+"""Making prompted models: from a backbone and a config, or from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dplearn import checkpoint, zoo
+from dplearn.backbones import Backbone, CLIPBackbone, adapt
+from dplearn.building import as_config, new_prompt, restore
+from dplearn.config import PromptConfig
+from dplearn.contrastive import PromptedCLIP
+from dplearn.model import PromptedModel
+from dplearn.prompt import DynamicPrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Kinds of backbone whose prompted models have a class of their own.
+MODELS: dict[type[Backbone], type[PromptedModel]] = {CLIPBackbone: PromptedCLIP}
+
+
+def prompted(
+    backbone: PreTrainedModel,
+    config: PromptConfig | None = None,
+    *,
+    vectors: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> PromptedModel:
+    """Freeze a Hugging Face model and give it a trainable prompt.
+
+    Parameters
+    ----------
+    backbone : a model of transformers with its head: a text model (encoder-decoder, decoder-only or encoder), a vision
+        transformer, or an image-text model (CLIP, SigLIP). It is frozen in place.
+    config : what kind of prompt; ``PromptConfig()`` is a prefix of 20 vectors.
+    vectors : (length, d) first values of the prompt, instead of ``config.init``; (pool_size, length, d) for a pool,
+        and with a ``depth`` above 1 that dimension before the length.
+    generator : source of the random initial vectors; None uses torch's global generator.
+
+    Raises
+    ------
+    TypeError : the backbone is of a kind that cannot take a prompt; ``config`` is no PromptConfig.
+    ValueError : ``vectors`` does not have the shape that the config and the backbone's width ask for; a trained head
+        is asked for and the backbone has none.
+    """
+    config = as_config(config)
+    adapter = adapt(backbone)
+    return _model(adapter, new_prompt(adapter, config, vectors, generator), config)
+
+
+def _model(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig) -> PromptedModel:
+    return MODELS.get(type(adapter), PromptedModel)(adapter.model, prompt, config, adapter)
+
+
+def from_pretrained(folder: str | os.PathLike, backbone: PreTrainedModel | None = None) -> PromptedModel:
+    """Load a prompt written by :meth:`PromptedModel.save_pretrained`.
+
+    Parameters
+    ----------
+    folder : where ``prompt_config.json`` lies.
+    backbone : the model to put the prompt on. None loads the one that the checkpoint names: a backbone of
+        :mod:`dplearn.zoo`, or a path or hub name through transformers, with the recorded number of labels where the
+        prompt has its own head.
+
+    Raises
+    ------
+    FileNotFoundError : no checkpoint there.
+    ValueError : the checkpoint is damaged, a pickle, of another version, made for another backbone, or made for one
+        that cannot be found by name while ``backbone`` is None; the message names which.
+    """
+    saved = checkpoint.read(folder)
+    config = PromptConfig.from_dict(saved.options)
+    if backbone is None:
+        backbone = _load_backbone(folder, saved.backbone)
+    adapter = adapt(backbone)
+    return _model(adapter, restore(folder, saved, config, adapter), config)
+
+
+def _load_backbone(folder: str | os.PathLike, description: dict) -> PreTrainedModel:
+    import transformers
+
+    name, kind = description.get("name_or_path"), description.get("class")
+    labels = description.get("labels")
+    if name in zoo.names():
+        return zoo.load(name, num_labels=labels)[0]
+    model_class = getattr(transformers, str(kind), None)
+    if not name or not (
+        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    ):
+        raise ValueError(
+            f"the prompt in {str(folder)!r} was trained for a backbone with class={kind!r} and name_or_path={name!r}, "
+            "which cannot be loaded by name: expected from_pretrained(folder, backbone)"
+        )
+    return model_class.from_pretrained(name) if labels is None else zoo.with_labels(model_class, name, labels)

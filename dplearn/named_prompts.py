@@ -1,0 +1,270 @@
+"""Several prompts on one frozen backbone, by name; each is saved and loaded by itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dplearn import card, checkpoint
+from dplearn.backbones import Backbone
+from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
+from dplearn.choice import Chooser
+from dplearn.config import PromptConfig
+from dplearn.controllers import TaskController
+from dplearn.freezing import Frozen
+from dplearn.prompt import DynamicPrompt
+
+
+class NamedPrompts(Frozen):
+    """A frozen backbone with prompts: the one in use is the module ``prompt``, others wait.
+
+    Prompts at rest are no submodules, so nothing trains or saves them; they move with the model (``to``, ``double``).
+    """
+
+    def __init__(self, backbone, adapter: Backbone, prompt: DynamicPrompt, prompt_config: PromptConfig):
+        check_prompt(adapter, prompt, prompt_config)
+        super().__init__(backbone)
+        self.adapter = adapter
+        self.prompt = prompt.to(self._home())
+        self.prompt_config = prompt_config
+        # Those at rest with their config. The one in use is ``prompt``, and None stands here.
+        self._prompts: dict[str, tuple[DynamicPrompt, PromptConfig] | None] = {"default": None}
+
+    def _home(self) -> torch.device:
+        """Where a prompt lives: with the backbone's embeddings, or where these go when they are needed."""
+        device = self.backbone.device
+        hook = (
+            getattr(self.backbone.get_input_embeddings(), "_hf_hook", None) if device.type == "meta" else None
+        )
+        return (
+            torch.device("cpu" if hook is None else hook.execution_device)
+            if device.type == "meta"
+            else device
+        )
+
+    def train(self, mode: bool = True) -> NamedPrompts:
+        """Training mode of the prompt; the backbone follows only if ``prompt_config.backbone_dropout``."""
+        super().train(mode)
+        self.backbone.train(mode and self.prompt_config.backbone_dropout)
+        return self
+
+    # --- several prompts on one backbone ---
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Names of the prompts that there are. A new model has one, "default"."""
+        return tuple(self._prompts)
+
+    @property
+    def active_prompt(self) -> str:
+        """Name of the prompt in use, which is the module ``prompt``."""
+        return next(name for name, at_rest in self._prompts.items() if at_rest is None)
+
+    def add_prompt(
+        self,
+        name: str,
+        config: PromptConfig | None = None,
+        vectors: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Add a prompt under a new name; ``config``, ``vectors`` and ``generator`` as in :func:`dplearn.prompted`.
+
+        The prompt in use stays in use: call :meth:`use_prompt` to change to the new one.
+
+        Raises
+        ------
+        ValueError : the name is taken or empty; the prompt does not fit the backbone.
+        TypeError : ``config`` is no PromptConfig.
+        """
+        self._check_new(name)
+        config = as_config(config)
+        self._add(name, new_prompt(self.adapter, config, vectors, generator), config)
+
+    def load_prompt(self, name: str, folder: str | os.PathLike) -> None:
+        """Add a prompt that :meth:`save_pretrained` wrote to ``folder``, under a new name, without using it yet.
+
+        Raises what :func:`dplearn.from_pretrained` raises, and ValueError where the name is taken or empty.
+        """
+        self._check_new(name)
+        saved = checkpoint.read(folder)
+        config = PromptConfig.from_dict(saved.options)
+        self._add(name, restore(folder, saved, config, self.adapter), config)
+
+    def use_prompt(self, name: str) -> None:
+        """Put another prompt to use: it answers, is trained and saved from here on. Nothing is loaded or copied.
+
+        Make the optimiser afterwards: one that was made before holds the other prompt's parameters.
+
+        Raises
+        ------
+        ValueError : there is no prompt of that name.
+        """
+        self._check_known(name)
+        active = self.active_prompt
+        if name != active:
+            self._prompts[active] = (self.prompt, self.prompt_config)
+            (self.prompt, self.prompt_config), self._prompts[name] = self._prompts[name], None
+            self.train(self.training)
+
+    def remove_prompt(self, name: str) -> None:
+        """Forget a prompt that is not in use.
+
+        Raises
+        ------
+        ValueError : there is no prompt of that name, or it is the one in use.
+        """
+        self._check_known(name)
+        if name == self.active_prompt:
+            raise ValueError(
+                f"name={name!r} is in use, expected one that is not: call use_prompt with another first"
+            )
+        del self._prompts[name]
+
+    def _add(self, name: str, prompt: DynamicPrompt, config: PromptConfig) -> None:
+        check_prompt(self.adapter, prompt, config)
+        self._prompts[name] = (prompt.to(self._home()), config)
+
+    def _check_new(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name={name!r} is not valid, expected a string that is not empty")
+        if name in self._prompts:
+            raise ValueError(f"name={name!r} is taken, expected a name other than {list(self._prompts)}")
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._prompts:
+            raise ValueError(f"name={name!r} is unknown, expected one of {list(self._prompts)}")
+
+    def _apply(self, fn, recurse=True):
+        for at_rest in self._prompts.values():
+            if at_rest is not None:
+                at_rest[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    # --- several tasks on one prompt ---
+
+    def add_task(self, name: str) -> None:
+        """Add a task: fresh logits in every task-level decision. Nothing else changes, so other tasks answer as before.
+
+        A model made without ``tasks`` has one that is called "default". Parameters with new rows are new objects: make
+        the optimiser afterwards.
+        """
+        tasks = (*(self.prompt_config.tasks or ("default",)), name)
+        config = replace(self.prompt_config, tasks=tasks)  # checks the name
+        for module in self.prompt.modules():
+            if isinstance(module, TaskController):
+                module.add_task()
+        self.prompt_config = config
+
+    def task_numbers(self, task_ids, batch: int | None = None) -> Tensor | None:
+        """Task numbers (B,) from numbers or names, such as a column of a data set holds; None stays None.
+
+        batch : how many there must be.
+
+        Raises
+        ------
+        ValueError : unknown names or numbers, or not one for each instance.
+        """
+        names = self.prompt_config.tasks or ("default",)
+        if task_ids is None:
+            return None
+        if isinstance(task_ids, str):
+            raise ValueError(
+                f"task_ids={task_ids!r} is one name, expected one for each instance of the batch"
+            )
+        if not isinstance(task_ids, Tensor):
+            unknown = [task for task in task_ids if isinstance(task, str) and task not in names]
+            if unknown:
+                raise ValueError(f"task_ids holds {unknown[0]!r}, expected some of {list(names)}")
+            numbers = [names.index(task) if isinstance(task, str) else task for task in task_ids]
+            task_ids = torch.tensor(numbers, device=self.prompt.vectors.device)
+        count = task_ids.shape[0] if batch is None and task_ids.ndim else batch
+        if task_ids.shape != (count,) or task_ids.is_floating_point():
+            found = f"shape {tuple(task_ids.shape)} and dtype {task_ids.dtype}"
+            raise ValueError(f"task_ids has {found}, expected integers ({count},)")
+        if task_ids.device.type == "cpu" and not torch.compiler.is_compiling() and task_ids.numel():
+            if not 0 <= int(task_ids.min()) <= int(task_ids.max()) < len(names):
+                raise ValueError(
+                    f"task_ids holds {task_ids.min()}..{task_ids.max()}, expected 0..{len(names) - 1}: {list(names)}"
+                )
+        return task_ids.long()
+
+    # --- what is trained, told and saved ---
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Exactly the parameters that are trained, by name: the prompt's own, with its head where that is trained."""
+        return {f"prompt.{name}": parameter for name, parameter in self.prompt.named_parameters()}
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set the Gumbel-Softmax temperature of every decision."""
+        for module in self.prompt.modules():
+            if isinstance(module, Chooser):
+                module.set_temperature(temperature)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters are trained, and of how many.
+
+        Vectors that a fixed ``size`` leaves out are not counted as trained; their number follows where there are any.
+        """
+        counted = card.count(self.prompt, self.backbone)
+        text = f"trainable params: {counted.trained:,} || all params: {counted.total:,}"
+        text += f" || trainable%: {100 * counted.trained / counted.total:.4f}"
+        text += f" || head: trained, {counted.head:,}" if self.prompt.head is not None else ""
+        print(text + (f" || not in use: {counted.unused:,}" if counted.unused else ""))
+
+    def summary(self) -> card.Summary:
+        """A text of a few lines: the backbone, each decision with its level and parameters, and what is trained.
+
+        Parameters that cannot change any output (vectors that a fixed ``size`` leaves out) are not counted as trained.
+        The last line is the size of the checkpoint that :meth:`save_pretrained` writes.
+        """
+        size = sum(len(data) for data in checkpoint.files(*self._checkpoint(self.active_prompt)).values())
+        counted = card.count(self.prompt, self.backbone)
+        described = describe(self.adapter, self.prompt_config)
+        others = [name for name in self.prompts if name != self.active_prompt]
+        return card.summarize(
+            self.prompt, self.prompt_config, counted, described, self.active_prompt, others, size
+        )
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        name: str | None = None,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **others,
+    ) -> None:
+        """Write the prompt (safetensors), its configuration (JSON) and a card (README.md) to ``folder``.
+
+        The backbone is not written. A stop at any moment leaves the old or the new checkpoint, never half of one
+        (:func:`dplearn.checkpoint.save`).
+
+        Parameters
+        ----------
+        folder : made where missing. A README.md in it that dplearn did not write stays as it is.
+        name : which prompt; None is the one in use.
+        is_main_process : False writes nothing, as transformers' models do in all processes but one.
+        state_dict : this model's state as an accelerator gathers it from several processes, instead of its own.
+        others : what else ``save_pretrained`` of transformers takes (``safe_serialization``, ``max_shard_size``, ...); a
+            prompt has one small file in one format, so they change nothing.
+
+        Raises
+        ------
+        ValueError : there is no prompt of that name.
+        """
+        tensors, *rest = self._checkpoint(self.active_prompt if name is None else name)
+        if state_dict is not None:
+            given = {key.removeprefix("prompt."): value for key, value in state_dict.items()}
+            tensors = {key: given[key] for key in tensors if key in given}
+        if is_main_process:
+            checkpoint.save(folder, tensors, *rest)
+
+    def _checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict, dict, str]:
+        """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""
+        self._check_known(name)
+        prompt, config = self._prompts[name] or (self.prompt, self.prompt_config)
+        backbone = describe(self.adapter, config)
+        text = card.write_card(config, card.count(prompt, self.backbone), backbone)
+        return prompt.state_dict(), config.to_dict(), backbone, text
