@@ -269,8 +269,9 @@ def modes(model):
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "bert", "vit"])
 @pytest.mark.parametrize("options", [{}, {"backbone_dropout": True}])
 def test_generate_decide_and_summarize_change_no_mode(kind, options):
-    """Not even for a moment: a hook inside of the backbone sees the mode that the user set."""
-    model = model_of(kind, "instance", summary="encoder" if kind != "vit" else "embeddings", **options)
+    """Not even for a moment: a hook inside of the prompt sees the mode that the user set."""
+    decided = {"vector": "instance"} if kind == "vit" else {"position": "instance", "summary": "encoder"}
+    model = model_of(kind, **decided, **options)
     batch = {"pixel_values": tiny.images(1)} if kind == "vit" else {"input_ids": IDS}
     calls = [model.decide, model.summarize, model.insert_prompt]
     calls += [lambda **b: model.generate(**b, max_new_tokens=2, do_sample=False, pad_token_id=0)] * (
@@ -279,9 +280,8 @@ def test_generate_decide_and_summarize_change_no_mode(kind, options):
     for training in (True, False):
         model.train(training)
         before, seen = modes(model), []
-        handles = [
-            m.register_forward_pre_hook(lambda m, _: seen.append(m.training)) for m in model.prompt.modules()
-        ]
+        note = partial(lambda seen, module, _: seen.append(module.training), seen)
+        handles = [module.register_forward_pre_hook(note) for module in model.prompt.modules()]
         for call in calls:
             with torch.no_grad():
                 call(**batch)

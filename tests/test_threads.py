@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertForSequenceClassification
 
 import dplearn as dp
+from dplearn.choice import Chooser
 
 ROUNDS = 6
 TEXTS = spliced.padded([[5, 9, 6, 20, 33], [40, 4, 8]]), spliced.padded([[7, 31, 12], [3, 3, 17, 21, 50]])
@@ -150,7 +151,7 @@ def training(kind, steps=8, seen=None):
     config = dp.PromptConfig(length=3, position="instance", backbone_dropout=True)
     model = dp.prompted(make(), config).train()
     for module in model.modules():
-        if hasattr(module, "generator"):
+        if isinstance(module, Chooser):
             module.generator = torch.Generator().manual_seed(7)  # the global one is shared by all threads
     said = {"keep_last": 1} if kind in ("gpt2", "llama") else {}
 
