@@ -7,9 +7,11 @@ import os
 import torch
 from torch import Tensor
 
-from dplearn import checkpoint
+from dplearn import fits
 from dplearn.backbones import Backbone
+from dplearn.checkpoint import Saved
 from dplearn.config import PromptConfig
+from dplearn.fingerprint import fingerprint, quantization, warn_of_changes
 from dplearn.prompt import DynamicPrompt
 
 
@@ -75,7 +77,7 @@ def check_prompt(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig)
 
 
 def restore(
-    folder: str | os.PathLike, saved: checkpoint.Saved, config: PromptConfig, adapter: Backbone
+    folder: str | os.PathLike, saved: Saved, config: PromptConfig, adapter: Backbone
 ) -> DynamicPrompt:
     """The prompt of a checkpoint, for a backbone of the recorded kind.
 
@@ -83,23 +85,26 @@ def restore(
     ------
     ValueError : the backbone is of another kind, or a tensor is missing or of another shape.
     """
-    checkpoint.check_backbone(folder, saved.backbone, describe(adapter, config))
-    checkpoint.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapter.width_of(config)))
+    fits.check_backbone(folder, saved.backbone, describe(adapter, config))
+    fits.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapter.width_of(config)))
     prompt = build(adapter, config, saved.tensors["vectors"])
-    checkpoint.fill(folder, prompt, saved.tensors)
+    fits.fill(folder, prompt, saved.tensors)
+    warn_of_changes(folder, saved.backbone, adapter.model)
     return prompt
 
 
 def describe(adapter: Backbone, config: PromptConfig) -> dict:
     """What a checkpoint records of its backbone, so that a prompt is never loaded onto another model.
 
-    The number of labels is a part of it where the prompt has its own head.
+    The number of labels and their names are a part of it where the prompt has its own head.
     """
-    backbone = adapter.model
+    backbone, own_head = adapter.model, config.head == "trained"
     return {
         "name_or_path": backbone.name_or_path,
         "class": type(backbone).__name__,
         "model_type": backbone.config.model_type,
         **adapter.describe(),
-        **({"labels": backbone.config.num_labels} if config.head == "trained" else {}),
+        **({"labels": backbone.config.num_labels} if own_head else {}),
+        "fingerprint": fingerprint(backbone, head=not own_head),
+        "quantization": quantization(backbone),
     }

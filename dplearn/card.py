@@ -6,17 +6,14 @@ parameters that cannot change any output: they are listed as not in use and not 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.controllers import Words
 from dplearn.prompt import DynamicPrompt
-
-if TYPE_CHECKING:
-    pass
+from dplearn.shelf import origin
 
 
 class Summary(str):
@@ -69,25 +66,6 @@ def count(prompt: DynamicPrompt, backbone: nn.Module) -> Count:
     total, unused = sum(trained.values()), every - sum(in_use.values())
     frozen = sum(p.numel() for p in backbone.parameters()) + every - unused - total
     return Count(total, unused, frozen, sum(n for name, n in trained.items() if name.startswith("head.")))
-
-
-def origin(name: str) -> str:
-    """Where a backbone of this name comes from: "zoo", "hub", "folder" or "unknown" (it has no name).
-
-    >>> [origin(name) for name in ("t5-mini", "google/flan-t5-small", "")]
-    ['zoo', 'hub', 'unknown']
-    """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    from dplearn import zoo
-
-    if not name or name in zoo.names():
-        return "zoo" if name else "unknown"
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return "folder"
-    return "folder" if Path(name).exists() else "hub"
 
 
 def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
@@ -158,8 +136,8 @@ def summarize(
 ) -> Summary:
     """The text of :meth:`dplearn.PromptedModel.summary`.
 
-    ``backbone`` is the description that a checkpoint records, ``name`` the prompt's, ``others`` those of prompts at rest,
-    ``size`` the number of bytes of its checkpoint.
+    ``backbone`` is the description that a checkpoint records, ``name`` the prompt's, ``others`` those of prompts at
+    rest, ``size`` the number of bytes of its checkpoint.
     """
     in_use = prompt.entries_in_use()
     rows = [("decision", "level", "parameters", "in words")]

@@ -1,9 +1,10 @@
 """Checkpoints of a prompt: a safetensors file, a JSON file and a card, so that a stop never leaves half of one.
 
 The JSON file names the tensor file by its content (``prompt-<hash>.safetensors``). The tensors are written first under
-their new name, then the card, then the JSON file is replaced in one atomic step, then the old tensor file is removed. A
-reader follows the JSON file, so it sees the old checkpoint or the new one. The card (``README.md``) is for people;
-nothing here reads it. Pickles are never loaded: they can run code.
+their new name, then the card, then the JSON file is replaced in one atomic step, then the old tensor file is removed.
+A reader follows the JSON file, so it sees the old checkpoint or the new one and never waits; writers take turns
+(:mod:`dplearn.files`). The card (``README.md``) is for people; nothing here reads it. Pickles are never loaded: they
+can run code.
 """
 
 from __future__ import annotations
@@ -11,24 +12,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import re
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
-FORMAT = 2  # 1 had task logits without the dimension of tasks
-CONFIG = "prompt_config.json"
-CARD = "README.md"
+from dplearn.files import MISSING, locked, opened, parse, read_json, remove_stale, short, write, write_locked
+from dplearn.settings import FORMAT, Weights, digest, document, from_tensor, verify
+
+CONFIG, CARD = "prompt_config.json", "README.md"
+OURS = re.compile(r"prompt-[0-9a-f]{16}\.safetensors")  # the names that this module gives to tensor files
 # In a card that dplearn wrote. A README.md without it is somebody's own and stays as it is.
 CARD_MARK = (
     "<!-- dplearn wrote this card and rewrites it at every save. Remove this line to keep your own text. -->"
 )
-MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+# What transformers.Trainer writes of a model that is none of its own: its state dict, and nothing beside.
+TRAINER, PREFIX, SETTINGS = "model.safetensors", "prompt.", "_extra_state"
+EXPECTED = "a folder written by save_pretrained (PEFT's: see import_peft)"
 
 
 class Saved(NamedTuple):
@@ -39,24 +46,23 @@ class Saved(NamedTuple):
     backbone: dict
 
 
+# --- writing ---
+
+
 def files(
     tensors: dict[str, Tensor], options: dict, backbone: dict, card: str | None = None
 ) -> dict[str, bytes]:
     """The files of a checkpoint by name, in the order in which they are written: the last one makes it valid."""
-    from dplearn import __version__
-
     data = pack(tensors)
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"prompt-{digest[:16]}.safetensors"
-    document = {
-        "format": FORMAT,
-        "dplearn_version": __version__,
-        "prompt": options,
-        "backbone": backbone,
-        "weights": {"file": name, "sha256": digest},
-    }
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"prompt-{sha256[:16]}.safetensors"
+    settings = document(options, backbone, Weights(name, sha256, len(data)))
     cards = {} if card is None else {CARD: f"{card.rstrip()}\n\n{CARD_MARK}\n".encode()}
-    return {name: data} | cards | {CONFIG: (json.dumps(document, indent=2) + "\n").encode()}
+    return {name: data} | cards | {CONFIG: _text(settings)}
+
+
+def _text(settings: dict) -> bytes:
+    return (json.dumps(settings, indent=2) + "\n").encode()
 
 
 def save(
@@ -68,21 +74,42 @@ def save(
 ) -> None:
     """Write a checkpoint to ``folder``, which is made where missing; an older checkpoint in it is replaced.
 
-    ``card`` is the Markdown text of its README.md; a README.md that dplearn did not write is left alone.
+    ``card`` is the Markdown text of its README.md; a README.md that dplearn did not write is left alone. Several
+    processes may save to one folder: it holds the checkpoint of the last one.
+
+    Raises
+    ------
+    ValueError : a tensor holds numbers that are not finite, or an option is no JSON value. Nothing is written then.
+    TimeoutError : another process has held the folder for a minute.
     """
+    check_finite(folder, tensors, "cannot be saved to")
+    written = files(tensors, options, backbone, card)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = files(tensors, options, backbone, card)
-    for name, data in written.items():
-        if name != CARD or _may_replace(folder / CARD):
-            write(folder / name, data)
-    for old in folder.glob("prompt-*.safetensors"):
-        if old.name not in written:
-            old.unlink()
+    with locked(folder) as has_lock:
+        for name, data in written.items():
+            if name != CARD or _may_replace(folder / CARD):
+                write_locked(folder / name, data)
+        old = [path for path in folder.glob("prompt-*.safetensors") if OURS.fullmatch(path.name)]
+        remove_stale([path for path in old if path.name not in written], has_lock)
 
 
 def _may_replace(card: Path) -> bool:
-    return not card.exists() or (card.is_file() and CARD_MARK.encode() in card.read_bytes())
+    return not os.path.lexists(card) or (card.is_file() and CARD_MARK.encode() in card.read_bytes())
+
+
+def seal(folder: str | os.PathLike) -> None:
+    """Seal the settings of a checkpoint again, after ``prompt_config.json`` was edited on purpose.
+
+    Raises what :func:`read` raises about this file, except that its settings differ from the seal.
+    """
+    path = Path(folder) / CONFIG
+    found = parse(path, read_text_of(Path(folder), CONFIG, EXPECTED))
+    if found.get("format") == FORMAT and isinstance(found.get("seal"), dict):
+        options = found["seal"].get("options")
+        found["seal"] = found["seal"] | {"sha256": digest(found | {"options": options})}
+    verify(path, found)
+    write(path, _text(found))
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -92,137 +119,138 @@ def pack(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> 
     )
 
 
+def check_finite(folder: str | os.PathLike, tensors: dict[str, Tensor], verb: str = "is loaded from") -> None:
+    """Raise ValueError where a floating-point tensor holds NaN or infinity; the message names it."""
+    for name, tensor in tensors.items():
+        narrow = tensor.is_floating_point() and tensor.element_size() < 2  # isfinite knows no 8-bit floats
+        wrong = (~(tensor.float() if narrow else tensor).isfinite()).sum().item()
+        if wrong:
+            raise ValueError(
+                f"tensor {short(name)} {verb} {str(folder)!r} with {wrong} of {tensor.numel()} numbers that are NaN or "
+                "infinite, expected finite ones alone: training has diverged"
+            )
+
+
+# --- reading ---
+
+
+def read(folder: str | os.PathLike) -> Saved:
+    """Read and verify a checkpoint; a folder of ``transformers.Trainer.save_model`` counts as one.
+
+    Raises
+    ------
+    FileNotFoundError : ``folder`` holds no checkpoint.
+    ValueError : a file is damaged or incomplete, its settings were changed, the format is unknown, numbers are not
+        finite, a file is a pipe or another special one, or the weights are a pickle.
+    """
+    folder = Path(folder)
+    if not os.path.lexists(folder / CONFIG) and (folder / TRAINER).exists():
+        return _read_trainer(folder / TRAINER)
+    path, patience = folder / CONFIG, 20
+    while True:
+        text = read_text_of(folder, CONFIG, EXPECTED)
+        options, backbone, weights = verify(path, parse(path, text))
+        if weights is None:
+            raise ValueError(f"{path} names no file of weights")
+        name = _plain_name(path, weights.file)
+        try:
+            data = _read_weights(folder / name, weights)
+            break
+        except MISSING:  # a new checkpoint may have been written in between: follow it
+            if read_text_of(folder, CONFIG, EXPECTED) == text:
+                patience -= 1  # or a new one and then this one again
+                time.sleep(0.005)
+            if not patience:
+                raise ValueError(f"{path} names {name!r}, but there is no such file beside it") from None
+    tensors = unpack(folder / name, data)
+    check_finite(folder, tensors)
+    return Saved(tensors, options, backbone)
+
+
+def _plain_name(path: Path, name: str) -> str:
+    """The name of a file beside ``path``: never outside of its folder, and never a pickle."""
+    name = Path(name.replace("\0", "")).name
+    if len(os.fsencode(name)) > 255:
+        raise ValueError(f"{path} names {short(name)}, expected the name of a file")
+    if Path(name).suffix != ".safetensors" and (path.parent / name).is_file():
+        raise ValueError(f"{path} names {name!r}, expected a .safetensors file: pickles are never loaded")
+    return name
+
+
+def _read_weights(path: Path, weights: Weights) -> bytes:
+    """The bytes of a tensor file whose size and hash are the recorded ones."""
+    with opened(path, weights.bytes) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == weights.sha256:  # in pieces: any size
+            file.seek(0)
+            return file.read()
+        raise ValueError(
+            f"{path} is damaged or truncated: {file.tell()} bytes with another SHA-256 than {CONFIG} records"
+        )
+
+
+def _read_trainer(path: Path) -> Saved:
+    """The prompt in a Trainer's ``model.safetensors``, whose settings are a tensor of bytes among the others."""
+    tensors = read_tensors(path.parent, path.name, EXPECTED)
+    if not any(name.startswith(PREFIX) for name in tensors):
+        raise FileNotFoundError(f"folder={str(path.parent)!r} holds no {CONFIG}, expected {EXPECTED}")
+    if SETTINGS not in tensors:
+        raise ValueError(
+            f"{path} holds the tensors of a prompt without its settings, expected a folder written by save_pretrained: "
+            "make the model with dplearn.prompted and the same PromptConfig, give these tensors to load_state_dict and "
+            "call save_pretrained"
+        )
+    settings = from_tensor(path, tensors.pop(SETTINGS))
+    check_finite(path.parent, tensors)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return Saved(tensors, settings.options, settings.backbone)
+
+
 def unpack(path: Path, data: bytes) -> dict[str, Tensor]:
     """The tensors of a safetensors file at ``path`` that holds ``data``; ValueError where it is not one."""
     try:
         return load_tensors(data)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, expected safetensors: {error}") from None
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file in one step: to a temporary name first, flushed to the disk, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read(folder: str | os.PathLike) -> Saved:
-    """Read and verify a checkpoint.
-
-    Raises
-    ------
-    FileNotFoundError : ``folder`` holds no checkpoint.
-    ValueError : a file is damaged or incomplete, the format is unknown, or the weights are a pickle.
-    """
-    folder = Path(folder)
-    path = folder / CONFIG
-    while True:
-        text = read_text_of(folder, CONFIG, "a folder written by save_pretrained (PEFT's: see import_peft)")
-        document = parse(path, text)
-        if document.get("format") != FORMAT:
-            found = document.get("format")
-            raise ValueError(
-                f"{path} has format={found!r}, expected {FORMAT}: it was written by another version of dplearn"
-            )
-        try:
-            options, backbone = dict(document["prompt"]), dict(document["backbone"])
-            name, digest = str(document["weights"]["file"]), document["weights"]["sha256"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is incomplete, expected prompt, backbone and weights: {error!r}"
-            ) from None
-        weights = folder / Path(name).name  # never outside the folder
-        try:
-            data = weights.read_bytes()
-        except MISSING:
-            if path.is_file() and path.read_bytes() != text:
-                continue  # a new checkpoint was written in between: follow it
-            raise ValueError(f"{path} names {name!r}, but there is no such file beside it") from None
-        break
-    if weights.suffix != ".safetensors":
-        raise ValueError(f"{path} names {name!r}, expected a .safetensors file: pickles are never loaded")
-    if hashlib.sha256(data).hexdigest() != digest:
+    except (
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # a dtype that this torch does not have
         raise ValueError(
-            f"{weights} is damaged or truncated: {len(data)} bytes with another SHA-256 than {CONFIG} records"
-        )
-    return Saved(unpack(weights, data), options, backbone)
+            f"{path} holds numbers of a kind that torch {torch.__version__} does not know: {error!r}"
+        ) from None
+
+
+def read_tensors(folder: Path, name: str, expected: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without a recorded hash; raises what :func:`read_text_of` raises."""
+    try:
+        with opened(folder / name) as file:
+            return unpack(folder / name, file.read())
+    except MISSING:
+        raise _missing(folder, name, expected) from None
 
 
 def read_text_of(folder: Path, name: str, expected: str) -> bytes:
-    """The bytes of a text file that makes a folder a checkpoint; where it is missing, an error that says what is there.
+    """The bytes of a JSON file that makes a folder a checkpoint; where it is missing, an error that says what is there.
 
     Raises
     ------
     FileNotFoundError : no such file; ``expected`` says what the folder should be.
-    ValueError : there are pickles in its place.
+    ValueError : there are pickles in its place, it is a special file, or far too large.
     """
     try:
-        return (folder / name).read_bytes()
+        return read_json(folder / name)
     except MISSING:
-        refuse_pickles(folder, name)
-        raise FileNotFoundError(f"folder={str(folder)!r} holds no {name}, expected {expected}") from None
+        raise _missing(folder, name, expected) from None
 
 
-def refuse_pickles(folder: Path, missing: str) -> None:
-    """Raise ValueError where a folder without the file ``missing`` holds pickles."""
+def _missing(folder: Path, name: str, expected: str) -> Exception:
+    """The error for a folder without the file ``name``: another one where pickles lie in its place."""
     found = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if found:
-        raise ValueError(
-            f"folder={str(folder)!r} holds {found[0]!r} and no {missing}: pickles are never loaded, "
+        return ValueError(
+            f"folder={str(folder)!r} holds {found[0]!r} and no {name}: pickles are never loaded, "
             "they can run code; expected safetensors"
         )
-
-
-def parse(path: Path, text: bytes) -> dict:
-    """The JSON object that ``text`` holds; ValueError, which names ``path``, where it holds none."""
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, expected JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} holds a {type(document).__name__}, expected a JSON object")
-    return document
-
-
-def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> None:
-    """Raise ValueError where the backbone at hand is not of the recorded kind."""
-    for key in ("model_type", "class", "width", "vocabulary", "vision_width", "patch", "labels"):
-        if key in found and recorded.get(key) != found[key]:
-            raise ValueError(
-                f"the prompt in {str(folder)!r} was trained for a backbone with {key}={recorded.get(key)!r}, "
-                f"this one has {key}={found[key]!r}"
-            )
-
-
-def check_tensor(
-    folder: str | os.PathLike, tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]
-) -> None:
-    """Raise ValueError where a tensor is missing, of another shape, or not floating point."""
-    found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
-    if found != shape:
-        raise ValueError(f"tensor {name!r} in {str(folder)!r}: expected shape {shape}, found {found}")
-    if not tensors[name].is_floating_point():
-        raise ValueError(
-            f"tensor {name!r} in {str(folder)!r}: expected floating point, found {tensors[name].dtype}"
-        )
-
-
-def fill(folder: str | os.PathLike, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load all tensors into ``module``, each in its own dtype; raise ValueError where names or shapes differ."""
-    expected = module.state_dict()
-    if set(tensors) != set(expected):
-        raise ValueError(f"{str(folder)!r} holds the tensors {sorted(tensors)}, expected {sorted(expected)}")
-    for name, tensor in expected.items():
-        check_tensor(folder, tensors, name, tuple(tensor.shape))
-    module.load_state_dict(
-        {name: tensor.clone() for name, tensor in tensors.items()}, assign=True
-    )  # not rounded
+    return FileNotFoundError(f"folder={str(folder)!r} holds no {name}, expected {expected}")

@@ -14,8 +14,8 @@ from types import FunctionType
 
 from torch import nn
 
-# Asked for by name: by collators, by the Trainer (loss type, NEFTune, the devices of a model that is spread over several)
-# and before generation.
+# Asked for by name: by collators, by the Trainer (loss type, NEFTune, the devices of a model that is spread over
+# several) and before generation.
 ASKED = (
     "prepare_decoder_input_ids_from_labels",
     "can_generate",

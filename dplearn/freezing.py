@@ -59,8 +59,9 @@ class Frozen(AsBackbone):
         """Raise RuntimeError in a copy that torch.nn.DataParallel made for one call."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
-                "this model does not run under torch.nn.DataParallel, whose replicas are no modules of their own: start "
-                "one process for each device (torchrun, accelerate launch), or show one device (CUDA_VISIBLE_DEVICES=0)"
+                "this model does not run under torch.nn.DataParallel, whose replicas are no modules of their own: "
+                "start one process for each device (torchrun, accelerate launch), or show it one device "
+                "(CUDA_VISIBLE_DEVICES=0)"
             )
 
 
@@ -107,6 +108,9 @@ def _remember_prefix(module: Frozen, state: dict, prefix: str, *arguments) -> No
 
 
 def _forgive_backbone(module: Frozen, keys) -> None:
-    """Weights of this module's own backbone are in no state dict. (A parent may have a ``backbone`` too.)"""
-    start = f"{module._prefix}backbone."
-    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.startswith(start)]
+    """Weights of this module's own backbone are in no state dict (a parent may have a ``backbone`` too), and settings
+    may be missing from one."""
+    backbone, settings = f"{module._prefix}backbone.", f"{module._prefix}_extra_state"
+    keys.missing_keys[:] = [
+        name for name in keys.missing_keys if not name.startswith(backbone) and name != settings
+    ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dplearn import checkpoint
+from dplearn import checkpoint, files, fits
 from dplearn.backbones import CausalBackbone, Seq2SeqBackbone, adapt
 from dplearn.config import PromptConfig
 from dplearn.length import resolve_size
@@ -51,19 +51,18 @@ def import_peft(folder: str | os.PathLike, backbone: PreTrainedModel) -> Prompte
     """
     folder, width = Path(folder), adapt(backbone).width
     path, weights = folder / CONFIG, folder / WEIGHTS
-    options = checkpoint.parse(path, checkpoint.read_text_of(folder, CONFIG, "a folder written by PEFT"))
+    options = files.parse(path, checkpoint.read_text_of(folder, CONFIG, "a folder written by PEFT"))
     if options.get("peft_type") != "PROMPT_TUNING":
         raise ValueError(f"{path} has peft_type={options.get('peft_type')!r}, expected 'PROMPT_TUNING'")
     length, per_token = _rows(path, options)
-    data = checkpoint.read_text_of(folder, WEIGHTS, f"the weights that belong to {CONFIG}")
-    tensors = checkpoint.unpack(weights, data)
+    tensors = checkpoint.read_tensors(folder, WEIGHTS, f"the weights that belong to {CONFIG}")
     others = sorted(set(tensors) - {TENSOR})
     if others:
         raise ValueError(
             f"{weights} holds {others[0]!r} besides {TENSOR!r}, expected a prompt alone: other trained parts belong "
             "into the backbone"
         )
-    checkpoint.check_tensor(folder, tensors, TENSOR, (length * per_token, width))
+    fits.check_tensor(folder, tensors, TENSOR, (length * per_token, width))
     return _fixed(weights, tensors[TENSOR][:length], backbone, "prefix")
 
 
@@ -125,13 +124,16 @@ def export_peft(model: PromptedModel, folder: str | os.PathLike) -> None:
         "task_type": _task_type(model),
         "token_dim": rows.shape[1],
     }
+    checkpoint.check_finite(folder, {TENSOR: rows}, "cannot be exported to")
     folder, text = Path(folder), (json.dumps(options, indent=2, sort_keys=True) + "\n").encode()
+    data = checkpoint.pack({TENSOR: rows}, {"format": "pt"})
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG
-    if path.is_file() and path.read_bytes() != text:
-        path.unlink()
-    checkpoint.write(folder / WEIGHTS, checkpoint.pack({TENSOR: rows}, {"format": "pt"}))
-    checkpoint.write(path, text)
+    with files.locked(folder):
+        if path.is_file() and path.read_bytes() != text:
+            path.unlink()
+        files.write_locked(folder / WEIGHTS, data)
+        files.write_locked(path, text)
 
 
 def _task_type(model: PromptedModel) -> str:

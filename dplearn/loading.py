@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dplearn import checkpoint, zoo
+from dplearn import checkpoint
 from dplearn.backbones import Backbone, CLIPBackbone, adapt
 from dplearn.building import as_config, new_prompt, restore
+from dplearn.by_name import load_backbone
 from dplearn.config import PromptConfig
 from dplearn.contrastive import PromptedCLIP
 from dplearn.model import PromptedModel
@@ -75,24 +76,6 @@ def from_pretrained(folder: str | os.PathLike, backbone: PreTrainedModel | None 
     saved = checkpoint.read(folder)
     config = PromptConfig.from_dict(saved.options)
     if backbone is None:
-        backbone = _load_backbone(folder, saved.backbone)
+        backbone = load_backbone(folder, saved.backbone)
     adapter = adapt(backbone)
     return _model(adapter, restore(folder, saved, config, adapter), config)
-
-
-def _load_backbone(folder: str | os.PathLike, description: dict) -> PreTrainedModel:
-    import transformers
-
-    name, kind = description.get("name_or_path"), description.get("class")
-    labels = description.get("labels")
-    if name in zoo.names():
-        return zoo.load(name, num_labels=labels)[0]
-    model_class = getattr(transformers, str(kind), None)
-    if not name or not (
-        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    ):
-        raise ValueError(
-            f"the prompt in {str(folder)!r} was trained for a backbone with class={kind!r} and name_or_path={name!r}, "
-            "which cannot be loaded by name: expected from_pretrained(folder, backbone)"
-        )
-    return model_class.from_pretrained(name) if labels is None else zoo.with_labels(model_class, name, labels)

@@ -55,7 +55,7 @@ class PromptedModel(NamedPrompts):
     Attributes
     ----------
     loss_outside : set it to True where a loss function of your own adds ``output.penalty`` and reads ``output.draws``
-        (as :class:`dplearn.LabelWordLoss` does); until then, training without labels is refused where a prompt has them.
+        (as :class:`dplearn.LabelWordLoss` does); until then, training without labels is refused where there are any.
     """
 
     loss_outside = False
@@ -157,8 +157,8 @@ class PromptedModel(NamedPrompts):
     def insert_prompt(self, input_ids=None, attention_mask=None, **batch) -> PromptedInput:
         """Embed a batch, decide about the prompt and put it in place; the backbone's layers do not run.
 
-        Takes what :meth:`forward` takes. Returns a PromptedInput with the new embeddings and mask, where every row went,
-        and the decisions. (Encoders and encoder-decoders get their padding on the right, whatever side it had.)
+        Takes what :meth:`forward` takes. Returns a PromptedInput with the new embeddings and mask, where every row
+        went, and the decisions. (Encoders and encoder-decoders get their padding on the right, whatever side it had.)
         """
         return self._insert(*self._read(_named(batch, input_ids, attention_mask)))
 
@@ -263,8 +263,8 @@ class PromptedModel(NamedPrompts):
         part = next((name for name, there in parts.items() if there), None)
         if part is not None and "labels" not in given and not self.loss_outside:
             raise ValueError(
-                f"labels=None while training with {part}={getattr(self.prompt_config, part)!r}, expected labels: a part "
-                "of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func or a "
+                f"labels=None while training with {part}={getattr(self.prompt_config, part)!r}, expected labels: a "
+                "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func or a "
                 "label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and reads "
                 "output.draws, as dplearn.LabelWordLoss does"
             )

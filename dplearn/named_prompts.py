@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dplearn import card, checkpoint
+from dplearn import card, checkpoint, settings
 from dplearn.backbones import Backbone
 from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
 from dplearn.choice import Chooser
@@ -247,8 +247,8 @@ class NamedPrompts(Frozen):
         name : which prompt; None is the one in use.
         is_main_process : False writes nothing, as transformers' models do in all processes but one.
         state_dict : this model's state as an accelerator gathers it from several processes, instead of its own.
-        others : what else ``save_pretrained`` of transformers takes (``safe_serialization``, ``max_shard_size``, ...); a
-            prompt has one small file in one format, so they change nothing.
+        others : what else ``save_pretrained`` of transformers takes (``safe_serialization``, ``max_shard_size``,
+            ...); a prompt has one small file in one format, so they change nothing.
 
         Raises
         ------
@@ -260,6 +260,20 @@ class NamedPrompts(Frozen):
             tensors = {key: given[key] for key in tensors if key in given}
         if is_main_process:
             checkpoint.save(folder, tensors, *rest)
+
+    def get_extra_state(self) -> Tensor:
+        """The settings of the prompt in use, as bytes: what a program that saves a state dict alone would lose."""
+        return settings.to_tensor(self.prompt_config.to_dict(), describe(self.adapter, self.prompt_config))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare the settings of a state with those of the prompt in use.
+
+        Raises
+        ------
+        ValueError : an option differs that says what the tensors mean.
+        """
+        recorded = settings.from_tensor("the state dict", state).options
+        settings.check_options(recorded, self.prompt_config.to_dict())
 
     def _checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict, dict, str]:
         """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from stored import edit, name_backbone
 
 import dplearn as dp
 from dplearn import checkpoint
@@ -72,23 +73,23 @@ def test_tensors_come_back_in_the_dtype_in_which_they_were_saved(tmp_path, dtype
         assert found.dtype == dtype and found.requires_grad and torch.equal(found, parameter)
 
 
-def test_a_backbone_saved_in_a_folder_is_found_again(tmp_path):
+def test_a_checkpoint_holds_no_path_of_this_machine_and_says_that_it_needs_the_backbone(tmp_path):
+    """A path from before, when it was recorded, still leads to the backbone."""
     tiny.t5(dtype=torch.float32).save_pretrained(tmp_path / "backbone")
     from transformers import AutoModelForSeq2SeqLM
 
     model = make(backbone=AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "backbone"))
     model.save_pretrained(tmp_path / "prompt")
+    assert str(tmp_path) not in (tmp_path / "prompt" / "prompt_config.json").read_text()
+    with pytest.raises(
+        ValueError, match=r"cannot be loaded by name: expected from_pretrained\(folder, backbone"
+    ):
+        dp.from_pretrained(tmp_path / "prompt")
+    name_backbone(tmp_path / "prompt", tmp_path / "backbone")
     again = dp.from_pretrained(tmp_path / "prompt")
     ids, mask = tiny.batch([5, 3])
     labels = torch.tensor([[5], [6]])
     assert torch.equal(model(ids, mask, labels=labels).logits, again(ids, mask, labels=labels).logits)
-
-
-def edit(folder, change):
-    path = folder / "prompt_config.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 def weights(folder) -> Path:
@@ -118,7 +119,8 @@ def name_weights(folder, name, data):
     """Put other weights in place, with a right hash."""
     (folder / name).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    edit(folder, lambda document: document.update(weights={"file": name, "sha256": digest}))
+    weights = {"file": name, "sha256": digest, "bytes": len(data)}
+    edit(folder, lambda document: document.update(weights=weights))
 
 
 DAMAGE = {
@@ -140,7 +142,7 @@ DAMAGE = {
     "newer format": (
         lambda f: edit(f, lambda d: d.update(format=99)),
         ValueError,
-        "format=99, expected 2: it was written by another version",
+        "format=99, expected 3: it was written by another version",
     ),
     "missing part": (
         lambda f: edit(f, lambda d: d.pop("weights")),
@@ -228,7 +230,7 @@ DAMAGE = {
     "an older format": (
         lambda f: edit(f, lambda d: d.update(format=1)),
         ValueError,
-        "format=1, expected 2: it was written by another version",
+        "format=1, expected 3: it was written by another version",
     ),
     "weights that are no safetensors, with a right hash": (
         lambda f: name_weights(f, "prompt-0.safetensors", b"\x80\x04N."),

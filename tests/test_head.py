@@ -15,6 +15,7 @@ import torch
 from naive_vit import CASES as VISION
 from naive_vit import vpt_by_hand
 from safetensors.torch import load_file, save_file
+from stored import name_backbone
 from torch.nn.functional import cross_entropy, linear
 from torch.testing import assert_close
 from transformers import (
@@ -365,6 +366,7 @@ def test_a_backbone_is_loaded_by_name_with_the_recorded_number_of_labels(name, s
     model = trained(backbone)
     assert model.prompt.head.classifier.weight.shape == (7, tiny.WIDTH)
     model.save_pretrained(tmp_path / "prompt")
+    name_backbone(tmp_path / "prompt", tmp_path / "backbone")
     del reports[:]
     again = dp.from_pretrained(tmp_path / "prompt")
     assert reports == [] and again.backbone.config.num_labels == 7
@@ -379,6 +381,7 @@ def test_what_else_is_wrong_with_a_backbone_is_still_reported(tmp_path, reports)
         tmp_path / "backbone", num_labels=7, ignore_mismatched_sizes=True
     )
     trained(backbone).save_pretrained(tmp_path / "prompt")
+    name_backbone(tmp_path / "prompt", tmp_path / "backbone")
     file = tmp_path / "backbone" / "model.safetensors"
     tensors = load_file(file)
     del tensors["vit.layernorm.weight"]

@@ -142,7 +142,7 @@ def _columns(reading: Reading, values: Tensor) -> Tensor:
 
 
 def right_padded(reading_of: dict, mask: Tensor) -> tuple[dict, Tensor, Tensor]:
-    """Ids or rows with padding on the right, their mask (B, T), and which row holds each column that was given (B, T)."""
+    """Ids or rows with padding on the right, their mask (B, T), and the row that holds each given column (B, T)."""
     order = (mask == 0).long().argsort(dim=1, stable=True)  # real tokens first, each in their order
     taken = {}
     for name, value in reading_of.items():

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dplearn.files import write
+
 FOLDER = Path(__file__).parent / "records"
 
 
@@ -63,9 +65,7 @@ def save(path: str | os.PathLike, rows: Sequence[dict], command: str | None = No
     path.parent.mkdir(parents=True, exist_ok=True)
     command = command or " ".join(["python -m dplearn.experiments", *sys.argv[1:]])
     text = json.dumps({"provenance": provenance(command), "rows": list(rows)}, indent=1) + "\n"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write(path, text.encode())
 
 
 def load(name: str) -> dict | None:

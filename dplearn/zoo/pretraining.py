@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 
+from ..files import replacing, write
 from .mixture import NOISE, STREAMS, Mixer
 
 BLOCK = 8  # batches that are drawn together and sorted by length, to avoid padding
@@ -259,8 +260,8 @@ def save_checkpoint(folder, model, optimiser, step, tokens, seconds):
     state = dict(
         model=model.state_dict(), optimiser=optimiser.state_dict(), step=step, tokens=tokens, seconds=seconds
     )
-    torch.save(state, folder / "checkpoint.tmp")
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    with replacing(folder / "checkpoint.pt") as file:
+        torch.save(state, file)
 
 
 def report(folder, model, tokenizer, documents, figures, seconds):
@@ -339,7 +340,7 @@ def prepare(folder):
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "documents.json").exists():
         entries = [entry for library in PRETRAINING_LIBRARIES for entry in extract(library)]
-        (folder / "documents.json").write_text(json.dumps(entries))
+        write(folder / "documents.json", json.dumps(entries).encode())
     if not (folder / "tokenizer").exists():
         build().save_pretrained(folder / "tokenizer")
 
@@ -367,7 +368,7 @@ def export(folder, target):
     target.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(target)
     tokenizer.save_pretrained(target)
-    (target / "losses.json").write_text(json.dumps(losses_of(folder), indent=0) + "\n")
+    write(target / "losses.json", (json.dumps(losses_of(folder), indent=0) + "\n").encode())
     write_hashes(target)
     return target
 
@@ -377,4 +378,4 @@ def write_hashes(target):
     files = sorted(path for path in target.iterdir() if path.suffix in (".json", ".safetensors"))
     kept = [path for path in files if path.name not in ("sha256.json", "gates.json")]
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
-    (target / "sha256.json").write_text(json.dumps(hashes, indent=2) + "\n")
+    write(target / "sha256.json", (json.dumps(hashes, indent=2) + "\n").encode())

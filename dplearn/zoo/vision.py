@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..files import replacing, write
 from .icons import HELD_OUT_WORDS, KNOWN_WORDS, Icon, fonts_version, icons, paint, render_all, task_splits
 from .pretraining import KEEP_MEMORY, losses_of, write_hashes
 
@@ -340,8 +341,9 @@ def rendered(folder: Path, part: str) -> tuple[list[Icon], torch.Tensor]:
     """The icons of a part and their masks (N, 40, 40) uint8, rendered once per run folder."""
     chosen, file = icons(part), folder / f"{part}-{fonts_version()}.npy"
     if not file.exists():
-        np.save(folder / "rendering.npy", render_all(chosen, RENDERED))
-        os.replace(folder / "rendering.npy", file)
+        masks = render_all(chosen, RENDERED)
+        with replacing(file) as target:
+            np.save(target, masks)
     return chosen, torch.from_numpy(np.load(file))
 
 
@@ -406,8 +408,8 @@ def train(objective, folder: Path, held: dict, report_every: int = 100, stop: in
                     losses = []
                 state = dict(model=model.state_dict(), optimiser=optimiser.state_dict())
                 state |= dict(step=step, seconds=seconds, losses=losses)
-                torch.save(state, folder / "checkpoint.tmp")
-                os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+                with replacing(folder / "checkpoint.pt") as file:
+                    torch.save(state, file)
 
 
 @torch.no_grad()
@@ -441,9 +443,9 @@ def export(name: str, folder: Path, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     objective.model.half().save_pretrained(target)
     objective.save(target)
-    (target / "losses.json").write_text(json.dumps(losses_of(folder), indent=0) + "\n")
+    write(target / "losses.json", (json.dumps(losses_of(folder), indent=0) + "\n").encode())
     write_hashes(target)
-    (target / "probes.json").write_text(json.dumps(measure(name, target), indent=0) + "\n")
+    write(target / "probes.json", (json.dumps(measure(name, target), indent=0) + "\n").encode())
     write_hashes(target)
     return target
 

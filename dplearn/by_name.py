@@ -1,0 +1,57 @@
+"""The backbone that a checkpoint names, loaded without running code of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from dplearn import shelf
+from dplearn.files import short
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_backbone(folder: str | os.PathLike, description: dict) -> PreTrainedModel:
+    """The backbone that the checkpoint in ``folder`` describes: from the shelf, or by name through transformers.
+
+    Where the prompt has its own head (``labels`` are recorded), a fresh head for so many labels stands in its place.
+
+    Raises
+    ------
+    ValueError : there is no name or no such class in transformers, or the backbone comes with code of its own, which
+        is never run; the message asks for ``from_pretrained(folder, backbone)``.
+    """
+    import transformers
+
+    name, kind, labels = (description.get(key) for key in ("name_or_path", "class", "labels"))
+    if name in shelf.names():
+        return shelf.load(name, num_labels=labels)[0]
+    model_class = getattr(transformers, str(kind), None)
+    known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if not name or not isinstance(name, str) or not known:
+        raise ValueError(
+            f"the prompt in {str(folder)!r} was trained for a backbone with class={short(kind)} and "
+            f"name_or_path={short(name)}, which cannot be loaded by name: expected from_pretrained(folder, backbone), "
+            "with the model that the prompt was trained on"
+        )
+    _refuse_own_code(folder, name, model_class)
+    if labels is None:
+        return model_class.from_pretrained(name, trust_remote_code=False)
+    return shelf.with_labels(model_class, name, labels)
+
+
+def _refuse_own_code(folder, name: str, model_class: type) -> None:
+    """Raise ValueError where a config names code of its own (``auto_map``) for a kind that transformers does not know.
+
+    transformers would ask in the terminal whether to run that code. Where it knows the kind, its own code is used.
+    """
+    from transformers import CONFIG_MAPPING
+
+    config, _ = model_class.config_class.get_config_dict(name)
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"the prompt in {str(folder)!r} names the backbone {short(name)}, whose config has "
+            f"model_type={short(config.get('model_type'))} and code of its own (auto_map): such code is never run, "
+            "expected from_pretrained(folder, backbone)"
+        )

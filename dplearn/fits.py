@@ -1,0 +1,58 @@
+"""Whether a checkpoint fits: its backbone against the one at hand, its tensors against the modules they are for."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor, nn
+
+from dplearn.files import short
+
+NEEDED = ("model_type", "class")  # what every checkpoint has recorded from the first one on
+# What is no part of a backbone's kind, or may differ with a warning (:mod:`dplearn.fingerprint`).
+NOT_COMPARED = ("name_or_path", "fingerprint", "quantization")
+
+
+def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> None:
+    """Raise ValueError where the backbone at hand is not of the recorded kind.
+
+    Everything that is recorded is compared, whatever adapter described it; what an older version did not record is not.
+    A vocabulary may have grown since: new tokens come behind the others.
+    """
+    names = [*NEEDED, *(name for name in {**found, **recorded} if name in recorded and name not in NEEDED)]
+    for name in names:
+        old, new = recorded.get(name), found.get(name)
+        if name in NOT_COMPARED or old == new:
+            continue
+        if name == "vocabulary":
+            if isinstance(old, int) and isinstance(new, int) and 0 < old < new:
+                continue
+        raise ValueError(
+            f"the prompt in {str(folder)!r} was trained for a backbone with {name}={short(old)}, "
+            f"this one has {name}={short(new)}"
+        )
+
+
+def check_tensor(
+    folder: str | os.PathLike, tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]
+) -> None:
+    """Raise ValueError where a tensor is missing, of another shape, or not floating point."""
+    found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+    if found != shape:
+        raise ValueError(f"tensor {name!r} in {str(folder)!r}: expected shape {shape}, found {found}")
+    if not tensors[name].is_floating_point():
+        raise ValueError(
+            f"tensor {name!r} in {str(folder)!r}: expected floating point, found {tensors[name].dtype}"
+        )
+
+
+def fill(folder: str | os.PathLike, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load all tensors into ``module``, each in its own dtype; raise ValueError where names or shapes differ."""
+    expected = module.state_dict()
+    if set(tensors) != set(expected):
+        raise ValueError(f"{str(folder)!r} holds the tensors {sorted(tensors)}, expected {sorted(expected)}")
+    for name, tensor in expected.items():
+        check_tensor(folder, tensors, name, tuple(tensor.shape))
+    module.load_state_dict(
+        {name: tensor.clone() for name, tensor in tensors.items()}, assign=True
+    )  # not rounded

@@ -1,0 +1,211 @@
+"""The shelf of backbones that ship with the package: their names, verified loading, and where another name comes from.
+
+:mod:`dplearn.zoo` shows this to users. It stands apart, below everything else, since cards and checkpoints ask for the
+names, and what made the backbones is far above them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent / "zoo"
+# What every backbone has, and what else those of one model type (config.json) have.
+NEEDED = ("config.json", "model.safetensors")
+ALSO_NEEDED = {
+    "t5": ("tokenizer.json", "tokenizer_config.json"),
+    "vit": ("preprocessor_config.json",),
+    "clip": ("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The backbones that are there: folders whose files have recorded hashes.
+
+    >>> "t5-mini" in names()
+    True
+    """
+    return tuple(sorted(path.parent.name for path in FOLDER.glob("*/sha256.json")))
+
+
+def origin(name: str | None) -> str:
+    """Where a backbone of this name comes from: "zoo", "hub", "folder" or "unknown" (it has no name).
+
+    A name that is a path, or that lies on this machine as a folder, is one of this machine: it helps nobody else.
+
+    >>> [origin(name) for name in ("t5-mini", "google/flan-t5-small", "../t5", "")]
+    ['zoo', 'hub', 'folder', 'unknown']
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if not name or name in names():
+        return "zoo" if name else "unknown"
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return "folder"
+    return "folder" if Path(name).exists() else "hub"
+
+
+def folder_of(name) -> Path:
+    """The folder of a backbone; an unknown name is an error that lists the names."""
+    if name not in names():
+        raise ValueError(f"name={name!r}: expected one of {list(names())}")
+    return FOLDER / name
+
+
+def model_type(folder: Path) -> str:
+    """The kind of a backbone, from its config: "t5", "vit" or "clip"."""
+    found = json.loads((folder / "config.json").read_text())["model_type"]
+    if found not in ALSO_NEEDED:
+        raise ValueError(
+            f"{folder / 'config.json'}: model_type={found!r}, expected one of {list(ALSO_NEEDED)}"
+        )
+    return found
+
+
+def verify(folder: Path) -> None:
+    """Compares every file with its recorded SHA-256. A missing or changed file is an error that names it."""
+    recorded = json.loads((folder / "sha256.json").read_text())
+    _require(folder, recorded, NEEDED)
+    for file, wanted in recorded.items():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder / file} is missing: reinstall the package")
+        found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        if found != wanted:
+            raise ValueError(
+                f"{folder / file} is damaged or was changed: its SHA-256 is {found}, expected {wanted}; "
+                "reinstall the package"
+            )
+    _require(folder, recorded, ALSO_NEEDED[model_type(folder)])
+
+
+def _require(folder, recorded, files):
+    for file in files:
+        if file not in recorded:
+            raise ValueError(
+                f"{folder / 'sha256.json'} has no hash of {file}: expected one for each of {list(files)}"
+            )
+
+
+def load_folder(folder: Path, dtype=torch.float32, num_labels: int | None = None):
+    """(model in evaluation mode, tokenizer or processor) from a verified folder; arguments as in `load`."""
+    import transformers
+
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}: expected a floating point torch dtype such as torch.float32")
+    verify(folder)
+    kind = model_type(folder)
+    check_labels(folder.name, kind, num_labels)
+    cls = {
+        "t5": transformers.AutoModelForSeq2SeqLM,
+        "vit": transformers.AutoModelForImageClassification,
+        "clip": transformers.AutoModel,
+    }[kind]
+    with _no_progress_bar():
+        if num_labels is None:
+            model = cls.from_pretrained(folder, dtype=dtype)
+        else:
+            model = with_labels(cls, folder, num_labels, dtype=dtype)
+    model.name_or_path = (
+        folder.name
+    )  # what a checkpoint of a prompt records: a name, not a path of this machine
+    return model.eval(), _processor(folder, kind)
+
+
+def check_labels(name, kind, num_labels) -> None:
+    """Raise ValueError where a backbone cannot have a head for so many labels."""
+    if num_labels is None:
+        return
+    if kind != "vit":
+        raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
+    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 2:
+        raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
+
+
+def with_labels(cls, source, num_labels: int, **options):
+    """`cls.from_pretrained(source, **options)` with a head for another number of labels, freshly initialised.
+
+    What transformers reports about such a load is held back where it is about the head alone: a fresh head is what
+    was asked for. Where the head has that number of labels already it is loaded as it is.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config.num_labels = num_labels  # transformers warns where this is passed to from_pretrained
+    options |= dict(config=config, trust_remote_code=False)
+    held, logger, report = [], logging.getLogger("transformers.modeling_utils"), None
+
+    def passes(record):
+        if "LOAD REPORT" in record.getMessage():
+            held.append(record)
+        return record not in held
+
+    logger.addFilter(passes)
+    try:
+        model, report = cls.from_pretrained(
+            source, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+    finally:
+        logger.removeFilter(passes)
+        if report is None or not _about_the_head(report, f"{model.base_model_prefix}."):
+            for record in held:
+                logger.handle(record)
+    return model
+
+
+def _about_the_head(report, base):
+    """Whether all tensors that were not loaded or not used stand behind the base model."""
+    names = {
+        *report["missing_keys"],
+        *report["unexpected_keys"],
+        *(key[0] for key in report["mismatched_keys"]),
+    }
+    return not any(name.startswith(base) for name in names)
+
+
+def _processor(folder, kind):
+    """What turns data into a model's inputs. Images go through Pillow, with or without torchvision."""
+    # By name: AutoImageProcessor itself wants torchvision in some versions.
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
+
+    if kind == "vit":
+        return ViTImageProcessorPil.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return (
+        tokenizer if kind == "t5" else CLIPProcessor(CLIPImageProcessorPil.from_pretrained(folder), tokenizer)
+    )
+
+
+@contextmanager
+def _no_progress_bar():
+    """transformers shows a bar for every load; for four megabytes it is noise."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load(name: str, dtype=torch.float32, num_labels: int | None = None):
+    """(model, tokenizer) of a backbone, checked against its SHA-256, in evaluation mode.
+
+    For vit-mini the second is the image processor, for clip-mini the processor (tokenizer and image processor).
+
+    num_labels : classes of the head of vit-mini. Another number than its own gives a fresh head, drawn from torch's
+        global generator as in transformers: seed it before. An error for backbones without a classification head.
+
+    >>> model, tokenizer = load("t5-mini")
+    >>> tokenizer.tokenize("Anna has a red ball.")
+    ['▁anna', '▁has', '▁a', '▁red', '▁ball', '▁.']
+    """
+    return load_folder(folder_of(name), dtype, num_labels)

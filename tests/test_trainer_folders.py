@@ -1,0 +1,146 @@
+"""Folders that transformers.Trainer writes: they hold a state dict alone, and its settings travel as one more tensor."""
+
+import os
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+import dplearn as dp
+from dplearn import model as model_module
+from dplearn import settings
+from dplearn.model import describe
+
+
+@pytest.fixture(autouse=True)
+def settings_travel(monkeypatch):
+    """What the model does with its settings in a state dict."""
+    kind = model_module.PromptedModel
+    if "get_extra_state" in vars(kind):
+        return
+
+    def get_extra_state(self):
+        return settings.to_tensor(self.prompt_config.to_dict(), describe(self.backbone, self.prompt_config))
+
+    def set_extra_state(self, state):
+        recorded = settings.from_tensor("the state dict", state)
+        settings.check_options(recorded.options, self.prompt_config.to_dict())
+
+    monkeypatch.setattr(kind, "get_extra_state", get_extra_state)
+    monkeypatch.setattr(kind, "set_extra_state", set_extra_state)
+
+
+class Data(Dataset):
+    """Eight inputs with a word as their answer."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        ids, mask = tiny.batch([5], seed=index)
+        return dict(input_ids=ids[0], attention_mask=mask[0], labels=torch.tensor([3 + index, 1]))
+
+
+def make(**options):
+    torch.manual_seed(1)
+    return dp.prompted(
+        tiny.t5(dtype=torch.float32), dp.PromptConfig(**dict(length=4, position="postfix", size=3) | options)
+    )
+
+
+def trainer(model, folder, **options):
+    usual = dict(
+        max_steps=4, save_steps=2, logging_steps=1, learning_rate=0.1, per_device_train_batch_size=4,
+        report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="steps",
+    )  # fmt: skip
+    return Trainer(model, TrainingArguments(str(folder), **usual | options), train_dataset=Data())
+
+
+def answer(model):
+    ids, mask = tiny.batch([5, 3])
+    with torch.no_grad():
+        return model.eval()(ids, mask, labels=torch.tensor([[5], [6]])).logits
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "instance", "vector": "task", "pool_size": 2}])
+def test_a_folder_of_save_model_loads_as_the_prompt_that_it_holds(options, tmp_path):
+    model = make(**options)
+    run = trainer(model, tmp_path / "run", save_strategy="no")
+    run.train()
+    run.save_model(str(tmp_path / "saved"))
+    assert sorted(os.listdir(tmp_path / "saved")) == ["model.safetensors", "training_args.bin"]
+    again = dp.from_pretrained(tmp_path / "saved", tiny.t5(dtype=torch.float32))
+    assert again.prompt_config == model.prompt_config
+    assert torch.equal(answer(again), answer(model))
+    other = make(position="prefix")
+    other.load_prompt("saved", tmp_path / "saved")
+    other.use_prompt("saved")
+    assert torch.equal(answer(other), answer(model))
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
+    half, rest, constant = make(), make(), make()
+    trainer(half, tmp_path / "half", max_steps=2, lr_scheduler_type="constant").train()
+    trainer(constant, tmp_path / "constant", lr_scheduler_type="constant").train()
+    run = trainer(rest, tmp_path / "half", lr_scheduler_type="constant")
+    run.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-2"))
+    assert run.state.global_step == 4
+    assert torch.equal(rest.prompt.vectors, constant.prompt.vectors)
+    assert not torch.equal(rest.prompt.vectors, half.prompt.vectors)
+    again = dp.from_pretrained(tmp_path / "half" / "checkpoint-4", tiny.t5(dtype=torch.float32))
+    assert torch.equal(answer(again), answer(rest))
+
+
+def test_another_prompt_does_not_take_up_a_state_that_means_something_else(tmp_path):
+    state = make().state_dict()
+    make(temperature=0.5, estimator="exact").load_state_dict(state)
+    with pytest.raises(ValueError, match="saved with position='postfix', this prompt has position='prefix'"):
+        make(position="prefix").load_state_dict(state)
+
+
+def write_state(folder, state):
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+
+
+WRONG = {
+    "no settings": (lambda s: s.pop("_extra_state"), ValueError, "holds the tensors of a prompt without its settings"),
+    "no prompt": (lambda s: (s.clear(), s.update(weight=torch.ones(2))), FileNotFoundError, "holds no prompt_config.json"),
+    "settings of another kind": (lambda s: s.update(_extra_state=torch.ones(3)), ValueError, "holds no settings of a prompt"),
+    "damaged settings": (
+        lambda s: s.update(_extra_state=s["_extra_state"][:-9].clone()), ValueError, "is damaged, expected JSON",
+    ),
+    "edited settings": (
+        lambda s: s.update(_extra_state=torch.tensor(list(bytes(s["_extra_state"].tolist()).replace(b"postfix", b"prefix")), dtype=torch.uint8)),
+        ValueError, "was changed after it was written",
+    ),
+    "not finite": (lambda s: s["prompt.vectors"].fill_(torch.nan), ValueError, "NaN or infinite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_such_a_folder_is_named(case, tmp_path):
+    change, error, message = WRONG[case]
+    state = {name: tensor.detach().clone() for name, tensor in make().state_dict().items()}
+    change(state)
+    write_state(tmp_path / "saved", state)
+    with pytest.raises(error, match=message):
+        dp.from_pretrained(tmp_path / "saved", tiny.t5(dtype=torch.float32))
+
+
+def test_a_prompt_that_was_saved_as_a_checkpoint_too_is_read_from_there(tmp_path):
+    write_state(tmp_path / "saved", {name: tensor.detach() for name, tensor in make().state_dict().items()})
+    make(position=2).save_pretrained(tmp_path / "saved")
+    assert dp.from_pretrained(tmp_path / "saved", tiny.t5(dtype=torch.float32)).prompt_config.position == 2
+
+
+def test_the_state_has_one_tensor_beside_the_parameters(tmp_path):
+    model = make()
+    save_file(model.state_dict(), tmp_path / "state.safetensors")
+    state = load_file(tmp_path / "state.safetensors")
+    assert set(state) == {*model.trainable_parameters(), "_extra_state"}
+    assert len(state["_extra_state"]) < 5000
