@@ -37,11 +37,25 @@ class LabelWordLoss:
 
     The answer is the last column of ``labels``; each label is the token id of a label word. Pass it to the Trainer:
     ``Trainer(..., compute_loss_func=loss, preprocess_logits_for_metrics=loss.predictions)``, with
-    ``data_collator=DataCollatorForSeq2Seq(tokenizer, model)``, which adds the decoder's inputs.
+    ``data_collator=DataCollatorForSeq2Seq(tokenizer, model)``, which adds an encoder-decoder's decoder inputs.
+
+    Scores are read in the last column of the logits. In a prompted decoder-only model that is the last real row,
+    behind the prompt and what ``keep_last`` leaves there, wherever the padding is. In a decoder-only model *without* a
+    prompt, and with padding on the right, it is padding: take the last real row before
+    (:class:`dplearn.experiments.tuning.LastRow`).
+
+    The Trainer takes the labels away from the model when it has a loss of its own. What only the model knows of the
+    loss, the cost of a learned size (``output.penalty``) and the decisions that were tried for each instance
+    (``output.draws`` of the estimators "score-function" and "exact"), is then added here. A prompted model wants to be
+    told that somebody does so: set ``model.loss_outside = True`` where its prompt has one of these.
 
     Parameters
     ----------
     word_ids : one distinct token id per label, in label order (``Task.word_ids``).
+
+    Raises
+    ------
+    ValueError : fewer than two ``word_ids`` or two alike; when called, a label that is none of them.
 
     >>> loss = LabelWordLoss([7, 3])
     >>> loss.predictions(torch.eye(10)[torch.tensor([[3], [7]])], labels=None)
@@ -60,8 +74,28 @@ class LabelWordLoss:
         return logits[:, -1, self.word_ids.to(logits.device)].float()
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Label indices (B,) from label token ids (B, L)."""
-        return (labels[:, -1:] == self.word_ids.to(labels.device)).int().argmax(1)
+        """Label indices (B,) from label token ids (B, L).
+
+        Raises
+        ------
+        ValueError : the last column holds an id that is no label word, such as -100 where labels of different lengths
+            were padded on the right.
+        """
+        if labels.ndim != 2 or labels.shape[1] == 0:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}, expected (batch, label tokens), the answer last"
+            )
+        hits = labels[:, -1:] == self.word_ids.to(labels.device)
+        known = hits.any(1)
+        # This waits for a device, once a step: training on wrong labels costs more. Compiled code cannot look, so there
+        # such a label becomes an index that no row of scores has, which cross-entropy refuses on every device.
+        if not torch.compiler.is_compiling() and not known.all():
+            row = int((~known).nonzero()[0])
+            raise ValueError(
+                f"labels[{row}] ends with token id {int(labels[row, -1])}, expected one of the label words "
+                f"word_ids={self.word_ids.tolist()}: the answer is the last column of labels"
+            )
+        return hits.int().argmax(1).masked_fill(~known, len(self.word_ids))
 
     def predictions(self, logits: Tensor | tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
         """Predicted label indices (B,); has the signature of the Trainer's ``preprocess_logits_for_metrics``."""

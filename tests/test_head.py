@@ -409,7 +409,8 @@ def test_the_zoo_gives_a_fresh_head_for_other_labels(tmp_path, reports):
     torch.manual_seed(3)
     assert_same(state_of(backbone), dp.zoo.load("vit-mini", num_labels=10)[0])
     own = dp.zoo.load("vit-mini", num_labels=whole.config.num_labels)[0]
-    assert_same(state_of(whole), own) and own.config.id2label == whole.config.id2label
+    assert_same(state_of(whole), own)
+    assert own.config.id2label == whole.config.id2label
     model = dp.prompted(backbone, dp.PromptConfig(length=4, head="trained"))
     with torch.no_grad():
         model.prompt.head.classifier.bias.add_(1)

@@ -111,6 +111,36 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path, prefix):
         torch.testing.assert_close(gradient, by_hand.prompt.vectors.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [[9, 7], [9, 8]],
+            r"labels\[1\] ends with token id 8, expected one of the label words word_ids=\[7, 3, 11\]",
+        ),
+        ([[7, -100], [9, 3]], r"labels\[0\] ends with token id -100"),
+        ([7, 3], r"labels has shape \(2,\), expected \(batch, label tokens\)"),
+        ([[], []], r"labels has shape \(2, 0\)"),
+    ],
+)
+def test_a_label_that_is_no_label_word_is_an_error(labels, message):
+    loss, labels = dp.LabelWordLoss(WORDS), torch.tensor(labels)
+    with pytest.raises(ValueError, match=message):
+        loss.targets(labels)
+    with pytest.raises(ValueError, match=message):
+        loss({"logits": torch.zeros(2, 2, 20)}, labels)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_loss_compiles_whole_and_a_wrong_label_is_no_class_there(backend):
+    loss, logits = dp.LabelWordLoss(WORDS), torch.randn(4, 2, 20)
+    labels = torch.tensor([[9, 7], [9, 11], [9, 3], [9, 3]])
+    compiled = torch.compile(lambda x, y: loss({"logits": x}, y), fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(logits, labels), loss({"logits": logits}, labels))
+    with pytest.raises((IndexError, RuntimeError, AssertionError)):
+        compiled(logits, torch.tensor([[9, 7], [9, 11], [9, 3], [9, 5]]))
+
+
 @pytest.mark.parametrize("words", [[4], [4, 4], []])
 def test_label_words_must_differ(words):
     with pytest.raises(ValueError, match="expected at least two distinct token ids"):

@@ -6,6 +6,7 @@ in training, argmax over them in evaluation. Choices are made on "validation", "
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     DataCollatorForSeq2Seq,
     PrinterCallback,
@@ -24,6 +25,7 @@ from transformers import (
 )
 from transformers.optimization import Adafactor
 
+from dplearn.backbones.base import token_positions
 from dplearn.choice import Chooser, schedule
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
@@ -138,6 +140,51 @@ def annealed(model: nn.Module, temperature: str = "constant") -> list[Annealing]
     return [Annealing(schedule(temperature))] if learned else []
 
 
+class LastRow(nn.Module):
+    """A decoder-only language model that answers with the logits of its last real row alone: (B, 1, vocabulary).
+
+    What :class:`~dplearn.LabelWordLoss` reads, wherever the padding is. (A prompted model answers there by itself.)
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """input_ids, attention_mask: (B, T).  ``labels`` are for a loss outside; the Trainer looks for their name."""
+        positions = {"position_ids": token_positions(attention_mask)} if self.takes_positions else {}
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (steps * (attention_mask != 0)).argmax(1)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        return {"logits": hidden.logits[rows, last].unsqueeze(1)}
+
+
+def _answers_in_its_input(model) -> bool:
+    """Whether the answer follows the input in one sequence, as in a decoder-only model."""
+    return not model.config.is_encoder_decoder
+
+
+def _answerable(backbone: nn.Module) -> nn.Module:
+    """A backbone without a prompt, as a model in whose last column of logits the answer is."""
+    return LastRow(backbone) if _answers_in_its_input(backbone) else backbone
+
+
+def _one_sequence(rows: list[dict], prompted: bool) -> list[dict]:
+    """Examples for a decoder-only model: what stands before the answer word is input, and behind a prompt."""
+    joined = []
+    for row in rows:
+        cue, answer = row["labels"][:-1], row["labels"][-1:]
+        ids = [*row["input_ids"], *cue]
+        joined.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": answer})
+        if prompted:
+            joined[-1]["keep_last"] = len(cue)
+    return joined
+
+
 def _text(model, tokenizer, task: Task, answer_prefix: str) -> tuple[Callable, dict]:
     """How the splits of a text task are encoded, and what the Trainer needs for them."""
     loss = LabelWordLoss(task.word_ids(tokenizer))
@@ -146,7 +193,12 @@ def _text(model, tokenizer, task: Task, answer_prefix: str) -> tuple[Callable, d
         "compute_loss_func": loss,
         "preprocess_logits_for_metrics": loss.predictions,
     }
-    return partial(task.encode, tokenizer, answer_prefix=answer_prefix), options
+    encode = partial(task.encode, tokenizer, answer_prefix=answer_prefix)
+    if not _answers_in_its_input(model):
+        return encode, options
+    options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
+    given = isinstance(model, PromptedModel)
+    return lambda split: _one_sequence(encode(split), given), options
 
 
 def tune_prompt(
@@ -169,6 +221,7 @@ def tune_prompt(
     """
     set_seed(seed)
     model = prompted(backbone, config)
+    model.loss_outside = True  # the loss over label words adds what only the model knows of it
     optimizer = Adafactor(
         settings.groups(model),
         scale_parameter=False,
@@ -180,10 +233,9 @@ def tune_prompt(
     row = fit(model, task, encode, settings, seed, optimizer, splits, callbacks=callbacks, **options)
     row["config"] = config.to_dict()
     if callbacks:
-        collate, fields = DataCollatorForSeq2Seq(tokenizer), ("input_ids", "attention_mask")
-        row["positions"] = {
-            split: positions(model, task.encode(tokenizer, split), collate, fields) for split in splits
-        }
+        collate = DataCollatorForSeq2Seq(tokenizer)
+        fields = ("input_ids", "attention_mask", *(["keep_last"] if _answers_in_its_input(model) else []))
+        row["positions"] = {split: positions(model, encode(split), collate, fields) for split in splits}
     return row
 
 
@@ -218,7 +270,7 @@ def fine_tune(
     backbone.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     encode, options = _text(backbone, tokenizer, task, answer_prefix)
-    return fit(backbone, task, encode, settings, seed, optimizer, splits, **options)
+    return fit(_answerable(backbone), task, encode, settings, seed, optimizer, splits, **options)
 
 
 def zero_shot(
@@ -231,7 +283,7 @@ def zero_shot(
     """Score the frozen backbone on the bare text, with no prompt at all."""
     encode, options = _text(backbone, tokenizer, task, answer_prefix)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(backbone.eval(), Settings(), 0, folder, **options)
+        trainer = trainer_of(_answerable(backbone.eval()), Settings(), 0, folder, **options)
         return {
             "task": task.name,
             "scores": score(trainer, task, encode, splits),

@@ -10,8 +10,9 @@ Nothing of the model is changed: mechanisms are switched off by hooks and masks,
 
 from __future__ import annotations
 
+import inspect
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,6 +43,9 @@ class Embedded(NamedTuple):
     keep_first: int  # input rows that stay before the prompt
     keep_last: int | Tensor  # real rows that stay behind the prompt, as in `insert`
     readout: Tensor | None  # (B,), the input row that is read; None: see the tower
+    room: int | None = (
+        None  # rows at most, where padding at the end gives way to the prompt; None: no such limit
+    )
 
 
 class States(NamedTuple):
@@ -228,9 +232,10 @@ class Seq2SeqTower(Tower):
 
     def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return Embedded(
-            self.adapter.embed(input_ids), mask, 0, self.adapter.keep_last(input_ids, mask, None), None
-        )
+        if self.positions != RELATIVE:  # these models count positions from the first column, padding or not
+            input_ids, mask = _padding_last(input_ids, mask)
+        kept = self.adapter.keep_last(input_ids, mask, None)
+        return Embedded(self.adapter.embed(input_ids), mask, 0, kept, None)
 
     def encode(self, embeds, mask=None, *, see_all=False):
         return self.adapter.hidden_states(embeds, _ones(embeds) if mask is None else mask)
@@ -256,16 +261,19 @@ class Seq2SeqTower(Tower):
 
 
 class VisionTower(Tower):
-    """ViT and CLIP's vision model. A prompt joins the patches after their position vectors, as in visual prompt tuning
-    (Jia et al., 2022) and MaPLe (Khattak et al., 2023), so no mechanism is left behind the insertion.
-
-    Every row counts as input, the class token first; the answer is read from the class token's row.
+    """ViT, DeiT, DINOv2, and the vision models of CLIP and SigLIP. A prompt joins the patches after their position
+    vectors, as in visual prompt tuning (Jia et al., 2022) and MaPLe (Khattak et al., 2023), so no mechanism is left
+    behind the insertion.
+    Every row counts as input, special tokens first. The answer is read from the class token's row, and where the model
+    does so from DeiT's distillation token, the mean of the patches (DINOv2's classifier) or all rows (SigLIP).
     """
 
     def __init__(self, model):
         super().__init__(model)
         base = model.base_model
         self.base = getattr(base, "vision_model", base)
+        if type(model).__name__ == "SiglipVisionModel" and not hasattr(self.base, "head"):
+            raise TypeError("model=SiglipVisionModel answers with nothing: expected vision_use_head=True")
 
     def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
         with torch.no_grad():
@@ -274,7 +282,8 @@ class VisionTower(Tower):
 
     def layers(self) -> nn.ModuleList:
         """The layers, in order."""
-        return self.base.encoder.layers if hasattr(self.base, "encoder") else self.base.layers
+        holder = getattr(self.base, "encoder", self.base)
+        return holder.layers if hasattr(holder, "layers") else holder.layer
 
     def encode(
         self, embeds, mask=None, *, see_all=False, deep: Tensor | None = None, deep_rows: Tensor | None = None
@@ -286,12 +295,30 @@ class VisionTower(Tower):
             if deep is not None and 1 <= number <= len(deep):
                 fresh = deep[number - 1].expand(len(hidden), -1, -1)
                 hidden = hidden.scatter(1, deep_rows.unsqueeze(2).expand_as(fresh), fresh)
-            hidden = layer(hidden, padding)
+            takes_mask = "attention_mask" in inspect.signature(layer.forward).parameters
+            hidden = layer(hidden, padding) if takes_mask else layer(hidden)
         return self.base.layernorm(hidden) if hasattr(self.base, "layernorm") else hidden
 
     def read(self, hidden, placed, embedded):
-        row = placed.input_positions.gather(1, embedded.readout.unsqueeze(1))
+        every, own = self._reads_all(), placed.input_positions
+        if every is not None:
+            return every(take_rows(hidden, own)), every(hidden[:, : own.shape[1]])
+        row = own.gather(1, embedded.readout.unsqueeze(1))
         return self._head(take_rows(hidden, row)), self._head(hidden[:, :1])
+
+    def _reads_all(self) -> Callable[[Tensor], Tensor] | None:
+        """How the answer follows from all rows of the input, (B, T, d) -> (B, ...); None: from the first one alone."""
+        names = {parent.__name__ for parent in type(self.model).__mro__}
+        if "DeiTForImageClassificationWithTeacher" in names:
+            first, second = self.model.cls_classifier, self.model.distillation_classifier
+            return lambda rows: (first(rows[:, 0]) + second(rows[:, 1])) / 2
+        if "Dinov2ForImageClassification" in names:
+            return lambda rows: self.model.classifier(torch.cat([rows[:, 0], rows[:, 1:].mean(1)], 1))
+        if names & {"SiglipModel", "SiglipVisionModel"}:
+            return lambda rows: self.base.head(self.base.post_layernorm(rows))
+        if "SiglipForImageClassification" in names:
+            return lambda rows: self.model.classifier(self.base.post_layernorm(rows).mean(1))
+        return None
 
     def _head(self, row: Tensor) -> Tensor:
         """What stands behind the class token's row, (B, 1, d) -> (B, ...)."""
@@ -324,13 +351,22 @@ class ClipTextTower(Tower):
 
     def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
         config = self.base.config
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        ids, mask = _padding_last(input_ids, attention_mask)
         with torch.no_grad():
-            inputs = self.base.embeddings.token_embedding(input_ids)
-        # The library's own rule: the first end token; configurations from before its correction hold a 2.
-        ends = input_ids if self.base.eos_token_id == 2 else (input_ids == self.base.eos_token_id).int()
-        end = ends.argmax(1)
-        first = int(input_ids.shape[1] > 1 and bool((input_ids[:, 0] == config.bos_token_id).all()))
+            inputs = self.base.embeddings.token_embedding(ids)
+        # The library's own rule, among the tokens that are real: the first end token; configurations from before its
+        # correction hold a 2 and mean the largest number.
+        largest = ids.masked_fill(mask == 0, -1).amax(1, keepdim=True)
+        ends = (ids == (largest if self.base.eos_token_id == 2 else self.base.eos_token_id)) & (mask != 0)
+        if not ends.any(1).all():
+            row = int((~ends.any(1)).nonzero()[0])
+            raise ValueError(
+                f"input_ids row {row} has no end token that is real, expected texts with their end token"
+            )
+        end = ends.int().argmax(1)
+        # CLIP's start token is numbered one below its end token, also where the configuration says something else.
+        starts = (ids[:, 0] == config.bos_token_id) | (ids[:, 0] == ids.gather(1, end[:, None])[:, 0] - 1)
+        first = int(ids.shape[1] > 1 and bool(starts.all()))
         return Embedded(inputs, mask, first, mask.sum(1) - end, end)
 
     def encode(self, embeds, mask=None, *, see_all=False):
@@ -364,17 +400,61 @@ class ClipTextTower(Tower):
     def table(self):
         return self.base.embeddings.position_embedding, 0
 
+    def draw(self, length, embedded, generator):
+        ids = torch.randint(self.words, (1, length), generator=generator).to(embedded.inputs.device)
+        return self.base.embeddings.token_embedding(ids)[0]
+
+
+class SiglipTextTower(ClipTextTower):
+    """SigLIP's text model: it sees both ways, and its padding too, so the prompt takes the place of padding. The answer
+    is read in the last row, which no prompt moves."""
+
+    causal = False
+
+    def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
+        if attention_mask is not None and not bool((attention_mask != 0).all()):
+            raise ValueError(
+                "attention_mask hides tokens, expected none: SigLIP is trained to see padding (pass input_ids alone, "
+                "padded to max_length)"
+            )
+        config, columns = self.base.config, input_ids.shape[1]
+        with torch.no_grad():
+            inputs = self.base.embeddings.token_embedding(input_ids)
+        stop = (input_ids == config.pad_token_id) | (input_ids == config.eos_token_id)
+        words = torch.where(stop.any(1), stop.int().argmax(1), columns)
+        room = self.base.embeddings.position_embedding.num_embeddings
+        return Embedded(inputs, torch.ones_like(input_ids), 0, columns - words, None, room)
+
+    def encode(self, embeds, mask=None, *, see_all=False):
+        positions = self.base.embeddings.position_embedding(
+            torch.arange(embeds.shape[1], device=embeds.device)
+        )
+        hidden = self.base.encoder(inputs_embeds=embeds + positions).last_hidden_state
+        return self.base.final_layer_norm(hidden)
+
+    def read(self, hidden, placed, embedded):
+        return self.base.head(hidden[:, -1]), None
+
 
 TOWERS = {Seq2SeqBackbone: Seq2SeqTower, EncoderBackbone: EncoderTower, CausalBackbone: CausalTower}
-# Classes whose answer is read from one row as these towers read it (a mean over patches, say, is not).
+# Classes whose answer is read as these towers read it.
 VISION = (
     "ViTModel",
     "ViTForImageClassification",
+    "DeiTModel",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "Dinov2Model",
+    "Dinov2ForImageClassification",
     "CLIPVisionModel",
     "CLIPVisionModelWithProjection",
     "CLIPModel",
+    "SiglipVisionModel",
+    "SiglipForImageClassification",
+    "SiglipModel",
 )
 CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
+SIGLIP_TEXT = ("SiglipTextModel", "SiglipModel")
 
 
 def tower(model: PreTrainedModel, *, image: bool = False) -> Tower:
@@ -393,6 +473,8 @@ def tower(model: PreTrainedModel, *, image: bool = False) -> Tower:
         return VisionTower(model)
     if not names.isdisjoint(CLIP_TEXT):
         return ClipTextTower(model)
+    if not names.isdisjoint(SIGLIP_TEXT):
+        return SiglipTextTower(model)
     serves = TOWERS.get(type(adapt(model)))
     if serves is None:
         raise TypeError(f"model={type(model).__name__} cannot read text: expected pixel_values")
@@ -406,6 +488,8 @@ def place(embedded: Embedded, prompt: Tensor | None, split: int | None = None) -
         every = torch.arange(inputs.shape[1], device=inputs.device).expand(len(inputs), -1)
         return Inserted(inputs, mask, every, every[:, :0])
     found = insert(prompt, inputs[:, first:], mask[:, first:], split, keep_last=embedded.keep_last)
+    if embedded.room is not None:
+        return _in_room(embedded, found, len(prompt))
     if first == 0:
         return found
     before = torch.arange(first, device=inputs.device).expand(len(inputs), -1)
@@ -415,6 +499,16 @@ def place(embedded: Embedded, prompt: Tensor | None, split: int | None = None) -
         torch.cat([before, found.input_positions + first], 1),
         found.prompt_positions + first,
     )
+
+
+def _in_room(embedded: Embedded, found: Inserted, length: int) -> Inserted:
+    """The same with as many rows as there is room for; padding at the end gives way."""
+    room, kept = embedded.room, embedded.keep_last
+    needed = length + embedded.inputs.shape[1] - int(kept.min())
+    if needed > room:
+        raise ValueError(f"input plus prompt have {needed} positions, expected at most {room}")
+    rows = found.input_positions.clamp(max=room - 1)  # of padding that is gone: the last row
+    return found._replace(embeds=found.embeds[:, :room], mask=found.mask[:, :room], input_positions=rows)
 
 
 def between(embedded: Embedded) -> Tensor:
@@ -564,7 +658,8 @@ def position_sensitivity(
     the model is left as it was.
 
     Args:
-        model: T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT; CLIP's text and vision models.
+        model: T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT, DeiT, DINOv2; the text and
+            vision models of CLIP and SigLIP, or both in one.
         input_ids, attention_mask: (B, T), a batch of text; or pixel_values: (B, channels, height, width), of images.
         decoder_input_ids: (B, U), for encoder-decoder models; None: the start token.
         length: l, of the random prompts.
@@ -577,7 +672,8 @@ def position_sensitivity(
     Raises
     ------
     TypeError : no tower serves the model.
-    ValueError : neither or both of input_ids and pixel_values, or a split outside 0..l.
+    ValueError : neither or both of input_ids and pixel_values, or a split outside 0..l; a text for CLIP without an end
+        token; a mask that hides tokens from SigLIP.
     """
     if (input_ids is None) == (pixel_values is None):
         raise ValueError(
@@ -776,6 +872,21 @@ def _caught(module: nn.Module) -> Iterator[list[Tensor]]:
             module.__dict__.pop("forward")
         else:
             module.forward = patched
+
+
+def _padding_last(input_ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (B, T) with the padding that stands on the left moved to the right, where none can see it.
+
+    >>> ids, mask = _padding_last(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]))
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 6]], [[1, 1, 0]])
+    """
+    if mask is None:
+        return input_ids, torch.ones_like(input_ids)
+    columns = input_ids.shape[1]
+    source = torch.arange(columns, device=input_ids.device) + mask.int().argmax(1, keepdim=True)
+    inside = source.clamp(max=columns - 1)
+    return input_ids.gather(1, inside), mask.gather(1, inside) * (source < columns)
 
 
 def _ones(embeds: Tensor) -> Tensor:

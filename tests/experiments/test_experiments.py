@@ -65,6 +65,72 @@ def test_zero_shot_equals_scoring_one_by_one_and_leaves_the_model_alone():
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
 
 
+def next_word(model, row):
+    """The label index that a decoder-only model gives one example, alone, without padding, read at its last token."""
+    ids = torch.tensor([row["input_ids"] + row["labels"][:-1]])
+    with torch.no_grad():
+        return int(model(input_ids=ids).logits[0, -1][[4, 3]].argmax())
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """The label indices of every split that is scored, by its name."""
+    found, usual = {}, Task.score
+
+    def score(self, split, predictions):
+        found[split] = list(predictions)
+        return usual(self, split, predictions)
+
+    monkeypatch.setattr(Task, "score", score)
+    return found
+
+
+@pytest.mark.parametrize(("make", "seed"), [(tiny.gpt2, 1), (tiny.llama, 0)])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("cue", ["", "b g"])
+def test_a_decoder_only_model_is_read_at_its_last_real_token(make, seed, side, cue, predicted):
+    """Padding is not the answer, and what precedes the answer word is a part of the input."""
+    backbone, tok, data = make(seed=seed, dtype=torch.float32), tokenizer(), task()
+    tok.padding_side = side
+    tuning.zero_shot(backbone, tok, data, answer_prefix=cue)
+    for split, found in predicted.items():
+        wanted = [next_word(backbone, row) for row in data.encode(tok, split, answer_prefix=cue)]
+        assert found == wanted and 0 < sum(wanted) < len(wanted)  # it does not always say the same
+    rows = data.encode(tok, "test")
+    batch = tok.pad([{"input_ids": row["input_ids"]} for row in rows], return_tensors="pt")
+    read = tuning.LastRow(backbone)(**batch)["logits"][:, 0]
+    for row, found in zip(rows, read, strict=True):
+        alone = backbone(input_ids=torch.tensor([row["input_ids"]])).logits[0, -1]
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_fine_tuning_a_decoder_only_model_reads_what_it_is_scored_on(predicted):
+    backbone, data, tok = tiny.gpt2(dtype=torch.float32), task(), tokenizer()
+    rows = data.encode(tok, "test")
+    before = [next_word(backbone, row) for row in rows]
+    settings = tuning.Settings(steps=25, batch_size=30, learning_rate=1e-2, warmup=0)
+    row = tuning.fine_tune(backbone, tok, data, settings)
+    assert predicted["test"] == [next_word(backbone.eval(), row) for row in rows] != before
+    assert row["losses"][-1] < 0.8 * row["losses"][0]
+
+
+@pytest.mark.parametrize("position", ["prefix", "postfix", "instance"])
+def test_tune_prompt_on_a_decoder_only_model_keeps_the_cue_behind_the_prompt(position, predicted):
+    backbone, data, tok = tiny.gpt2(seed=1, dtype=torch.float32), task(), tokenizer()
+    config = dp.PromptConfig(length=3, position=position)
+    tuning.tune_prompt(backbone, tok, data, config, tuning.Settings(steps=0), 5, answer_prefix="b g")
+    torch.manual_seed(5)
+    model, wanted = dp.prompted(backbone, config).eval(), []
+    for row in data.encode(tok, "test", answer_prefix="b g"):
+        ids, cue = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"][:-1]])
+        with torch.no_grad():
+            split = int(model.decide(ids)["position"].index)
+            table, vectors = backbone.get_input_embeddings(), model.prompt.vectors[None]
+            embeds = torch.cat([vectors[:, :split], table(ids), vectors[:, split:], table(cue)], 1)
+            wanted.append(int(backbone(inputs_embeds=embeds).logits[0, -1][[4, 3]].argmax()))
+    assert predicted["test"] == wanted and 0 < sum(wanted) < len(wanted)
+
+
 @pytest.mark.parametrize("position", ["prefix", "task", "instance"])
 def test_tune_prompt_is_reproducible_and_reports_what_it_did(position):
     config = dp.PromptConfig(length=4, position=position)

@@ -43,6 +43,17 @@ def vit(kind=transformers.ViTModel, seed=0, dtype=torch.float64):
     return tiny.finish(kind, config, seed, dtype)
 
 
+def deit(kind=transformers.DeiTModel, seed=0, dtype=torch.float64):
+    config = transformers.DeiTConfig(**VISION_SIZE, initializer_range=0.4, num_labels=5)
+    return scaled(tiny.finish(kind, config, seed, dtype))  # its special tokens start as zeros
+
+
+def dinov2(kind=transformers.Dinov2Model, seed=0, dtype=torch.float64):
+    size = {name: value for name, value in VISION_SIZE.items() if name != "intermediate_size"}
+    config = transformers.Dinov2Config(**size, mlp_ratio=2, initializer_range=0.4, num_labels=5)
+    return tiny.finish(kind, config, seed, dtype)
+
+
 def scaled(model):
     """Weights of the size that the other models have; CLIP's own start is far too small for so few dimensions."""
     with torch.no_grad():
@@ -74,8 +85,26 @@ def clip_text(kind=transformers.CLIPTextModel, seed=0, end=END):
     return scaled(tiny.finish(kind, config, seed, torch.float64))
 
 
+def siglip_vision(kind=transformers.SiglipVisionModel, seed=0, dtype=torch.float64):
+    config = transformers.SiglipVisionConfig(**VISION_SIZE)
+    if kind is transformers.SiglipForImageClassification:
+        config = transformers.SiglipConfig(vision_config=config, num_labels=5)
+    return scaled(tiny.finish(kind, config, seed, dtype))
+
+
+def siglip_text(seed=0, room=32):
+    size = dict(num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, projection_size=8)
+    end = dict(pad_token_id=tiny.PAD, eos_token_id=tiny.EOS, bos_token_id=None)
+    config = transformers.SiglipTextConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=tiny.WIDTH, max_position_embeddings=room, **size, **end
+    )
+    return scaled(tiny.finish(transformers.SiglipTextModel, config, seed, torch.float64))
+
+
 def text(model):
-    """The batch that a text model gets: with a start token for CLIP."""
+    """The batch that a text model gets: with a start token for CLIP, without a mask for SigLIP, which sees padding."""
+    if "Siglip" in type(model).__name__:
+        return dict(input_ids=IDS)
     if "CLIP" in type(model).__name__:
         return dict(input_ids=CLIP_IDS, attention_mask=CLIP_MASK)
     return dict(input_ids=IDS, attention_mask=MASK)
@@ -86,7 +115,9 @@ def batch(model):
 
 
 def image(model):
-    return type(model).__name__.startswith(("ViT", "CLIPVision"))
+    return type(model).__name__.startswith(
+        ("ViT", "DeiT", "Dinov2", "CLIPVision", "SiglipVision", "SiglipForImage")
+    )
 
 
 def prepared(model, seed=0, **options):
@@ -101,11 +132,19 @@ def largest(now, before):
     return float((now - before).detach().abs().max())
 
 
-BLIND = {"vit": vit, "clip-vision": clip_vision}
+BLIND = {
+    "vit": vit,
+    "deit": deit,
+    "dinov2": dinov2,
+    "dinov2-classifier": lambda **options: dinov2(transformers.Dinov2ForImageClassification, **options),
+    "clip-vision": clip_vision,
+    "siglip-vision": siglip_vision,
+}
 CAUSAL = {"gpt2": tiny.gpt2, "llama": tiny.llama, "qwen2": tiny.qwen2, "clip-text": clip_text}
 KINDS = {
     **BLIND,
     **CAUSAL,
+    "siglip-text": siglip_text,
     "t5": tiny.t5,
     "bart": tiny.bart,
     "bert": tiny.bert,
@@ -128,6 +167,14 @@ KINDS = {
         (clip_vision, {"kind": transformers.CLIPVisionModelWithProjection}, "image_embeds"),
         (clip_text, {}, "pooler_output"),
         (clip_text, {"kind": transformers.CLIPTextModelWithProjection, "end": 2}, "text_embeds"),
+        (deit, {}, "pooler_output"),
+        (deit, {"kind": transformers.DeiTForImageClassification}, "logits"),
+        (deit, {"kind": transformers.DeiTForImageClassificationWithTeacher}, "logits"),
+        (dinov2, {}, "pooler_output"),
+        (dinov2, {"kind": transformers.Dinov2ForImageClassification}, "logits"),
+        (siglip_vision, {}, "pooler_output"),
+        (siglip_vision, {"kind": transformers.SiglipForImageClassification}, "logits"),
+        (siglip_text, {}, "pooler_output"),
         (tiny.bert, {}, "pooler_output"),
         (tiny.bert, {"kind": transformers.BertForSequenceClassification}, "logits"),
         (tiny.t5, {}, "logits"),
@@ -151,7 +198,8 @@ def test_without_a_prompt_a_tower_is_its_model(make, options, answer):
 
 
 def MASK_OF(model):
-    return text(model)["attention_mask"] != 0
+    batch = text(model)
+    return batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -174,7 +222,7 @@ def test_a_batch_is_its_instances(kind, split):
         together = stack.states(embedded, prompt, split)
         for row in range(len(embedded.inputs)):
             one = {name: value[row : row + 1] for name, value in batch(model).items()}
-            if not image(model):
+            if "attention_mask" in one:
                 length = int(one["attention_mask"].sum())
                 one = {name: value[:, :length] for name, value in one.items()}
             alone = stack.states(stack.embed(**one), prompt, split)
@@ -182,6 +230,159 @@ def test_a_batch_is_its_instances(kind, split):
             assert_close(together.rows[row][keep], alone.rows[0][alone.between[0]], rtol=0, atol=1e-10)
             if kind != "bert-tokens":
                 assert_close(together.readout[row], alone.readout[0], rtol=0, atol=1e-10)
+
+
+# ---- the numbers are those of the words, written out ------------------------------------------------------------
+
+WORDS = (7, 11, 30, 8)  # the prompt, as words
+
+
+def probed(model, ids, mask=None):
+    """The first two numbers of the table for the prompt of words: the rows' change and the answer's."""
+    base = getattr(model, "text_model", model)
+    prompt = base.get_input_embeddings()(torch.tensor(WORDS))
+    found = position_sensitivity(model, input_ids=ids, attention_mask=mask, prompt=prompt, draws=1)
+    return found.full.rows, found.full.readout
+
+
+def changes(rows, answers):
+    """The same from what a model makes of the texts at each split: lists over splits of (rows, d) and (B, ...)."""
+    return tuple(
+        max(float((now - seen[-1]).norm() / seen[-1].norm()) for now in seen) for seen in (rows, answers)
+    )
+
+
+@pytest.mark.parametrize("end", [END, 2], ids=["named end", "old configuration"])
+@pytest.mark.parametrize("padding", [END, tiny.VOCABULARY - 1, tiny.PAD, 5])
+def test_clip_text_is_the_spliced_text_whatever_the_padding(end, padding):
+    """End tokens may be the padding, on the left too; only real tokens say where a text ends."""
+    last = tiny.VOCABULARY - 1 if end == 2 else END  # an old configuration means the largest number
+    model, start = clip_text(end=end), last - 1 if end == 2 else START
+    if end == 2:
+        model.config.bos_token_id = 0  # as the first checkpoints have it
+    texts, rows, answers = [[5, 9, 6, 20], [40, 4], [3, 3, 17, 21, 12, 9]], [], []
+    for split in range(LENGTH + 1):
+        states, read = [], []
+        for words in texts:
+            ids = torch.tensor([[start, *WORDS[:split], *words, *WORDS[split:], last]])
+            with torch.no_grad():
+                output = model(input_ids=ids)
+            states.append(output.last_hidden_state[0, 1 + split : 1 + split + len(words)])
+            read.append(output.pooler_output[0])
+        rows.append(torch.cat(states))
+        answers.append(torch.stack(read))
+    wanted = changes(rows, answers)
+    assert min(wanted) > 0.1
+    for side in ("right", "left", "both"):
+        ids = torch.full((3, 12), padding)
+        mask = torch.zeros_like(ids)
+        for row, words in enumerate(texts):
+            full = torch.tensor([start, *words, last])
+            front = {"right": 0, "left": 12 - len(full), "both": 2}[side]
+            ids[row, front : front + len(full)], mask[row, front : front + len(full)] = full, 1
+        assert probed(model, ids, mask) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("columns", [9, 12])
+def test_siglip_text_is_the_spliced_text_in_the_room_that_padding_leaves(columns):
+    """``columns`` 12 is all the room that there is: the prompt takes the place of padding."""
+    model, texts, rows, answers = (
+        siglip_text(room=12),
+        [[5, 9, 6, 20], [40, 4], [3, 3, 17, 21, 12, 9]],
+        [],
+        [],
+    )
+    for split in range(LENGTH + 1):
+        states, read = [], []
+        for words in texts:
+            ids = [*WORDS[:split], *words, *WORDS[split:], tiny.EOS]
+            ids += [tiny.PAD] * (min(columns + LENGTH, 12) - len(ids))
+            with torch.no_grad():
+                output = model(input_ids=torch.tensor([ids[:12]]))
+            states.append(output.last_hidden_state[0, split : split + len(words)])
+            read.append(output.pooler_output[0])
+        rows.append(torch.cat(states))
+        answers.append(torch.stack(read))
+    wanted = changes(rows, answers)
+    ids = torch.tensor([[*words, tiny.EOS] + [tiny.PAD] * (columns - 1 - len(words)) for words in texts])
+    assert min(wanted) > 0.1 and probed(model, ids) == pytest.approx(wanted, rel=1e-9)
+    with pytest.raises(ValueError, match="input plus prompt have 13 positions, expected at most 12"):
+        position_sensitivity(model, input_ids=ids, length=7)
+    with pytest.raises(ValueError, match="attention_mask hides tokens, expected none"):
+        position_sensitivity(model, input_ids=ids, attention_mask=(ids != tiny.PAD).long())
+
+
+def test_a_clip_text_without_its_end_token_is_an_error():
+    model, ids, mask = clip_text(), CLIP_IDS.clone(), CLIP_MASK.clone()
+    mask[1, int(mask[1].sum()) - 1] = 0  # the end token is there, but hidden
+    with pytest.raises(ValueError, match="input_ids row 1 has no end token that is real"):
+        position_sensitivity(model, input_ids=ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(BLIND) - {"bert-tokens", "siglip-text"}))
+def test_the_side_of_the_padding_changes_no_number(kind):
+    model = KINDS[kind]()
+    ids, mask = text(model)["input_ids"], text(model)["attention_mask"]
+    left, shown = torch.zeros_like(ids), mask.flip(1)
+    for row, length in enumerate(mask.sum(1)):
+        left[row, -length:] = ids[row, :length]
+    prompt = torch.randn(LENGTH, tiny.WIDTH, dtype=torch.float64)
+    found = [
+        position_sensitivity(model, input_ids=x, attention_mask=m, prompt=prompt, draws=1, splits=[0, 2])
+        for x, m in ((ids, mask), (left, shown))
+    ]
+    for name, change in found[0].table().items():
+        other = found[1].table()[name]
+        assert (change is None) == (other is None)
+        if change is not None:
+            assert other[:2] == pytest.approx(change[:2], rel=1e-7, abs=1e-12), name
+
+
+IMAGE_HEADS = [
+    (vit, transformers.ViTForImageClassification),
+    (deit, transformers.DeiTForImageClassification),
+    (deit, transformers.DeiTForImageClassificationWithTeacher),
+    (dinov2, transformers.Dinov2ForImageClassification),
+]
+
+
+@pytest.mark.parametrize(("make", "kind"), IMAGE_HEADS)
+@pytest.mark.parametrize("split", [0, 1, LENGTH])
+def test_the_answer_is_that_of_a_prompted_model(make, kind, split):
+    model = make(kind)
+    stack, embedded, prompt = prepared(model)
+    with torch.no_grad():
+        found = stack.states(embedded, prompt, split).readout
+        # `prompted` keeps special tokens in front of the prompt; behind the positions order does not matter.
+        config = dp.PromptConfig(length=LENGTH, position=split)
+        wanted = dp.prompted(model, config, vectors=prompt)(pixel_values=pixels()).logits
+    assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_siglip_without_a_pooling_head_has_no_answer():
+    config = transformers.SiglipVisionConfig(**VISION_SIZE, vision_use_head=False)
+    model = tiny.finish(transformers.SiglipVisionModel, config, 0, torch.float64)
+    with pytest.raises(TypeError, match="expected vision_use_head=True"):
+        position_sensitivity(model, pixel_values=pixels())
+
+
+def test_siglip_whole_model_has_both_towers():
+    model, images = tiny.siglip(), tiny.images(2)
+    seen = position_sensitivity(model, pixel_values=images, draws=1)
+    ids, _ = tiny.texts([[5, 6, 7], [9, 8]], siglip=True)
+    read = position_sensitivity(model, input_ids=ids, draws=1)
+    assert seen.order_blind and not read.order_blind
+    with torch.no_grad():
+        for stack, given, wanted in (
+            (tower(model), dict(input_ids=ids), model.get_text_features(input_ids=ids)),
+            (
+                tower(model, image=True),
+                dict(pixel_values=images),
+                model.get_image_features(pixel_values=images),
+            ),
+        ):
+            found = stack.states(stack.embed(**given)).readout
+            assert_close(found, wanted.pooler_output, rtol=0, atol=ZERO)
 
 
 @given(
@@ -306,7 +507,7 @@ def test_in_single_precision_the_zero_is_rounding(kind):
     assert largest(first, last) < 1e-4
 
 
-@pytest.mark.parametrize("kind", BLIND)
+@pytest.mark.parametrize("kind", ["vit", "deit", "clip-vision"])
 def test_pooler_trap(kind):
     """The library's own pooler reads row 0; with a prompt before the class token that is a prompt vector."""
     stack, embedded, prompt = prepared(BLIND[kind]())
@@ -314,7 +515,7 @@ def test_pooler_trap(kind):
         postfix, surround = (stack.states(embedded, prompt, split) for split in (0, 2))
         base = stack.base
         hidden = surround.hidden
-        library = base.pooler(hidden) if kind == "vit" else base.post_layernorm(hidden[:, 0])
+        library = base.post_layernorm(hidden[:, 0]) if kind == "clip-vision" else base.pooler(hidden)
     assert torch.equal(surround.fixed, library) and torch.equal(postfix.fixed, postfix.readout)
     assert largest(surround.readout, postfix.readout) < ZERO
     assert largest(surround.fixed, postfix.fixed) > 1e-2
@@ -364,7 +565,9 @@ def zeroed(kind):
     return model
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "clip-text", "t5", "bart"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "distilbert", "gpt2", "clip-text", "siglip-text", "t5", "bart"]
+)
 def test_positions_off_equals_a_model_whose_position_parameters_are_zero(kind):
     stack, embedded, prompt = prepared(KINDS[kind]())
     with torch.no_grad():
@@ -500,7 +703,12 @@ def test_the_probe_is_its_definition():
 # 0 proved zero, + acts, None not there.
 PATTERN = {
     "vit": ("0", None, None, None, "0"),
+    "deit": ("0", None, None, None, "0"),
+    "dinov2": ("0", None, None, None, "0"),
+    "dinov2-classifier": ("0", None, None, None, "0"),
     "clip-vision": ("0", None, None, None, "0"),
+    "siglip-vision": ("0", None, None, None, "0"),
+    "siglip-text": ("+", "0", None, "0", "0"),
     "bert": ("+", "0", None, "0", "0"),
     "bert-classifier": ("+", "0", None, "0", "0"),
     "bert-tokens": ("+", "0", None, "0", "0"),
@@ -535,7 +743,7 @@ def test_table_has_the_proved_zeros_and_no_others(kind):
     assert ("causal visibility" in found.mechanisms) == (kind in CAUSAL)
     assert ("readout" in found.mechanisms) == (kind in ("gpt2", "llama", "qwen2"))
     assert (found.input_moves is None) == (
-        kind not in ("gpt2", "clip-text", "roberta", "distilbert") and "bert" not in kind
+        kind not in ("gpt2", "clip-text", "siglip-text", "roberta", "distilbert") and "bert" not in kind
     )
     if kind in BLIND:
         assert found.verdict.startswith("order-blind: learning a position cannot change the answer")
