@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import make_dataclass
 from functools import cache
@@ -191,6 +192,7 @@ class PromptedModel(NamedPrompts):
         alone, as transformers does for embedded inputs.
         """
         self._check_replica()
+        self._check_pipeline()
         batch = _named(options, input_ids, attention_mask)
         ids = batch.get("input_ids")
         if ids is not None and batch.get("attention_mask") is None:
@@ -269,6 +271,16 @@ class PromptedModel(NamedPrompts):
                 "reads output.draws, as dplearn.LabelWordLoss does"
             )
 
+    def _check_pipeline(self) -> None:
+        """Raise RuntimeError in a text-generation pipeline, which cuts the input off what is generated."""
+        callers = [frame.f_globals.get("__name__", "") for frame in _callers(4)]
+        if self.adapter.reads_answers and any(name.startswith("transformers.pipelines") for name in callers):
+            raise RuntimeError(
+                "a pipeline cuts the input off the generated tokens, and a prompted decoder-only model returns the new "
+                "tokens alone: call model.generate(**tokenizer(texts, return_tensors='pt', padding=True)) and "
+                "tokenizer.batch_decode instead"
+            )
+
     def _size(self) -> int | None:
         """The number of vectors in use, None where it is learned."""
         return self.prompt.size.option if isinstance(self.prompt.size, FixedDecision) else None
@@ -304,12 +316,24 @@ class PromptedModel(NamedPrompts):
         loss.register_hook(tell)
 
 
+def _callers(count: int):
+    """The frames above the caller of a method, nearest first."""
+    frame = sys._getframe(2)
+    while frame is not None and count:
+        yield frame
+        frame, count = frame.f_back, count - 1
+
+
 def _blank(base: type, backbone: type) -> PromptedModel:
     return object.__new__(class_for(base, backbone))
 
 
 def _named(batch: dict, input_ids, attention_mask) -> dict:
     """A batch with its first two arguments, where they are given."""
+    if hasattr(input_ids, "keys"):
+        raise TypeError(
+            f"the input is a {type(input_ids).__name__}, expected its items by name: call model(**batch)"
+        )
     first = {"input_ids": input_ids, "attention_mask": attention_mask}
     return {name: value for name, value in first.items() if value is not None} | batch
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from dplearn.checks import is_whole
+
 FOLDER = Path(__file__).parent / "zoo"
 # What every backbone has, and what else those of one model type (config.json) have.
 NEEDED = ("config.json", "model.safetensors")
@@ -124,7 +126,7 @@ def check_labels(name, kind, num_labels) -> None:
         return
     if kind != "vit":
         raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
-    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 2:
+    if not is_whole(num_labels, 2):
         raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
 
 

@@ -11,6 +11,7 @@ What an adapter takes for granted about its model is tried out on the model befo
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones.views import Changes, shared_copy
+from dplearn.checks import is_whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
 from dplearn.estimators import instance_losses, repeat
@@ -101,7 +103,7 @@ def _whole(name: str, value: int | Tensor, mask: Tensor) -> int | Tensor:
         ):
             raise ValueError(f"{name} holds {int(value.min())}, expected integers of at least 0")
         return value.to(mask.device)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not is_whole(value, 0):
         raise ValueError(
             f"{name}={value!r} is not valid, expected an integer of at least 0, or one for each instance"
         )
@@ -124,6 +126,7 @@ class Backbone:
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
         # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
         self.scale = 1.0
+        self._told = False  # whether the warning about padding was given
 
     # --- whether and how the model is served ---
 
@@ -238,8 +241,6 @@ class Backbone:
     def _tokens(self, batch: dict) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Checked token ids (B, T), mask (B, T) and rows (B, T, d); of ids and rows one is None."""
         ids, mask, rows = (batch.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds"))
-        if isinstance(ids, dict) or hasattr(ids, "keys"):
-            raise TypeError(f"input_ids is a {type(ids).__name__}, expected token ids: call model(**batch)")
         if (ids is None) == (rows is None):
             both = "both" if ids is not None else "none"
             raise ValueError(f"expected one of input_ids and inputs_embeds, got {both}")
@@ -254,11 +255,32 @@ class Backbone:
             )
         shape = (ids if rows is None else rows).shape[:2]
         if mask is None:
+            self._warn_of_padding(ids)
             mask = torch.ones(shape, dtype=torch.long, device=(ids if rows is None else rows).device)
         elif mask.shape != shape:
             found = tuple(mask.shape)
             raise ValueError(f"attention_mask has shape {found}, expected {tuple(shape)} as the input")
         return ids, mask, rows
+
+    def _warn_of_padding(self, ids: Tensor | None) -> None:
+        """Tell once that padding counts as input where nobody says that it is padding."""
+        pad = getattr(self.model.config, "pad_token_id", None)
+        if (
+            self._told
+            or ids is None
+            or pad is None
+            or ids.device.type != "cpu"
+            or torch.compiler.is_compiling()
+        ):
+            return
+        if bool((ids[:, [0, -1]] == pad).any()):
+            self._told = True
+            warnings.warn(
+                f"input_ids begin or end with the padding token {pad} and there is no attention_mask: padding counts as "
+                "input then, and the prompt surrounds it. Pass attention_mask",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def keep_last(self, input_ids: Tensor | None, mask: Tensor) -> int | Tensor:
         """How many of the last real tokens stay behind the prompt where the user says nothing: an int or (B,)."""

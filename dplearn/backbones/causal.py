@@ -9,7 +9,6 @@ vector. So logits and labels have the shapes that they have without a prompt.
 
 from __future__ import annotations
 
-import copy
 import inspect
 
 import torch
@@ -26,7 +25,7 @@ from dplearn.backbones.base import (
     token_positions,
 )
 from dplearn.backbones.text import Entry
-from dplearn.backbones.views import below, changed
+from dplearn.backbones.views import below, changed, prepare
 from dplearn.estimators import instance_losses
 
 
@@ -111,6 +110,7 @@ class CausalBackbone(Backbone):
                 self.entry.module.get_submodule(name), placed.moves
             )
         changes[self.entry.path] = self.entry(placed, reading, self._rows(placed, reading), mask)
+        prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
             output = model(**reading.given)
         cache = getattr(output, "past_key_values", None)
@@ -187,11 +187,31 @@ class CausalBackbone(Backbone):
         # Padding before real rows, each in their order.
         order = placed.mask.long().argsort(dim=1, stable=True)
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))
-        options = _with_room(options, placed.embeds.shape[1] - reading.mask.shape[1])
-        with evaluating(self.model) as model:
-            return model.generate(
-                inputs_embeds=embeds, attention_mask=placed.mask.gather(1, order), **options
-            )
+        options = self._with_room(options, placed.embeds.shape[1] - reading.mask.shape[1])
+        options |= {"inputs_embeds": embeds, "attention_mask": placed.mask.gather(1, order)}
+        try:
+            with evaluating(self.model) as model:
+                return model.generate(**options)
+        except IndexError as error:
+            if self.max_positions is None:
+                raise
+            raise ValueError(
+                f"generation went past max_position_embeddings={self.max_positions}; input and prompt have "
+                f"{embeds.shape[1]} positions: ask for fewer new tokens, truncate the input or shorten the prompt"
+            ) from error
+
+    def _with_room(self, options: dict, extra: int) -> dict:
+        """Limits of generation that count input and new tokens, for an input with so many prompt rows in it."""
+        config = options.get("generation_config") or self.model.generation_config
+        usual, more = type(config)(), {}
+        for name in ("max_length", "min_length"):
+            limit = options.get(name)
+            if limit is None and options.get(name.replace("length", "new_tokens")) is None:
+                own = getattr(config, name, None)
+                limit = None if own == getattr(usual, name, None) else own
+            if limit:
+                more[name] = limit + extra
+        return options | more
 
     def _rows(self, placed, reading: Reading) -> Tensor:
         """Which row the head reads: for language models the one before the next input token, for classifiers of the
@@ -203,21 +223,6 @@ class CausalBackbone(Backbone):
         if not self.predicts_next:
             return own
         return torch.cat([own[:, 1:] - 1, last], 1).clamp(min=0)
-
-
-def _with_room(options: dict, extra: int) -> dict:
-    """Limits of generation that count input and new tokens, for an input with so many prompt rows in it."""
-    config = options.get("generation_config")
-    if config is not None and config.max_new_tokens is None:
-        config = copy.deepcopy(config)
-        for name in ("max_length", "min_length"):
-            if getattr(config, name, None):
-                setattr(config, name, getattr(config, name) + extra)
-        options = options | {"generation_config": config}
-    more = {
-        name: options[name] + extra for name in ("max_length", "min_length") if options.get(name) is not None
-    }
-    return options | more
 
 
 def _rope_types(config) -> set[str]:

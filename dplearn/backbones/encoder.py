@@ -27,7 +27,7 @@ from dplearn.backbones.base import (
 )
 from dplearn.backbones.causal import is_causal
 from dplearn.backbones.text import Entry, right_padded
-from dplearn.backbones.views import below, changed
+from dplearn.backbones.views import below, changed, prepare
 from dplearn.config import PromptConfig
 
 
@@ -117,6 +117,7 @@ class EncoderBackbone(Backbone):
             changes[stack] = leave
             enter = _keeping_all_rows(enter, full)
         changes[self.entry.path] = enter
+        prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
             return model(**reading.given)
 

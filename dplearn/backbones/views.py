@@ -55,7 +55,17 @@ def changed(
         with _patched(model, changes, tensors or {}):
             yield model
     else:
-        yield _view(model, _tree(changes, tensors or {}), "")
+        copies: list[tuple[nn.Module, nn.Module, frozenset[str]]] = []
+        view = _view(model, _tree(changes, tensors or {}), "", copies)
+        try:
+            yield view
+        finally:
+            for (
+                copy,
+                module,
+                known,
+            ) in copies:  # what a model notes on itself (that its hooks are there, say) it keeps
+                vars(module).update({name: v for name, v in vars(copy).items() if name not in known})
 
 
 class _Branch:
@@ -89,7 +99,7 @@ def _tree(changes: Changes, tensors: Mapping[str, Tensor]) -> _Branch:
     return root
 
 
-def _view(module: nn.Module, branch: _Branch, path: str) -> nn.Module:
+def _view(module: nn.Module, branch: _Branch, path: str, copies: list) -> nn.Module:
     copy = shared_copy(module)
     own = vars(copy)
     if branch.children and not _bound_to(own.get("forward"), copy):
@@ -98,11 +108,12 @@ def _view(module: nn.Module, branch: _Branch, path: str) -> nn.Module:
             "followed, expected the one of its class: something has replaced it"
         )
     for name, below in branch.children.items():
-        own["_modules"][name] = _view(module._modules[name], below, f"{path}.{name}".lstrip("."))
+        own["_modules"][name] = _view(module._modules[name], below, f"{path}.{name}".lstrip("."), copies)
     if branch.tensors:
         own["_parameters"] = {**module._parameters, **branch.tensors}
     for name, change in branch.methods.items():
         own[name] = partial(change, getattr(copy, name))
+    copies.append((copy, module, frozenset(own)))
     return copy
 
 
@@ -168,6 +179,25 @@ def _calling(change: Change, usual: Callable) -> Callable:
         return change(usual, *arguments, **options)
 
     return forward
+
+
+def prepare(model: nn.Module, given: Mapping) -> None:
+    """Let a transformers model set its own hooks, those that collect hidden states, before there is a view of it.
+
+    It does so in the first call that asks for such outputs, and in a view that is a call of one thread among several.
+
+    given : what the model is called with.
+    """
+    names = ("output_hidden_states", "output_attentions", "output_router_logits")
+    if torch.compiler.is_compiling() or not any(
+        given.get(n) or getattr(model.config, n, False) for n in names
+    ):
+        return
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:  # versions that collect them otherwise
+        return
+    maybe_install_capturing_hooks(model)
 
 
 def path_of(model: nn.Module, module: nn.Module) -> str:

@@ -37,7 +37,7 @@ from torch.nn.functional import interpolate, pad
 
 from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, standing_in, take_rows
 from dplearn.backbones.position_space import code_term, table_term
-from dplearn.backbones.views import Change, Changes, below, changed, path_of
+from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
 from dplearn.controllers import LEARNED, masked_mean
 
 KINDS = {"vit", "deit", "dinov2"}
@@ -230,6 +230,7 @@ class ViTBackbone(Backbone):
         changes[below(self.path, "layernorm")] = _reading(placed.input_positions)
         if placed.deeper is not None:
             changes |= receiving(self.model, self.layers, placed.deeper, placed.prompt_positions)
+        prepare(self.base, given)
         with changed(self.model, changes) as model:
             return model(pixel_values=placed.embeds, **given)
 

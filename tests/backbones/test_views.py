@@ -91,6 +91,29 @@ def test_a_view_outlives_the_call_in_the_backward_pass_of_checkpointing():
     assert_close(found, expected)
 
 
+class Counting(nn.Module):
+    """Notes on itself what it has done, as transformers' models do with hooks that they set on their layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x):
+        if not hasattr(self, "hooked"):
+            self.layer.register_forward_hook(lambda module, arguments, output: output + 1)
+            self.hooked = True
+        return self.layer(x)
+
+
+def test_what_a_module_notes_on_itself_is_noted_on_the_original():
+    model = Counting()
+    for _ in range(2):
+        with changed(model, {"": lambda usual, x: 10 * usual(x)}) as view:
+            assert_close(view(X), 10 * (X + 1))
+    assert_close(model(X), X + 1)
+    assert "forward" not in vars(model)
+
+
 def test_nothing_is_held_after_the_call():
     tower = Tower()
     with changed(tower, {"body": doubled}) as view:
