@@ -216,10 +216,11 @@ class PromptConfig:
         for name in ("position", "size"):
             spaces = (None, "positions") if name == "position" else (None,)
             if self.depth > 1 and getattr(self, name) in LEARNED and _space(row, name) not in spaces:
-                fit = [repr(other) for other, row in ESTIMATORS.items() if _space(row, name) in spaces]
+                others = [other for other, row in ESTIMATORS.items() if _space(row, name) == "positions"]
                 raise ValueError(
                     f"estimator={self.estimator!r} is not valid with depth={self.depth} and {name}="
-                    f"{getattr(self, name)!r}, expected {' or '.join(fit)}"
+                    f"{getattr(self, name)!r}, expected {' or '.join(map(repr, comparing_losses()))}"
+                    + "".join(f", or {other!r}" for other in others)
                 )
 
     def refuse_unserved(self, kind: str, name: str, reads: str) -> None:
