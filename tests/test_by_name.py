@@ -147,12 +147,13 @@ def test_a_fresh_head_is_a_change_unless_the_prompt_brings_its_own():
 
 
 class Quantised(torch.nn.Linear):
-    """A layer with 8-bit weights, as bitsandbytes has them."""
+    """A layer whose weights are integers: bytes as in bitsandbytes, or words into which several are packed."""
 
     def __init__(self, layer):
         super().__init__(layer.in_features, layer.out_features, bias=False)
         self.weight = torch.nn.Parameter(
-            layer.weight.detach().mul(8).round().to(torch.int8), requires_grad=False
+            layer.weight.detach().mul(8).round().to(torch.int32 if layer.in_features == 32 else torch.int8),
+            requires_grad=False,
         )
 
 
