@@ -21,12 +21,13 @@ from dplearn.backbones.base import (
     evaluating,
     probe_ids,
     probed_scale,
-    standing_in,
     token_positions,
 )
+from dplearn.backbones.heads import standing_in
 from dplearn.backbones.text import Entry
 from dplearn.backbones.views import below, changed, prepare
 from dplearn.estimators import instance_losses
+from dplearn.offload import device_of
 
 
 class CausalBackbone(Backbone):
@@ -55,7 +56,7 @@ class CausalBackbone(Backbone):
         return None
 
     def probe(self) -> str | None:
-        ids = probe_ids(self.model, self.vocabulary).to(self.model.device)
+        ids = probe_ids(self.model, self.vocabulary).to(device_of(self.model))
         name = type(self.model).__name__
         with evaluating(self.model, copies=False):
             try:

@@ -21,14 +21,15 @@ from dplearn.backbones.base import (
     evaluating,
     probe_ids,
     probed_scale,
-    standing_in,
     token_positions,
     with_rows,
 )
 from dplearn.backbones.causal import is_causal
+from dplearn.backbones.heads import standing_in
 from dplearn.backbones.text import Entry, right_padded
 from dplearn.backbones.views import below, changed, prepare
 from dplearn.config import PromptConfig
+from dplearn.offload import device_of
 
 
 class EncoderBackbone(Backbone):
@@ -57,7 +58,10 @@ class EncoderBackbone(Backbone):
         return None
 
     def probe(self) -> str | None:
-        name, ids = type(self.model).__name__, probe_ids(self.model, self.vocabulary).to(self.model.device)
+        name, ids = (
+            type(self.model).__name__,
+            probe_ids(self.model, self.vocabulary).to(device_of(self.model)),
+        )
         with evaluating(self.model, copies=False):
             try:
                 self.entry = Entry.of(self.model, ids)
