@@ -87,7 +87,7 @@ def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module)
     if changed and all(is_of_head(model, name) for name in changed):
         warnings.warn(
             f"{text}with another head than that of this {kind}: {', '.join(changed)} had other values. Its answers "
-            "will be others. A head that was in no checkpoint is drawn anew at each loading: save the model with its head "
+            "will be others. A head that was in no checkpoint is drawn anew at each loading: save the model with it "
             "(backbone.save_pretrained) and load it from there, or use head='trained', where the prompt brings its own",
             UserWarning,
             stacklevel=3,

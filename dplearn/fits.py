@@ -15,8 +15,8 @@ NOT_COMPARED = ("name_or_path", "fingerprint", "quantization", "label_names")
 
 # What helps where a part of a backbone differs.
 ADVICE = {
-    "labels": ": expected the same number. A prompt with head='frozen' needs the head that it was trained with (save the "
-    "model with backbone.save_pretrained, and load it from there), one with head='trained' brings its own"
+    "labels": ": expected the same number. A prompt with head='frozen' needs the head that it was trained with (save "
+    "the model with backbone.save_pretrained, and load it from there), one with head='trained' brings its own"
 }
 
 
