@@ -5,6 +5,7 @@ The right value is the answer of the model that was saved; where that cannot be 
 
 import copy
 import json
+import logging
 import warnings
 from functools import partial
 
@@ -307,7 +308,13 @@ def test_a_pooler_that_was_in_no_checkpoint_is_a_part_of_the_trained_head(name, 
     if by == "name":
         name_backbone(tmp_path / "prompt", tmp_path / "base")
         torch.manual_seed(2)
+        said, logger = [], logging.getLogger("transformers.modeling_utils")
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())
+        logger.addHandler(handler)
         again = silently(dp.from_pretrained, tmp_path / "prompt")
+        logger.removeHandler(handler)
+        assert not [line for line in said if "LOAD REPORT" in line]  # a fresh pooler is no news here
         expected = dict(rtol=1e-4, atol=1e-4)  # loaded in the stored dtype
     else:
         again = silently(
