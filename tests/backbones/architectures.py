@@ -158,6 +158,7 @@ SPECIAL: dict[str, dict] = {
     "reformer": dict(axial_pos_embds_dim=(16, 16), axial_pos_shape=(8, 8), attn_layers=["local", "lsh"], num_buckets=2,
                      hash_seed=0),
     "t5gemma": dict(encoder=_GEMMA, decoder=_GEMMA),
+    "xlstm": dict(hidden_size=128, embedding_dim=128),  # its cache counts in multiples of 64
     "xmod": dict(languages=["en_XX"], default_language="en_XX"),
     "zamba": dict(attention_hidden_size=64, layers_block_type=["mamba", "hybrid", "hybrid"], num_hidden_layers=3),
     "zamba2": dict(attention_hidden_size=64, layers_block_type=["mamba", "hybrid", "hybrid"], num_hidden_layers=3, n_mamba_heads=8, chunk_size=16),
