@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -126,6 +125,8 @@ class Backbone:
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
         # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
         self.scale = 1.0
+        # The position id of the first token, where positions are given.
+        self.first_position = 0
         self._told = False  # whether the warning about padding was given
 
     # --- whether and how the model is served ---
@@ -276,8 +277,8 @@ class Backbone:
         if bool((ids[:, [0, -1]] == pad).any()):
             self._told = True
             warnings.warn(
-                f"input_ids begin or end with the padding token {pad} and there is no attention_mask: padding counts as "
-                "input then, and the prompt surrounds it. Pass attention_mask",
+                f"input_ids begin or end with the padding token {pad} and there is no attention_mask: padding counts "
+                "as input then, and the prompt surrounds it. Pass attention_mask",
                 UserWarning,
                 stacklevel=2,
             )
@@ -347,72 +348,6 @@ class Backbone:
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss per instance, (N,); see :func:`dplearn.estimators.instance_losses`."""
         return instance_losses(logits, labels)
-
-
-# ---- the probe: does the model say the same about rows as about the words that they belong to? ----
-
-
-_SCALES: weakref.WeakKeyDictionary[nn.Module, float | str] = weakref.WeakKeyDictionary()
-
-
-def probed_scale(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states) -> float | str:
-    """What the model multiplies its embeddings with where it reads tokens and not where it is given rows.
-
-    A model that embeds tokens in another way, too (from the ids, say, deeper inside), cannot be given rows.
-
-    Parameters
-    ----------
-    embedding : the module that embeds tokens.
-    body : the module that gets tokens or rows.
-    states : a function of keyword arguments, ``input_ids`` or ``inputs_embeds`` (1, T), to hidden states.
-
-    Returns
-    -------
-    The factor; or why there is none.
-    """
-    if model not in _SCALES:
-        _SCALES[model] = _probed_scale(model, embedding, body, states)
-    return _SCALES[model]
-
-
-def _probed_scale(model, embedding, body, states) -> float | str:
-    if any(parameter.is_meta for parameter in embedding.parameters()) and not hasattr(embedding, "_hf_hook"):
-        return 1.0  # weights that are not there yet
-    name = type(model).__name__
-    ids = probe_ids(model, embedding.weight.shape[0]).to(model.device)
-    scales = {
-        float(value) for module in body.modules() if (value := vars(module).get("embed_scale")) is not None
-    }
-    try:
-        with torch.no_grad(), evaluating(model, copies=False):
-            plain = states(input_ids=ids).float()
-            rows = embedding(ids)
-            for scale in (1.0, *sorted(scales - {1.0})):
-                found = states(inputs_embeds=rows * scale).float()
-                if found.shape == plain.shape and torch.allclose(
-                    found, plain, rtol=_tolerance(model), atol=_tolerance(model) * plain.abs().amax().item()
-                ):
-                    return scale
-    except Exception as error:  # whatever it is: this model does not take rows
-        return f"{name} fails on embedded tokens: {type(error).__name__}: {str(error)[:200]}"
-    return (
-        f"{name} answers {(found - plain).abs().max():.2g} differently to its tokens and to their embeddings, so a "
-        "prompt would not enter where its words do"
-    )
-
-
-def _tolerance(model) -> float:
-    return 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.05
-
-
-def probe_ids(model: PreTrainedModel, vocabulary: int) -> Tensor:
-    """(1, 5) token ids that differ and have no special meaning to the model."""
-    config, special = model.config, set()
-    for name in ("pad", "bos", "eos", "sep", "cls", "mask", "decoder_start"):
-        value = getattr(config, f"{name}_token_id", None)
-        special |= set(value if isinstance(value, (list, tuple)) else [value])
-    usual = [token for token in range(vocabulary) if token not in special]
-    return torch.tensor([usual[1:][-5:] if len(usual) > 6 else usual[:5]])
 
 
 @contextmanager
