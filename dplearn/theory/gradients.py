@@ -16,7 +16,8 @@ from torch import Tensor
 from dplearn.config import PromptConfig
 from dplearn.controllers import LearnedDecision
 from dplearn.estimators import ESTIMATORS, repeat
-from dplearn.model import PromptedModel, prompted
+from dplearn.loading import prompted
+from dplearn.model import PromptedModel
 
 
 class GradientQuality(NamedTuple):
