@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import dplearn as dp
 from dplearn.choice import Linear
@@ -192,7 +192,7 @@ def test_checkpoints_hold_the_prompt_alone_and_resume_exactly(tmp_path):
         trainer.train(resume_from_checkpoint=resume)
         return prompted, losses(trainer)
 
-    class Stop(dp.training.TrainerCallback):
+    class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step >= 6
 
@@ -236,7 +236,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
 def test_annealing_sets_the_temperature_before_each_step(tmp_path):
     seen = []
 
-    class Watch(dp.training.TrainerCallback):
+    class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             seen.append(model.prompt.position.chooser.temperature.item())
 
