@@ -1,8 +1,8 @@
 """dplearn: dynamic prompt tuning for frozen foundation models.
 
 A frozen model is steered by a few trained prompt vectors; where they stand around the input is fixed, learned for the
-task, or decided for each input. Reading order of the package: insertion, choice, controllers, position, prompt, config,
-backbones, model, contrastive, training.
+task, or decided for each input. Reading order of the package: insertion, sampling, estimators, choice, controllers,
+position, length, vector, prompt, config, backbones, model, contrastive, training.
 """
 
 from importlib import import_module

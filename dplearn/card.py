@@ -86,8 +86,6 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
     }[source]
     known = source in ("zoo", "hub")
     call = 'dp.from_pretrained("this-folder")' if known else 'dp.from_pretrained("this-folder", backbone)'
-    tasks = [f"- Tasks: {', '.join(repr(task) for task in config.tasks)}."] if config.tasks else []
-    unused = f" ({counted.unused:,} more are not in use)" if counted.unused else ""
     lines = [
         "---",
         "library_name: dplearn",
@@ -99,16 +97,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
         f"{config.length} vectors of width {_width(config, backbone)} that steer {which}. "
         "The backbone is not in this folder.",
         "",
-        *(f"- {name.capitalize()}: {found.words}." for name, found in decisions(config).items()),
-        *(
-            [f"- Depth: fresh vectors in each of the first {config.depth} layers."]
-            if config.depth > 1
-            else []
-        ),
-        *([f"- In the image: {image_part(config)}."] if image_part(config) else []),
-        *([f"- Head: trained, {counted.head:,} parameters."] if config.head == "trained" else []),
-        f"- Trained parameters: {counted.trained:,}{unused}.",
-        *tasks,
+        *_facts(config, counted),
         "",
         "```python",
         "import dplearn as dp",
@@ -119,6 +108,22 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
         f"Written by dplearn {__version__}. `prompt_config.json` holds the settings and names the file of tensors.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _facts(config: PromptConfig, counted: Count) -> list[str]:
+    """The list of a card: the decisions, what else there is, and what is trained."""
+    facts = {name.capitalize(): found.words for name, found in decisions(config).items()}
+    if config.depth > 1:
+        facts["Depth"] = f"fresh vectors in each of the first {config.depth} layers"
+    if image_part(config):
+        facts["In the image"] = image_part(config)
+    if config.head == "trained":
+        facts["Head"] = f"trained, {counted.head:,} parameters"
+    unused = f" ({counted.unused:,} more are not in use)" if counted.unused else ""
+    facts["Trained parameters"] = f"{counted.trained:,}{unused}"
+    if config.tasks:
+        facts["Tasks"] = ", ".join(map(repr, config.tasks))
+    return [f"- {name}: {words}." for name, words in facts.items()]
 
 
 def _width(config: PromptConfig, backbone: dict) -> int:

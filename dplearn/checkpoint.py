@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -170,7 +170,7 @@ def read(folder: str | os.PathLike) -> Saved:
 def _plain_name(path: Path, name: str) -> str:
     """The name of a file beside ``path``: never outside of its folder, and never a pickle."""
     name = Path(name.replace("\0", "")).name
-    if len(os.fsencode(name)) > 255:
+    if len(name.encode(errors="replace")) > 255:
         raise ValueError(f"{path} names {short(name)}, expected the name of a file")
     if Path(name).suffix != ".safetensors" and (path.parent / name).is_file():
         raise ValueError(f"{path} names {name!r}, expected a .safetensors file: pickles are never loaded")
@@ -190,19 +190,29 @@ def _read_weights(path: Path, weights: Weights) -> bytes:
 
 def _read_trainer(path: Path) -> Saved:
     """The prompt in a Trainer's ``model.safetensors``, whose settings are a tensor of bytes among the others."""
-    tensors = read_tensors(path.parent, path.name, EXPECTED)
-    if not any(name.startswith(PREFIX) for name in tensors):
-        raise FileNotFoundError(f"folder={str(path.parent)!r} holds no {CONFIG}, expected {EXPECTED}")
-    if SETTINGS not in tensors:
+    names = _names(path)
+    if not any(name.startswith(PREFIX) for name in names):
+        raise _missing(path.parent, CONFIG, EXPECTED)
+    if SETTINGS not in names:
         raise ValueError(
             f"{path} holds the tensors of a prompt without its settings, expected a folder written by save_pretrained: "
             "make the model with dplearn.prompted and the same PromptConfig, give these tensors to load_state_dict and "
             "call save_pretrained"
         )
+    tensors = read_tensors(path.parent, path.name, EXPECTED)
     settings = from_tensor(path, tensors.pop(SETTINGS))
     check_finite(path.parent, tensors)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     return Saved(tensors, settings.options, settings.backbone)
+
+
+def _names(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file, which may hold a whole backbone: only its header is read."""
+    try:
+        with opened(path), safe_open(path, "pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, expected safetensors: {error}") from None
 
 
 def unpack(path: Path, data: bytes) -> dict[str, Tensor]:
@@ -211,12 +221,8 @@ def unpack(path: Path, data: bytes) -> dict[str, Tensor]:
         return load_tensors(data)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, expected safetensors: {error}") from None
-    except (
-        AttributeError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-    ) as error:  # a dtype that this torch does not have
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        # A dtype that the format has and this torch does not.
         raise ValueError(
             f"{path} holds numbers of a kind that torch {torch.__version__} does not know: {error!r}"
         ) from None

@@ -43,7 +43,7 @@ def class_for(base: type, backbone: type) -> type:
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(usual).parameters.values()):
         forward.__signature__ = signature_for(backbone)
     fields = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__, "made_from": base}
-    fields["known_names"] = names_for(backbone)
+    fields |= {"known_names": names_for(backbone), "places": tuple(signature_for(backbone).parameters)[1:]}
     return type(f"Prompted{backbone.__name__}", (base,), fields)
 
 
@@ -94,6 +94,8 @@ class AsBackbone(nn.Module):
 
     # What ``forward`` takes by name, None: anything (set for each class of backbones).
     known_names: frozenset[str] | None = None
+    # Its parameters in their order.
+    places: tuple[str, ...] = FIRST
 
     def _check_names(self, names) -> None:
         """Raise TypeError where an argument is neither of the backbone's forward nor of a prompt."""

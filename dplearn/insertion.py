@@ -3,13 +3,16 @@
 Two functions place the rows alike. ``insert`` takes the split k and the size n as given. ``insert_weighted`` takes
 straight-through weights over the l+1 splits, the l+1 sizes or both, and gives them their gradient in closed form: the
 candidates are never built. Both copy every row once and follow the real tokens: padding stays outside, on its side.
+
+Where that is not enough, because a derivative is differentiated again or torch.func (vmap, jvp) rewrites operations,
+the mixture of all candidates is written out, one product with a matrix of weights per instance (``_weighted_rows``).
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
 # Input rows per matrix product in the backward. More waste work outside the band, fewer leave BLAS too little:
@@ -97,7 +100,12 @@ def insert_weighted(
     The value is ``insert`` at the argmax. The gradients of prompt, inputs and weights are exactly those of
     ``sum_k weights[:, k] * insert(split=k)`` and ``sum_n size_weights[:, n] * insert(size=n)``, the straight-through
     estimator in token space, with the mask of the chosen size (which needs no weights where only the split is learned:
-    all splits of an instance fill the same rows). Second derivatives are refused with an error.
+    all splits of an instance fill the same rows). With both, the mixture is ``sum_kn weights[:, k] *
+    size_weights[:, n] * insert(split=k, size=n)``.
+
+    Higher derivatives are exactly those of the mixture too, but with more work, (T+l)^2 numbers per instance, as one
+    head of attention; so are derivatives under torch.func (vmap, grad, jvp) and in forward mode. Compiled code refuses
+    second derivatives.
 
     Args:
         prompt, inputs, mask, keep_last: as in ``insert``.
@@ -122,7 +130,8 @@ def insert_weighted(
     if chosen["split"] is None:
         chosen["split"] = _check_count("split", None, prompt, inputs)
     plan = _plan(prompt, inputs, mask, chosen["split"], chosen["size"], keep_last)
-    return _inserted(_WeightedPlace.apply(prompt, inputs, weights, size_weights, *plan), mask, plan)
+    place = _weighted_rows if _is_transformed() else _WeightedPlace.apply
+    return _inserted(place(prompt, inputs, weights, size_weights, *plan), mask, plan)
 
 
 # ---- where each row goes ----------------------------------------------------------------------------------
@@ -186,32 +195,56 @@ def rows_at_every_split(
     now, then = plan(1, split), plan(options, every)
     rows = torch.cat([now.input_positions, now.prompt_positions], 1)  # (B, S): of tokens, then of vectors
     moved = torch.cat([then.input_positions, then.prompt_positions], 1).view(batch, options, -1)
-    return torch.empty_like(moved).scatter_(2, rows.unsqueeze(1).expand_as(moved), moved)
+    return moved.scatter(
+        2, rows.unsqueeze(1).expand_as(moved), moved
+    )  # a permutation: every entry is written
 
 
 def _place(prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
     """Copy every row to its place, once: (B, T+l, d). Ordinary operations, so torch knows all derivatives."""
     (batch, seq, dim), length = inputs.shape, prompt.shape[-2]
+    shared = prompt.expand(batch, length, dim)
+    if (
+        _is_transformed()
+    ):  # vmap cannot write rows of many prompts into a tensor that it did not make: new ones
+        out = inputs.new_zeros(batch, seq + length, dim)
+        out = out.scatter(1, plan.input_positions.unsqueeze(2).expand(batch, seq, dim), inputs)
+        return out.scatter(1, plan.prompt_positions.unsqueeze(2).expand(batch, length, dim), shared)
     out = inputs.new_empty(batch * (seq + length), dim)
     out.index_copy_(0, (plan.base + plan.input_positions).flatten(), inputs.flatten(0, 1))
-    shared = prompt.expand(batch, length, dim).flatten(0, 1)
-    out.index_copy_(0, (plan.base + plan.prompt_positions).flatten(), shared)
+    out.index_copy_(0, (plan.base + plan.prompt_positions).flatten(), shared.flatten(0, 1))
     return out.view(batch, seq + length, dim)
 
 
 def _inserted(embeds: Tensor, mask: Tensor, plan: _Plan) -> Inserted:
     """All rows are real but those that hold padding or a vector that is not in use."""
-    real, positions = mask.new_ones(embeds.shape[:2]), plan.prompt_positions
-    if plan.size is not None:
-        unused = torch.arange(positions.shape[1], device=mask.device) >= plan.size
-        real[:, mask.shape[1] :].masked_fill_(unused, 0)
-        positions = positions.masked_fill(unused, -1)
-    return Inserted(embeds, real.scatter_(1, plan.input_positions, mask), plan.input_positions, positions)
+    positions = plan.prompt_positions
+    if plan.size is None:
+        real = mask.new_ones(embeds.shape[:2])
+    else:  # vectors that are not in use fill the last rows
+        used = torch.arange(positions.shape[1], device=mask.device) < plan.size
+        real = torch.cat([torch.ones_like(mask), used.to(mask.dtype)], 1)
+        positions = torch.where(used, positions, -1)
+    return Inserted(embeds, real.scatter(1, plan.input_positions, mask), plan.input_positions, positions)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp) or forward-mode differentiation runs: they need ordinary operations."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _take(rows: Tensor, positions: Tensor) -> Tensor:
     """Rows (N, d) of a flattened batch at positions (B, n): a copy, (B, n, d)."""
     return rows.index_select(0, positions.flatten()).view(*positions.shape, rows.shape[1])
+
+
+def _is_differentiated_again(grad: Tensor) -> bool:
+    """Whether a backward runs with create_graph, or on many gradients at once (``is_grads_batched``, vmap)."""
+    if (
+        torch.compiler.is_compiling()
+    ):  # compiled code refuses a second derivative, and always enables gradients
+        return _is_transformed()
+    return torch.is_grad_enabled() or _is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 # ---- the gradient of the weights --------------------------------------------------------------------------
@@ -221,22 +254,22 @@ class _WeightedPlace(torch.autograd.Function):
     """``_place`` at the chosen split and size, with the gradients of the mixture over all splits and all sizes."""
 
     @staticmethod
-    def forward(prompt, inputs, weights, size_weights, *plan):
-        return _place(prompt, inputs, _Plan(*plan))
+    def forward(prompt, inputs, weights, size_weights, start, end, split, size, base, inputs_at, prompt_at):
+        # All are named: torch.compile counts them to tell whether a context comes first.
+        return _place(prompt, inputs, _Plan(start, end, split, size, base, inputs_at, prompt_at))
 
     @staticmethod
     def setup_context(ctx, arguments, output):
-        prompt, inputs, weights, size_weights, *plan = arguments
-        ctx.dtypes = [None if w is None else w.dtype for w in (weights, size_weights)]
-        ctx.save_for_backward(prompt, inputs, *plan)
+        ctx.save_for_backward(*arguments)
 
     @staticmethod
-    @once_differentiable  # a second derivative would need the splits that were not chosen: refuse it
     def backward(ctx, grad):
-        prompt, inputs, *plan = ctx.saved_tensors
+        prompt, inputs, weights, size_weights, *plan = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if _is_differentiated_again(grad):
+            return _gradient_with_graph(grad, (prompt, inputs, weights, size_weights), plan, needed)
         plan = _Plan(*plan)
         rows = grad.flatten(0, 1)
-        needed = ctx.needs_input_grad
         d_prompt = (
             _take(rows, plan.base + plan.prompt_positions).sum_to_size(prompt.shape) if needed[0] else None
         )
@@ -244,8 +277,8 @@ class _WeightedPlace(torch.autograd.Function):
         d_split = d_size = None
         if needed[2] or needed[3]:
             products = _products(grad, prompt, inputs, plan)
-            d_split = products.over_splits(plan).to(ctx.dtypes[0]) if needed[2] else None
-            d_size = products.over_sizes(plan).to(ctx.dtypes[1]) if needed[3] else None
+            d_split = products.over_splits(plan).to(weights.dtype) if needed[2] else None
+            d_size = products.over_sizes(plan).to(size_weights.dtype) if needed[3] else None
         return d_prompt, d_inputs, d_split, d_size, *(None for _ in plan)
 
 
@@ -291,8 +324,7 @@ class _Products(NamedTuple):
 def _products(grad: Tensor, prompt: Tensor, inputs: Tensor, plan: _Plan) -> _Products:
     """All inner products of a batch, summed in float32 or wider, under autocast too."""
     wide = torch.promote_types(grad.dtype, torch.float32)
-    device = grad.device.type if torch.amp.is_autocast_available(grad.device.type) else "cpu"
-    with torch.autocast(device, enabled=False):
+    with _no_autocast(grad):
         return _Products(
             *_prompt_products(grad, prompt, plan, wide), *_input_products(grad, inputs, plan, wide)
         )
@@ -341,6 +373,81 @@ def _input_products(
     return torch.where(ahead, still, 0).sum((0, 2)), band.masked_fill(ahead, 0).sum((0, 2))
 
 
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    device = tensor.device.type if torch.amp.is_autocast_available(tensor.device.type) else "cpu"
+    return torch.autocast(device, enabled=False)
+
+
+# ---- the same with all its derivatives --------------------------------------------------------------------
+
+
+def _weighted_rows(
+    prompt: Tensor, inputs: Tensor, weights: Tensor | None, size_weights: Tensor | None, *plan: Tensor | None
+) -> Tensor:
+    """``_WeightedPlace`` in ordinary operations: its value, and all derivatives of the mixture, (B, T+l, d)."""
+    plan = _Plan(*plan)
+    placed, wide = _place(prompt, inputs, plan), torch.promote_types(inputs.dtype, torch.float32)
+    batch, length = inputs.shape[0], prompt.shape[-2]
+    options = torch.arange(length + 1, device=inputs.device)
+
+    def at_least(weights, chosen):
+        """P(k >= j) for every j, exactly that of the choice, with the derivative of the sum of weights."""
+        weights = options == chosen if weights is None else weights
+        sums = weights.to(wide).flip(1).cumsum(1).flip(1)
+        return (options <= chosen).to(wide) + (sums - sums.detach())
+
+    size = torch.full_like(plan.split, length) if plan.size is None else plan.size
+    with _no_autocast(inputs):
+        matrix = _mixing_matrix(at_least(weights, plan.split), at_least(size_weights, size), inputs, plan)
+        rows = torch.cat([prompt.expand(batch, -1, -1), inputs], 1).to(wide)
+        # The matrix less its own value is zero, so that what was placed stays as it is, to the last bit.
+        return placed + torch.bmm(matrix - matrix.detach(), rows).to(placed.dtype)
+
+
+def _mixing_matrix(split: Tensor, size: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
+    """Which part of each row of [prompt; inputs] each row of the output gets, (B, T+l, l+T).
+
+    split, size: (B, l+1), P(k >= j) and P(n >= j), where P sums weights, of any sign; all places are linear in both.
+    """
+    seq, length = inputs.shape[1], split.shape[1] - 1
+    t, i, s = (torch.arange(count, device=inputs.device) for count in (seq, length, seq + length))
+    start, end, s = plan.start.unsqueeze(1), plan.end.unsqueeze(1), s.unsqueeze(1)  # (B, 1, 1), (T+l, 1)
+    front, used = split * size, split[:, :1] * size  # P(min(k, n) >= j), P(n >= j) over all splits
+    whole = used[:, :1].unsqueeze(2)  # 1, whose derivative is not 0
+
+    def vectors(share, first):
+        return share.unsqueeze(1) * (s == first + i)
+
+    before, within = front[:, 1:], used[:, 1:]
+    of_prompt = vectors(before, start) + vectors(within - before, end) + vectors(used[:, :1] - within, seq)
+    lag = s - t  # (T+l, T), by how many rows token t has moved where it stands in row s
+
+    def moved(reached):
+        exactly = -pad(reached, (0, 1)).diff(dim=1)  # P(j) of P(>= j)
+        shares = exactly.index_select(1, lag.clamp(0, length).flatten()).unflatten(1, lag.shape)
+        return shares * ((lag >= 0) & (lag <= length))
+
+    of_inputs = torch.where(t < end, moved(front), moved(used))
+    of_inputs = torch.where(t < start, whole * (lag == 0), of_inputs)
+    return torch.cat([of_prompt, of_inputs], 2)
+
+
+def _gradient_with_graph(grad: Tensor, arguments: tuple, plan: list, needed: tuple) -> tuple:
+    """The gradients of ``_WeightedPlace``, from operations that can be differentiated again."""
+    places = [place for place in range(len(arguments)) if needed[place]]
+
+    def rows(*differentiated):
+        given = list(arguments)
+        for place, tensor in zip(places, differentiated):
+            given[place] = tensor
+        return _weighted_rows(*given, *plan)
+
+    with _no_autocast(grad):
+        _, gradients = torch.func.vjp(rows, *(arguments[place] for place in places))
+        found = dict(zip(places, gradients(grad)))
+    return *(found.get(place) for place in range(len(arguments))), *(None for _ in plan)
+
+
 # ---- checks: shapes and dtypes always, values only where looking at them does not stall a device ----------
 
 
@@ -356,8 +463,10 @@ def _check(prompt: Tensor, inputs: Tensor, mask: Tensor | None, keep_last: int |
         )
     if prompt.shape[-1] != dim:
         raise ValueError(f"prompt has width {prompt.shape[-1]}, expected {dim}, the width of inputs")
-    if prompt.dim() == 3 and len(prompt) != batch:
-        raise ValueError(f"prompt holds {len(prompt)} instances, expected {batch}, the batch size of inputs")
+    if prompt.dim() == 3 and prompt.shape[0] != batch:
+        raise ValueError(
+            f"prompt holds {prompt.shape[0]} instances, expected {batch}, the batch size of inputs"
+        )
     if not inputs.is_floating_point():
         raise TypeError(f"inputs has dtype {inputs.dtype}, expected embeddings of a floating-point dtype")
     if prompt.dtype != inputs.dtype:
@@ -386,8 +495,8 @@ def _check_mask_values(mask: Tensor) -> None:
 def _check_keep_last(keep_last: int | Tensor, inputs: Tensor) -> None:
     smallest = keep_last
     if isinstance(keep_last, Tensor):
-        _check_integers("keep_last", keep_last, (len(inputs),), inputs)
-        smallest = int(keep_last.min()) if _values_are_free(keep_last) and len(keep_last) else 0
+        _check_integers("keep_last", keep_last, (inputs.shape[0],), inputs)
+        smallest = int(keep_last.min()) if _values_are_free(keep_last) and keep_last.numel() else 0
     if not isinstance(smallest, int):
         raise TypeError(
             f"keep_last is {type(keep_last).__name__}, expected an int or an integer tensor (batch,)"
@@ -398,7 +507,7 @@ def _check_keep_last(keep_last: int | Tensor, inputs: Tensor) -> None:
 
 def _check_count(name: str, count: int | Tensor | None, prompt: Tensor, inputs: Tensor) -> Tensor:
     """A split or a size as a (B,) int64 tensor; None is l."""
-    batch, length = len(inputs), prompt.shape[-2]
+    batch, length = inputs.shape[0], prompt.shape[-2]
     count = length if count is None else count
     wrong = None
     if isinstance(count, Tensor):
@@ -417,7 +526,7 @@ def _check_count(name: str, count: int | Tensor | None, prompt: Tensor, inputs: 
 
 
 def _check_weights(name: str, weights: Tensor, prompt: Tensor, inputs: Tensor) -> None:
-    expected = (len(inputs), prompt.shape[-2] + 1)
+    expected = (inputs.shape[0], prompt.shape[-2] + 1)
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
         found = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(f"{name} is {found}, expected a floating-point tensor of shape {expected}")
@@ -427,7 +536,7 @@ def _check_weights(name: str, weights: Tensor, prompt: Tensor, inputs: Tensor) -
             f"{name} has shape {found}, expected {expected}, one column per {option} 0..{expected[1] - 1}"
         )
     _check_device(name, weights, inputs)
-    if not _values_are_free(weights) or len(weights) == 0:
+    if not _values_are_free(weights) or weights.numel() == 0:
         return
     # The straight-through form, hard - soft + soft, rounds: allow for it, in bf16 too.
     values = weights.detach()
@@ -454,5 +563,11 @@ def _check_device(name: str, tensor: Tensor, inputs: Tensor) -> None:
 
 
 def _values_are_free(tensor: Tensor) -> bool:
-    """Whether values may be checked: not on a device, which would have to wait, nor while tracing a graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values may be checked: not on a device, which would have to wait, while tracing, nor under vmap."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # grad and jvp let values be seen
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return True

@@ -23,6 +23,7 @@ from dplearn.length import resolve_size
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
 from dplearn.position import resolve_split
+from dplearn.shelf import origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +99,8 @@ def export_peft(model: PromptedModel, folder: str | os.PathLike) -> None:
 
     Raises
     ------
-    ValueError : the prompt or the backbone is of another kind; the message names which. Nothing is written then.
+    ValueError : the prompt or the backbone is of another kind, or a vector is not finite; the message names which.
+        Nothing is written then.
     """
     config = model.prompt_config
     split, size = resolve_split(config.position, config.length), resolve_size(config.size, config.length)
@@ -113,9 +115,10 @@ def export_peft(model: PromptedModel, folder: str | os.PathLike) -> None:
             raise ValueError(
                 f"{name}={value!r} cannot be exported to PEFT, expected {expected}: it has fixed prefixes alone"
             )
-    rows = model.prompt.vectors
+    rows, name = model.prompt.vectors, model.backbone.name_or_path
     options = {
-        "base_model_name_or_path": model.backbone.name_or_path or None,
+        # A path of this machine would help nobody else.
+        "base_model_name_or_path": name if name and origin(name) != "folder" else None,
         "inference_mode": True,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": rows.shape[0],

@@ -82,7 +82,7 @@ class PromptedModel(NamedPrompts):
 
     # --- the model ---
 
-    def forward(self, input_ids=None, attention_mask=None, **batch):
+    def forward(self, input_ids=None, attention_mask=None, *arguments, **batch):
         """The backbone's own output for the prompted input.
 
         Takes what the backbone's ``forward`` takes, by name (images: ``pixel_values=``), and more:
@@ -118,7 +118,7 @@ class PromptedModel(NamedPrompts):
             a part of the loss.
         TypeError : an argument that neither the backbone nor a prompt has.
         """
-        batch = _named(batch, input_ids, attention_mask)
+        batch = _named(batch | dict(zip(self.places[2:], arguments)), input_ids, attention_mask)
         self._check_replica()
         if self.adapter.continues(batch):
             return self.adapter.proceed(batch)
@@ -264,9 +264,9 @@ class PromptedModel(NamedPrompts):
         if part is not None and "labels" not in given and not self.loss_outside:
             raise ValueError(
                 f"labels=None while training with {part}={getattr(self.prompt_config, part)!r}, expected labels: a "
-                "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func or a "
-                "label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and reads "
-                "output.draws, as dplearn.LabelWordLoss does"
+                "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func "
+                "or a label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and "
+                "reads output.draws, as dplearn.LabelWordLoss does"
             )
 
     def _size(self) -> int | None:

@@ -210,23 +210,17 @@ class DynamicPrompt(nn.Module):
         sampling = self.training if sampling is None else sampling
         if decisions is None:
             decisions = self.decide(inputs if summary is None else summary, task, sampling)
-        moves = None
+        moves, placing = None, decisions
         if torch.is_grad_enabled() and decisions["position"].weights is not None and self.in_position_space:
             moves = self._moves(mask, keep_last, decisions)
-            fixed = decisions | {"position": Choice(decisions["position"].index)}
-            placed = self._place(inputs, mask, keep_last, fixed, sampling)
-        else:
-            placed = self._place(inputs, mask, keep_last, decisions, sampling)
+            placing = decisions | {"position": Choice(decisions["position"].index)}
+        placed = self._place(inputs, mask, keep_last, placing, sampling)
         if dropped := self.length - placed.prompt_positions.shape[1]:  # by a fixed size
             placed = placed._replace(prompt_positions=pad(placed.prompt_positions, (0, dropped), value=-1))
-        deeper = self.deeper(decisions)
+        penalty, deeper = self.penalty(decisions, sampling), self.deeper(decisions)
+        deeper = None if deeper is None else deeper.to(inputs)
         return PromptedInput(
-            *placed,
-            decisions,
-            self.penalty(decisions, sampling),
-            moves,
-            None if deeper is None else deeper.to(inputs),
-            isinstance(self.size, LearnedDecision),
+            *placed, decisions, penalty, moves, deeper, isinstance(self.size, LearnedDecision)
         )
 
     def penalty(self, decisions: dict[str, Choice], sampling: bool | None = None) -> Tensor | None:

@@ -72,7 +72,7 @@ def digest(document: dict) -> str:
     sealed = {key: document.get(key) for key in (*SEALED, "options")}
     try:
         text = json.dumps(sealed, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"the settings of a prompt have to be JSON values: {error}") from None
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -5,6 +5,8 @@ controller's probabilities, differentiated by autograd. The mixtures of the posi
 too, in the order [P; X], where moving a prompt changes position information and nothing else.
 """
 
+import math
+
 import pytest
 import tiny
 import torch
@@ -21,6 +23,7 @@ from transformers import (
 import dplearn as dp
 from dplearn import estimators
 from dplearn.backbones import position_space
+from dplearn.estimators import ESTIMATORS
 
 LENGTH = 3
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -354,6 +357,80 @@ def test_a_size_is_learned_beside_the_position():
     model = make(tiny.t5(), estimator="position-space", size="instance")
     loss = model(IDS, MASK, labels=LABELS["t5"]).loss
     assert all(g is not None and g.abs().max() > 0 for g in gradients(model, loss))
+
+
+# ---- the table, and losses of instances --------------------------------------------------------------------
+
+
+def test_the_table_says_what_each_estimator_does():
+    found = {
+        n: (r.space, r.compares_losses, r.least_samples, r.usual_samples, r.joint)
+        for n, r in ESTIMATORS.items()
+    }
+    assert found == {
+        "straight-through": ("tokens", False, 1, None, True),
+        "position-space": ("positions", False, 1, None, True),
+        "score-function": (None, True, 2, 4, True),
+        "exact": (None, True, 1, None, False),
+    }
+    assert all(row.words for row in ESTIMATORS.values())
+
+
+def test_what_cannot_be_drawn_is_refused_by_name():
+    logits = {"position": torch.zeros(2, 3), "size": torch.zeros(2, 3)}
+    with pytest.raises(ValueError, match="estimator='straight-through' is not valid, expected one of"):
+        estimators.draw(logits, "straight-through")
+    with pytest.raises(
+        ValueError, match=r"logits=\['position', 'size'\] is not valid with 'exact', expected one dec"
+    ):
+        estimators.draw(logits, "exact")
+    with pytest.raises(ValueError, match="expected at least one decision"):
+        estimators.draw({}, "score-function")
+
+
+def test_four_options_are_tried_where_nobody_says():
+    assert estimators.draw({"position": torch.zeros(2, 3)}, "score-function").log_probs.shape == (4, 2)
+    assert estimators.draw({"position": torch.zeros(2, 3)}, "exact").log_probs.shape == (3, 2)
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_regression_losses_are_squares_instance_by_instance(column):
+    scores, labels = torch.randn(5, 1), torch.randn(5)
+    found = estimators.instance_losses(scores, labels[:, None] if column else labels)
+    expected = [(scores[i, 0].item() - labels[i].item()) ** 2 for i in range(5)]
+    assert_close(found, torch.tensor(expected))
+    assert_close(found.mean(), torch.nn.functional.mse_loss(scores[:, 0], labels))
+
+
+def test_losses_of_several_labels_are_means_over_the_labels_of_an_instance():
+    scores, labels = torch.randn(5, 3), torch.randint(2, (5, 3)).float()
+    expected = []
+    for row, wanted in zip(scores.tolist(), labels.tolist()):
+        each = [-math.log(1 / (1 + math.exp(-x if y else x))) for x, y in zip(row, wanted)]
+        expected.append(sum(each) / 3)
+    found = estimators.instance_losses(scores, labels)
+    assert_close(found, torch.tensor(expected))
+    assert_close(found.mean(), torch.nn.functional.binary_cross_entropy_with_logits(scores, labels))
+
+
+class Losses(torch.nn.Module):
+    """Surrogates from logits of tokens, as a module that torch.export takes."""
+
+    def forward(self, logits, labels, log_probs):
+        losses = estimators.instance_losses(logits.flatten(0, 1), labels.repeat(3, 1)).view(3, -1)
+        return estimators.surrogate(losses, estimators.Draws({}, log_probs, None, "score-function"))
+
+
+def test_losses_are_exported_for_any_batch():
+    logits, labels = torch.randn(3, 4, 5, 7), torch.randint(7, (4, 5))
+    labels[2, 3:] = -100
+    log_probs = torch.randn(3, 4)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    shapes = ({1: batch}, {0: batch}, {1: batch})
+    exported = torch.export.export(Losses(), (logits, labels, log_probs), dynamic_shapes=shapes).module()
+    for rows in ([0, 1, 2, 3], [2, 0], [1, 1, 2, 3, 0]):
+        given = logits[:, rows], labels[rows], log_probs[:, rows]
+        assert_close(exported(*given), Losses()(*given))
 
 
 # ---- together with the rest of the package ----------------------------------------------------------------

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -473,12 +474,319 @@ def test_compiles_to_one_graph(place):
     assert_close(torch.autograd.grad(found[0], leaves), torch.autograd.grad(expected[0], leaves), **EXACT)
 
 
-def test_second_derivatives_of_weights_are_refused():
-    case = make_case()
-    loss = weighted(case).embeds.square().sum()
-    (first,) = torch.autograd.grad(loss, [case.weights], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+def exported(place, case, strict):
+    """A module that holds the prompt, exported with any batch size, and the module itself."""
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompt = torch.nn.Parameter(case.prompt.detach().clone())
+
+        def forward(self, inputs, mask, first, second, kept):
+            return tuple(place(self.prompt, inputs, mask, first, second, keep_last=kept))
+
+    any_batch = ({0: torch.export.Dim("batch", min=1, max=64)},) * 5
+    module = Module()
+    return torch.export.export(module, exports(place, case), dynamic_shapes=any_batch, strict=strict), module
+
+
+def exports(place, case):
+    """The arguments of the exported module."""
+    counts = (case.split, case.size) if place is insert else (case.weights, case.size_weights)
+    return case.inputs.detach(), case.mask, *(count.detach() for count in counts), case.keep_last
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec.*:FutureWarning"
+)  # torch.export meets a name of its own that is old
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("place", [insert, insert_weighted])
+def test_exports_with_a_dynamic_batch(place, strict):
+    program, module = exported(place, make_case(3, 5, 4, keep_last=torch.tensor([0, 1, 2])), strict)
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    copies = [node for graph in graphs for node in graph.nodes if "index_copy" in str(node.target)]
+    assert len(copies) == 2  # every row once: of the inputs and of the prompt
+    for batch in (1, 2, 7):
+        case = make_case(
+            batch, 5, 4, seed=batch, sizes=[n % 5 for n in range(batch)], keep_last=torch.arange(batch) % 3
+        )
+        for found, expected in zip(
+            program.module()(*exports(place, case)), module(*exports(place, case)), strict=True
+        ):
+            assert torch.equal(found, expected)
+
+
+# ---- derivatives of derivatives, and torch.func -------------------------------------------------------------
+
+LEAVES = ("prompt", "inputs", "weights", "size_weights")
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+
+
+def dense_both(case):
+    """sum_kn weights_k size_weights_n (sequence with split k and size n), built in full."""
+    batch, options = case.weights.shape
+    every = [
+        [
+            naive_insert(case.prompt, case.inputs, case.mask, [k] * batch, [n] * batch, case.kept).embeds
+            for n in range(options)
+        ]
+        for k in range(options)
+    ]
+    return torch.einsum(
+        "bk,bn,knbsd->bsd", case.weights, case.size_weights, torch.stack(list(map(torch.stack, every)))
+    )
+
+
+WAYS = {  # what learns which weights, and the mixture that it is the value of
+    "split": (weighted, dense_insert, LEAVES[:3]),
+    "size": (weighted_size, lambda case: dense_insert(case, "size"), (*LEAVES[:2], LEAVES[3])),
+    "both": (weighted_both, dense_both, LEAVES),
+}
+
+
+def losses(case, way, power=2):
+    """A function of the leaves by the operator and by the mixture, and the leaves. power 1: linear in the rows."""
+    ours, dense, names = WAYS[way]
+
+    def loss_of(rows_of):
+        def loss(*leaves):
+            given = SimpleNamespace(**vars(case) | dict(zip(names, leaves)))
+            rows = rows_of(given) * case.probe
+            return (rows if power == 1 else rows.sin() + rows**2).sum()
+
+        return loss
+
+    leaves = tuple(getattr(case, name).detach() for name in names)
+    return loss_of(lambda given: ours(given).embeds), loss_of(dense), leaves
+
+
+@st.composite
+def small_cases(draw):
+    """Cases whose second derivatives fit into a dense matrix."""
+    batch, seq, length = draw(st.integers(1, 2)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    some = st.lists(st.integers(0, length), min_size=batch, max_size=batch)
+    return make_case(
+        batch,
+        seq,
+        length,
+        dim=draw(st.integers(1, 2)),
+        shared=draw(st.booleans()),
+        padding=draw(st.sampled_from(["left", "right", "both"])),
+        lengths=draw(st.lists(st.integers(0, seq), min_size=batch, max_size=batch)),
+        keep_last=draw(st.integers(0, 2)),
+        splits=draw(some),
+        sizes=draw(st.none() | some),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+CLOSE = {"rtol": 1e-11, "atol": 1e-11}
+
+
+@settings(max_examples=40)
+@given(small_cases(), st.sampled_from(list(WAYS)), st.sampled_from([1, 2]))
+def test_hessian_is_that_of_the_mixture(case, way, power):
+    ours, dense, leaves = losses(case, way, power)
+    expected = torch.autograd.functional.hessian(dense, leaves)
+    assert_close(torch.autograd.functional.hessian(ours, leaves), expected, **CLOSE)
+
+
+def test_hessian_of_weights_is_not_zero():
+    """The loss 100 (sum of rows)^2 of one vector and one token: by hand, the entry of splits 0 and 1."""
+    prompt, inputs = torch.tensor([[2.0]]).double(), torch.tensor([[[3.0]]]).double()
+    factors = torch.tensor([1.0, 10.0]).double().view(1, 2, 1)
+
+    def loss(weights):
+        return (insert_weighted(prompt, inputs, weights=weights).embeds * factors).sum().square()
+
+    found = torch.autograd.functional.hessian(loss, torch.eye(2).double()[:1])
+    candidates = torch.tensor([3 + 20.0, 2 + 30.0]).double()  # [X; P] and [P; X]
+    assert_close(found.squeeze(), 2 * torch.outer(candidates, candidates), **EXACT)
+
+
+@settings(max_examples=40)
+@given(cases(), st.sampled_from(list(WAYS)))
+def test_gradient_penalty_is_that_of_the_mixture(case, way):
+    """The gradients of what a gradient penalty adds to the loss, and the gradients as numbers under create_graph."""
+    found = []
+    for loss in losses(case, way)[:2]:
+        leaves = [leaf.clone().requires_grad_() for leaf in losses(case, way)[2]]
+        first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        penalty = sum(g.sin().sum() for g in first)
+        found.append((*first, *torch.autograd.grad(penalty, leaves, allow_unused=True)))
+    assert_close(*found, **CLOSE)
+
+
+def test_third_derivatives_are_those_of_the_mixture():
+    case, found = make_case(2, 4, 3, lengths=[4, 2], sizes=[2, 3], keep_last=1), []
+    for loss in losses(case, "both")[:2]:
+        leaves = [leaf.clone().requires_grad_() for leaf in losses(case, "both")[2]]
+        first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.sin().sum() for g in second), leaves))
+    assert_close(*found, **CLOSE)
+
+
+def test_penalty_where_the_weights_depend_on_the_prompt():
+    """One leaf acts through rows and weights alike: each way counts once."""
+    case, found = make_case(2, 4, 3, lengths=[4, 2]), []
+    for loss in losses(case, "split")[:2]:
+        prompt = case.prompt.detach().clone().requires_grad_()
+        soft = (prompt.sum() * torch.arange(4.0)).softmax(0)
+        weights = case.weights.detach() + soft - soft.detach()
+        (first,) = torch.autograd.grad(loss(prompt, case.inputs, weights), prompt, create_graph=True)
+        found.append((first, *torch.autograd.grad(first.square().sum(), prompt)))
+    assert_close(*found, **CLOSE)
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "hessian",
+    [
+        lambda loss, leaves, all: torch.func.hessian(loss, all)(*leaves),
+        lambda loss, leaves, all: torch.func.jacrev(torch.func.jacrev(loss, all), all)(*leaves),
+        lambda loss, leaves, all: torch.func.jacfwd(torch.func.jacfwd(loss, all), all)(*leaves),
+        lambda loss, leaves, all: torch.autograd.functional.hessian(loss, leaves, vectorize=True),
+        lambda loss, leaves, all: torch.autograd.functional.hessian(
+            loss, leaves, vectorize=True, outer_jacobian_strategy="forward-mode"
+        ),
+    ],
+    ids=["func", "reverse twice", "forward twice", "vectorized", "vectorized forward"],
+)
+def test_hessian_is_exact_in_every_mode(hessian, way):
+    ours, dense, leaves = losses(make_case(2, 4, 3, 2, lengths=[4, 2], sizes=[3, 1], keep_last=1), way)
+    expected = torch.autograd.functional.hessian(dense, leaves)
+    assert_close(hessian(ours, leaves, tuple(range(len(leaves)))), expected, **CLOSE)
+
+
+def test_gradients_with_a_graph_keep_value_and_precision():
+    """In bf16, under autocast: rows are copies, and the sums of torch.func and of create_graph are those in float32."""
+    case = make_case(4, 64, 10, 32, lengths=[64, 50, 30, 3], dtype=torch.bfloat16)
+    case.weights = (
+        case.weights.detach() + 0.01
+    ).requires_grad_()  # near to one-hot, as straight-through rounds
+    usual = gradients(case, weighted(case).embeds)
+    leaves = [case.prompt, case.inputs, case.weights]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows, vjp = torch.func.vjp(calls(case, LEAVES[:3], lambda c: weighted(c).embeds), *leaves)
+        graph = torch.autograd.grad(weighted(case).embeds, leaves, case.probe, create_graph=True)
+    assert torch.equal(rows, insert(case.prompt, case.inputs, case.mask, case.split).embeds)
+    for found in (vjp(case.probe), graph):
+        # The order of a sum in float32 decides which way a few numbers round.
+        assert_close(found, usual, rtol=2**-7, atol=1e-4)
+
+
+def calls(case, names, place):
+    """The call as a function of the named tensors, the others as the case has them."""
+
+    def call(*tensors):
+        return place(SimpleNamespace(**vars(case) | dict(zip(names, tensors))))
+
+    return call
+
+
+MAPPED = {
+    "insert": (
+        lambda c: insert(c.prompt, c.inputs, c.mask, c.split, c.size, keep_last=c.keep_last),
+        ("prompt", "inputs", "mask", "split", "size", "keep_last"),
+    ),
+    "split": (
+        lambda c: insert_weighted(c.prompt, c.inputs, c.mask, c.weights, size=c.size, keep_last=c.keep_last),
+        ("prompt", "inputs", "mask", "weights", "size", "keep_last"),
+    ),
+    "both": (weighted_both, ("prompt", "inputs", "mask", "weights", "size_weights", "keep_last")),
+}
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sampled_from(list(MAPPED)), st.integers(0, 2**16), st.booleans())
+def test_vmap_is_the_loop(data, kind, seed, shared):
+    """Over every choice of arguments: all returned tensors, and per-sample gradients of what has them."""
+    place, names = MAPPED[kind]
+    drawn = [
+        make_case(
+            2, 4, 3, 2, shared, ("right", "left", "both")[i], splits=[i, 3 - i], sizes=[3 - i, i + 1],
+            keep_last=torch.tensor([i, 1]), seed=seed + i,
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    over = tuple(sorted(data.draw(st.sets(st.sampled_from(names), min_size=1)), key=names.index))
+    stacked = [torch.stack([getattr(case, name).detach() for case in drawn]) for name in over]
+    call, probe = calls(drawn[0], over, place), drawn[0].probe
+    found = torch.func.vmap(call)(*stacked)
+    singles = list(zip(*(tensor.unbind() for tensor in stacked)))
+    for one, tensors in enumerate(singles):
+        for ours, expected in zip(found, call(*tensors), strict=True):
+            assert torch.equal(ours[one], expected)
+    real = tuple(i for i, tensor in enumerate(stacked) if tensor.is_floating_point())
+    if real:
+        gradient = torch.func.grad(lambda *tensors: (call(*tensors).embeds * probe).sin().sum(), real)
+        for one, tensors in enumerate(singles):
+            leaves = [
+                tensor.clone().requires_grad_() if i in real else tensor for i, tensor in enumerate(tensors)
+            ]
+            rows = (call(*leaves).embeds * probe).sin().sum()
+            expected = torch.autograd.grad(rows, [leaves[i] for i in real])
+            assert_close(tuple(g[one] for g in torch.func.vmap(gradient)(*stacked)), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("place", [insert, insert_weighted])
+def test_vmap_compiles_to_one_graph(place):
+    case = make_case(2, 4, 3, 2)
+    choice = case.split if place is insert else case.weights.detach()
+    arguments = [
+        torch.stack([tensor.detach(), tensor.detach().flip(0)]) for tensor in (case.prompt, case.mask, choice)
+    ]
+
+    def loss(prompt, mask, choice):
+        return (place(prompt, case.inputs, mask, choice).embeds * case.probe).sin().sum()
+
+    mapped = torch.func.vmap(torch.func.grad_and_value(loss))
+    torch.compiler.reset()
+    found = torch.compile(mapped, fullgraph=True, backend="aot_eager")(*arguments)
+    assert_close(found, mapped(*arguments), **EXACT)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_compiles_whether_or_not_weights_are_learned(learned):
+    """Without any gradient, as in an evaluation; the graph copies each row once and has one pair of products behind."""
+    case, graphs = make_case(2, 64, 4, 3), []
+    case.inputs.requires_grad_(False)
+    leaves = [case.prompt.requires_grad_(learned), case.weights.requires_grad_(learned)]
+
+    def count(graph, _):
+        names = [str(node.target) for node in graph.graph.nodes]
+        graphs.append({name: sum(name in n for n in names) for name in ("index_copy", "bmm")})
+        return make_boxed_func(graph.forward)
+
+    backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=count, bw_compiler=count)
+    run = torch.compile(
+        lambda prompt, weights: insert_weighted(prompt, case.inputs, case.mask, weights).embeds,
+        fullgraph=True,
+        backend=backend,
+    )
+    found = run(*leaves)
+    assert torch.equal(found, weighted(case).embeds)
+    if learned:
+        expected = gradients(case, dense_insert(case), "prompt", "weights")
+        assert_close(gradients(case, found, "prompt", "weights"), expected, **EXACT)
+    assert graphs == [{"index_copy": 2, "bmm": 0}, {"index_copy": 0, "bmm": 2}][: 1 + learned]
+
+
+def test_values_are_checked_where_they_can_be_seen():
+    """torch.func.grad shows values; vmap does not, and what it does not map over it leaves as it was."""
+    case, wrong = make_case(2, 4, 3), torch.full((2, 4), 0.25).double()
+
+    def loss(weights, split=None):
+        return insert_weighted(case.prompt, case.inputs, None, weights, size=split).embeds.sum()
+
+    with pytest.raises(ValueError, match="weights row 0 is 0.75 away from one-hot"):
+        torch.func.grad(loss)(wrong)
+    with pytest.raises(ValueError, match="size=7 is outside"):
+        torch.func.vmap(loss, in_dims=(0, None))(torch.stack([case.weights] * 2), torch.tensor([1, 7]))
+    with pytest.raises(ValueError, match=r"weights has shape \(2, 3\), expected \(2, 4\)"):
+        torch.func.vmap(loss)(torch.ones(3, 2, 3))
 
 
 def test_only_what_is_trained_gets_a_gradient():

@@ -373,6 +373,37 @@ def test_backbones_that_peft_reads_elsewhere_are_refused_by_name(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_vectors_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path):
+    model = ours("t5")
+    with torch.no_grad():
+        model.prompt.vectors[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="tensor 'prompt_embeddings' cannot be exported to .* infinite"):
+        dp.export_peft(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_export_names_the_backbone_where_others_know_it_and_no_path_of_this_machine(tmp_path):
+    model = ours("t5")
+    for name, expected in (
+        ("google/flan-t5-small", "google/flan-t5-small"),
+        (str(tmp_path), None),
+        ("", None),
+    ):
+        model.backbone.name_or_path = name
+        dp.export_peft(model, tmp_path / "new")
+        document = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
+        assert document["base_model_name_or_path"] == expected
+
+
+def test_an_export_removes_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".dplearn-0123456789abcdef.tmp").write_text("half")
+    dp.export_peft(ours("t5"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
 @pytest.mark.parametrize("length", [LENGTH, 2])
 def test_an_export_that_stops_leaves_the_old_one_the_new_one_or_none(length, tmp_path, monkeypatch):
     """Stop before each replacement of a file, over an older export of the same length and of another."""

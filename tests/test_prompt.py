@@ -10,6 +10,12 @@ from naive import LENGTH, POOL
 from torch.testing import assert_close
 
 import dplearn as dp
+from dplearn.choice import Chooser
+from dplearn.config import DECISIONS, OPTIONS
+from dplearn.controllers import Decision, FixedDecision, LearnedDecision, TaskController, Words
+from dplearn.estimators import ESTIMATORS, draw
+from dplearn.prompt import DynamicPrompt
+from dplearn.sampling import Draws
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 LENGTHS = [6, 3, 8, 5]
@@ -85,9 +91,8 @@ def test_saving_and_loading_changes_no_bit(tmp_path, position, size, vector):
         for name in controllers.get(level, [])
     ]
     saved, found = model.state_dict(), loaded.state_dict()
-    assert (
-        list(found) == list(saved) == [f"prompt.{name}" for name in names]
-    )  # changing a name breaks checkpoints
+    # Changing a name breaks checkpoints.
+    assert list(found) == list(saved) == ["_extra_state", *(f"prompt.{name}" for name in names)]
     assert all(torch.equal(found[name], saved[name]) for name in saved)
     for training in (False, True):
         logits = []
@@ -117,6 +122,7 @@ def with_own_noise(part):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("level", LEARNED)
 @pytest.mark.parametrize("kept", ["position", "size", "vector"])
+@pytest.mark.filterwarnings("ignore:gradients are computed in evaluation mode")
 def test_unified_with_two_parts_forced_is_the_third_alone(kept, level, training):
     fixed = {"position": 1, "size": LENGTH, "vector": 2}
     unified = make(**dict.fromkeys(fixed, level)).train(training)
@@ -182,3 +188,226 @@ def test_one_graph_under_compile():
     model = make("instance", "instance", "instance")
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_close(compiled(IDS, MASK, labels=LABELS).logits, naive.answer(model, IDS, MASK, LABELS), **EXACT)
+
+
+# --- sampling is asked for, or follows the mode ---
+
+
+def bits(placed):
+    """Every tensor of a prompted input, in order."""
+    found = [placed.embeds, placed.mask, placed.input_positions, placed.prompt_positions, placed.penalty]
+    for choice in placed.decisions.values():
+        found += choice
+    return [torch.zeros(0) if value is None else value for value in found]
+
+
+@every_combination
+@pytest.mark.parametrize("sampling", [False, True])
+def test_sampling_gives_what_the_mode_gives_without_changing_it(position, size, vector, sampling):
+    estimators = ["straight-through", "score-function"]
+    for estimator, mixing in zip(estimators, ["softmax", "hard"]):
+        options = {"mixing": mixing} if vector != "single" else {}
+        model = make(position, size, vector, estimator=estimator, size_cost=2.0, **options)
+        inputs, summary = model.backbone.get_input_embeddings()(IDS), model.summarize(IDS, MASK)
+        found = []
+        for mode, asked in ((sampling, None), (not sampling, sampling)):
+            model.prompt.train(mode)
+            torch.manual_seed(3)
+            found.append(bits(model.prompt(inputs, MASK, summary, 1, sampling=asked)))
+            assert all(module.training is mode for module in model.prompt.modules())
+        assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+        assert (found[0][4].numel() == 1) is (sampling and size in LEARNED)  # the cost on length
+
+
+@pytest.mark.parametrize("size", ["full", 1, 2, "task"])
+@pytest.mark.parametrize("position", ["prefix", "postfix", 1, 2, 3, "task", "instance"])
+def test_whether_a_vector_can_follow_the_input(position, size):
+    """By trying every split and size that there can be on a real insertion."""
+    prompt = dp.PromptConfig(length=4, position=position, size=size).build(torch.randn(4, 3))
+    splits = range(5) if position in LEARNED else [prompt.position.option]
+    sizes = range(5) if size in LEARNED else [prompt.size.option]
+    behind = False
+    for split, n in itertools.product(splits, sizes):
+        placed = dp.insert(prompt.vectors, torch.zeros(1, 2, 3), None, split, n)
+        behind |= bool((placed.prompt_positions > placed.input_positions.max()).any())
+    assert prompt.follows_input is behind
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_vectors_take_dtype_and_device_of_the_input(depth):
+    prompt = dp.PromptConfig(length=2, position=1, depth=depth).build(
+        torch.zeros(*[depth] * (depth > 1), 2, 4)
+    )
+    inputs = torch.empty(2, 3, 4, dtype=torch.bfloat16, device="meta")
+    placed = prompt(inputs, torch.ones(2, 3, dtype=torch.long, device="meta"))
+    for tensor in (placed.embeds, placed.deeper) if depth > 1 else (placed.embeds,):
+        assert tensor.device.type == "meta" and tensor.dtype == torch.bfloat16
+
+
+def test_one_layer_is_the_default_depth():
+    prompt = DynamicPrompt(torch.randn(3, 4), FixedDecision(1))
+    placed = prompt(torch.zeros(2, 5, 4), torch.ones(2, 5).long())
+    assert (
+        prompt.depth == 1 and placed.deeper is None and torch.equal(placed.embeds[1, 6:], prompt.vectors[1:])
+    )
+    with pytest.raises(ValueError, match=r"expected \(length, width\)"):
+        DynamicPrompt(torch.randn(2, 3, 4), FixedDecision(1))
+
+
+# --- draws become decisions ---
+
+
+@pytest.mark.parametrize("mixing", ["hard", "softmax"])
+def test_draws_become_decisions_copy_by_copy(mixing):
+    model = make("instance", "task", "instance", mixing=mixing, estimator="score-function").train()
+    decisions = model.prompt.decide(model.summarize(IDS, MASK))
+    names = model.prompt.samples()
+    assert names == ["position", "size"] + (["vector"] if mixing == "hard" else [])
+    draws = draw({name: decisions[name].logits for name in names}, "score-function", 3)
+    tried = model.prompt.tried(decisions, draws)
+    assert list(tried) == ["position", "size", "vector"]
+    for name, choice in tried.items():
+        for s, b in itertools.product(range(3), range(4)):
+            index = draws.index[name][s, b] if name in names else decisions[name].index[b]
+            assert choice.index[4 * s + b] == index
+            if name == "vector":
+                weights = torch.eye(POOL)[index] if mixing == "hard" else decisions[name].weights[b]
+                assert torch.equal(choice.weights[4 * s + b].double(), weights.double())
+        assert choice.index.shape == (12,) and choice.logits is None
+        assert name == "vector" or choice.weights is None
+    for number in range(3):
+        for name, choice in model.prompt.tried(decisions, draws.only(number)).items():
+            rows = slice(4 * number, 4 * number + 4)
+            assert torch.equal(choice.index, tried[name].index[rows])
+            assert name != "vector" or torch.equal(choice.weights, tried[name].weights[rows])
+
+
+# --- more decisions ---
+
+
+class Order(LearnedDecision):
+    """A throw-away decision: the vectors in their order (0) or the other way round (1)."""
+
+    def edit(self, vectors, choice):
+        rows = choice.index.view(-1, *[1] * (vectors.ndim - (vectors.ndim > 2))) > 0
+        return torch.where(rows, vectors.flip(-2), vectors)
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_another_decision_needs_no_change_of_the_prompt(vector):
+    torch.manual_seed(0)
+    base = make("instance", 3, vector, tasks=["a", "b", "c", "d"]).prompt
+    order = Order(TaskController(2, tasks=4), Chooser()).double()
+    with torch.no_grad():
+        order.controller.logits.copy_(torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]]))
+    prompt = DynamicPrompt(
+        base.vectors, base.position, base.size, base.vector, others={"order": order}
+    ).eval()
+    inputs, summary, task = (
+        torch.randn(4, 5, tiny.WIDTH).double(),
+        torch.randn(4, tiny.WIDTH),
+        torch.arange(4),
+    )
+    placed = prompt(inputs, torch.ones(4, 5).long(), summary, task=task)
+    assert placed.decisions["order"].index.tolist() == [1, 0, 0, 1] and prompt.needs_task
+    plain = base(inputs, torch.ones(4, 5).long(), summary, task=task)
+    contents = base.content(plain.decisions).expand(4, LENGTH, -1)
+    for b, turned in enumerate([True, False, False, True]):
+        own = contents[b].flip(0) if turned else contents[b]
+        split = int(placed.decisions["position"].index[b])
+        expected = naive.sequence(own, inputs[b], inputs[b, :0], split, 3)
+        assert torch.equal(placed.embeds[b], expected)
+    assert prompt.entries_in_use()["order.controller.logits"] == 8
+    assert "order.controller.logits" in prompt.state_dict()
+    with pytest.raises(ValueError, match="others has the name 'length', which is taken"):
+        DynamicPrompt(base.vectors, base.position, base.size, base.vector, others={"length": order})
+
+
+def test_another_decision_is_registered_in_one_place(monkeypatch, tmp_path):
+    """A row in the table, and it is built, learned, described, saved and loaded."""
+    row = Decision(
+        "in which order",
+        lambda options, width, chooser: Order(TaskController(2), chooser()),
+        lambda options: Words("task", "forwards or backwards"),
+        sampled=lambda options: True,
+    )
+    forwards = make("prefix", "full", "single")
+    vectors = forwards.prompt.vectors.detach().float()
+    backwards = make("prefix", "full", "single", vectors=vectors.flip(0))
+    losses = torch.stack([model(IDS, MASK, labels=LABELS).loss for model in (forwards, backwards)])
+    monkeypatch.setitem(DECISIONS, "order", row)
+    model = make("prefix", "full", "single", vectors=vectors, estimator="exact").train()
+    logits = model.prompt.order.controller.logits
+    expected = (logits[0].softmax(0) * losses.detach()).sum()
+    loss = model(IDS, MASK, labels=LABELS).loss
+    assert_close(loss, expected, **EXACT)
+    assert_close(*(torch.autograd.grad(each, logits)[0] for each in (loss, expected)), **EXACT)
+    assert "in which order task 2 forwards or backwards" in " ".join(str(model.summary()).split())
+    model.save_pretrained(tmp_path)
+    loaded = dp.from_pretrained(tmp_path, naive.backbone()).prompt.state_dict()
+    assert torch.equal(loaded["order.controller.logits"].double(), logits.detach())
+    with pytest.raises(ValueError, match=r"expected one of \['position', 'order'\] to be learned"):
+        dp.PromptConfig(position="task", estimator="exact")
+
+
+def test_every_decision_is_an_option_and_every_option_of_a_decision_is_described():
+    assert list(DECISIONS) == list(make("task", "task", "task").prompt.parts) and set(DECISIONS) <= set(
+        OPTIONS
+    )
+    for decision in DECISIONS.values():
+        for level in LEARNED:
+            config = dp.PromptConfig(position=level, size=level, vector=level, mixing="hard")
+            assert decision.words(config).level == level and decision.sampled(config)
+        assert not decision.sampled(dp.PromptConfig())
+
+
+def test_a_table_of_estimators_is_all_that_a_prompt_asks(monkeypatch):
+    """A throw-away estimator: both splits 0 and l for each input, with equal weight, whatever the logits."""
+
+    def ends(log_p, samples, generator):
+        (chances,) = log_p.values()
+        index = torch.tensor([[0], [chances.shape[1] - 1]]).expand(2, chances.shape[0])
+        return Draws({"position": index}, chances.gather(1, index.T).T, None, "ends")
+
+    row = ESTIMATORS["exact"]._replace(
+        draw=ends, surrogate=lambda losses, draws: losses.mean(0), least_samples=7
+    )
+    monkeypatch.setitem(ESTIMATORS, "ends", row)
+    model = make("task", "full", "single", estimator="ends").train()
+    losses = [make(end, "full", "single")(IDS, MASK, labels=LABELS).loss for end in ("postfix", "prefix")]
+    assert_close(model(IDS, MASK, labels=LABELS).loss, sum(losses) / 2, **EXACT)
+    for options, message in (
+        ({"samples": 6}, "samples=6 is not valid, expected an integer of at least 7"),
+        ({"size": "task"}, "estimator='ends' enumerates the options of one decision"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dp.PromptConfig(position="task", estimator="ends", **options)
+
+
+# --- export ---
+
+
+class Deciding(torch.nn.Module):
+    """What is decided and which vectors there are, as a module that torch.export takes."""
+
+    def __init__(self, prompt):
+        super().__init__()
+        self.prompt = prompt
+
+    def forward(self, summary):
+        decisions = self.prompt.decide(summary)
+        return [choice.index for choice in decisions.values()], self.prompt.every_layer(decisions)
+
+
+@pytest.mark.parametrize(
+    ("position", "size", "vector"), [("instance", "instance", "instance"), (2, 3, "task")]
+)
+def test_decisions_are_exported_for_any_batch(position, size, vector):
+    module, summary = Deciding(make(position, size, vector).prompt.eval()), torch.randn(7, tiny.WIDTH)
+    shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
+    with torch.no_grad():
+        exported = torch.export.export(module, (summary[:4],), dynamic_shapes=shapes).module()
+        for count in (2, 4, 7):
+            found, expected = exported(summary[:count]), module(summary[:count])
+            assert all(torch.equal(one, two) for one, two in zip(found[0], expected[0], strict=True))
+            assert_close(found[1], expected[1], **EXACT)

@@ -197,6 +197,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(saved, monkeypatch)
 NAMES = {
     "too long": ("a" * 5000 + ".safetensors", "names 'aaa.*aaa.safetensors', expected the name of a file"),
     "with a zero byte": ("a\0b.safetensors", "there is no such file beside it"),
+    "half of a character": ("a\ud800.safetensors", "cannot be read: UnicodeEncodeError"),
     "empty": ("", "there is no such file beside it"),
     "the folder above": ("..", "there is no such file beside it"),
     "the settings": ("prompt_config.json", "expected a .safetensors file: pickles are never loaded"),

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import dplearn as dp
+from dplearn import checkpoint, settings
 from dplearn import model as model_module
-from dplearn import settings
 from dplearn.model import describe
 
 
@@ -109,7 +109,7 @@ def write_state(folder, state):
 
 WRONG = {
     "no settings": (lambda s: s.pop("_extra_state"), ValueError, "holds the tensors of a prompt without its settings"),
-    "no prompt": (lambda s: (s.clear(), s.update(weight=torch.ones(2))), FileNotFoundError, "holds no prompt_config.json"),
+    "no prompt": (lambda s: (s.clear(), s.update(weight=torch.ones(2))), ValueError, "holds 'training_args.bin' and no prompt_config.json"),
     "settings of another kind": (lambda s: s.update(_extra_state=torch.ones(3)), ValueError, "holds no settings of a prompt"),
     "damaged settings": (
         lambda s: s.update(_extra_state=s["_extra_state"][:-9].clone()), ValueError, "is damaged, expected JSON",
@@ -130,6 +130,16 @@ def test_what_is_wrong_with_such_a_folder_is_named(case, tmp_path):
     write_state(tmp_path / "saved", state)
     with pytest.raises(error, match=message):
         dp.from_pretrained(tmp_path / "saved", tiny.t5(dtype=torch.float32))
+
+
+def test_the_folder_of_a_backbone_is_no_checkpoint_and_its_weights_are_not_read(tmp_path, monkeypatch):
+    tiny.t5().save_pretrained(tmp_path)
+    monkeypatch.setattr(checkpoint, "read_tensors", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(FileNotFoundError, match="holds no prompt_config.json, expected a folder written by"):
+        dp.from_pretrained(tmp_path, tiny.t5())
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="model.safetensors is damaged, expected safetensors"):
+        dp.from_pretrained(tmp_path, tiny.t5())
 
 
 def test_a_prompt_that_was_saved_as_a_checkpoint_too_is_read_from_there(tmp_path):

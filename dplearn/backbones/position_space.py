@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dplearn.backbones.views import Change
 from dplearn.insertion import Moves
@@ -37,13 +36,30 @@ class _Carry(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # the splits that were not chosen are not in the graph: refuse a second derivative
     def backward(ctx, grad):
         return ctx.products(grad).to(ctx.dtype), None, None
 
 
+class _Once(torch.autograd.Function):
+    """A gradient that is not to be differentiated, as a function of the weights too."""
+
+    @staticmethod
+    def forward(ctx, gradient, weights):
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError(
+            "second derivatives of position-space weights are refused where order decides what is visible (causal "
+            "models): they divide by the square of a weight that is almost 0; use estimator='exact'"
+        )
+
+
 def carry(weights: Tensor, value: Tensor, products: Callable[[Tensor], Tensor]) -> Tensor:
-    """``value`` as it is, with a gradient to ``weights`` (B, K): ``products(gradient of value)``, (B, K)."""
+    """``value`` as it is, with a gradient to ``weights`` (B, K): ``products(gradient of value)``, (B, K).
+
+    Of a mixture that is linear in the weights, second derivatives are exact where ``products`` can be differentiated.
+    """
     return _Carry.apply(weights, value.detach(), products)
 
 
@@ -96,7 +112,8 @@ def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
 def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """The causal mask to add to scores, (B, 1, S, S), that carries the gradient of ``log(sum_k w_k visible at k)``.
 
-    Padding is hidden at every split. Keys that the order hides have the weight ``HIDDEN`` instead of 0.
+    Padding is hidden at every split. Keys that the order hides have the weight ``HIDDEN`` instead of 0. A second
+    derivative by the weights is an error.
 
     window : how many rows a row sees, counted from itself; None: all in front of it.
     """
@@ -114,7 +131,9 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | Non
         weight = torch.ones(visible.shape, dtype=wide, device=grad.device).masked_fill(~visible, HIDDEN)
         scaled = (grad.squeeze(1).to(wide) / weight).masked_fill(~real, 0)
         orders = (rows[:, k] for k in range(rows.shape[1]))
-        return torch.stack([(scaled * _sees(order, window)).sum((1, 2)) for order in orders], 1)
+        found = torch.stack([(scaled * _sees(order, window)).sum((1, 2)) for order in orders], 1)
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # with create_graph
+        return _Once.apply(found, moves.weights) if again else found
 
     return carry(moves.weights, value, products)
 

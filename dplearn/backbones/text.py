@@ -12,7 +12,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dplearn.backbones.base import Reading, token_positions, with_rows
 from dplearn.backbones.views import Change, below, changed, path_of
@@ -143,14 +143,11 @@ def _columns(reading: Reading, values: Tensor) -> Tensor:
 
 def right_padded(reading_of: dict, mask: Tensor) -> tuple[dict, Tensor, Tensor]:
     """Ids or rows with padding on the right, their mask (B, T), and the row that holds each given column (B, T)."""
-    order = (mask == 0).long().argsort(dim=1, stable=True)  # real tokens first, each in their order
+    # The rows move around by the padding in front; what else the mask hides stays where it is.
+    steps, first = torch.arange(mask.shape[1], device=mask.device), (mask != 0).long().argmax(1, keepdim=True)
+    order = (steps + first) % mask.shape[1]
     taken = {}
     for name, value in reading_of.items():
         index = order if value.ndim == 2 else order.unsqueeze(2).expand_as(value)
         taken[name] = value.gather(1, index)
-    return taken, mask.gather(1, order), order.argsort(dim=1)
-
-
-def is_module(value) -> bool:
-    """Whether an attribute of a model is a module of it."""
-    return isinstance(value, nn.Module)
+    return taken, mask.gather(1, order), (steps - first) % mask.shape[1]

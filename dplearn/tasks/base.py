@@ -11,6 +11,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dplearn.checks import is_whole
 from dplearn.tasks.metrics import METRICS
 
 
@@ -42,11 +43,11 @@ def cut(text: str, length: int) -> str:
 
 
 def _is_index(value, size: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
+    return is_whole(value, 0) and value < size
 
 
 def _check_positive(argument: str, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value, 1):
         raise ValueError(f"{argument}={value!r}: expected an integer of at least 1")
 
 

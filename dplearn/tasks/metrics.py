@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from dplearn.checks import is_number, is_whole
+
 
 def accuracy(labels: Sequence[int], predictions: Sequence[int], groups=None) -> dict[str, float]:
     """The share of right predictions (BoolQ, RTE, WiC)."""
@@ -70,7 +72,7 @@ def harmonic_mean(base: float, new: float) -> float:
     0.4
     """
     for argument, value in (("base", base), ("new", new)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        if not is_number(value) or not 0 <= value < float("inf"):
             raise ValueError(f"{argument}={value!r}: expected an accuracy, a number of at least 0")
     return statistics.harmonic_mean((base, new))
 
@@ -101,7 +103,7 @@ def recall_at(
     scores = np.asarray(scores)
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores has shape {scores.shape}, expected (queries, items)")
-    if any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ranks):
+    if not all(is_whole(k, 1) for k in ranks):
         raise ValueError(f"ranks={list(ranks)}: expected integers of at least 1")
     relevant = [[i] for i in range(len(scores))] if relevant is None else [list(items) for items in relevant]
     if len(relevant) != len(scores):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dplearn.checks import is_whole
 from dplearn.tasks.base import Task, template_fields
 
 HUB = "aps/super_glue"  # SuperGLUE's repository; "super_glue" is its old name
@@ -276,8 +277,7 @@ def label_index(value, labels: tuple[str, ...], where: str = "label", names=None
     1
     """
     known = names if names else labels
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if number and 0 <= value < len(known):
+    if is_whole(value, 0) and value < len(known):
         value = known[value]
     matches = [i for i, label in enumerate(labels) if str(value).lower() == label.lower()]
     if not matches:

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dplearn.checks import is_whole
 from dplearn.tasks.images import ImageSplit, ImageTask, divide, shuffled
 
 SPLITS = ("train", "validation", "test")
@@ -250,7 +251,7 @@ def _check_sizes(family, sizes) -> tuple[int, int]:
     if family != "vtab":
         raise ValueError(f"sizes={sizes!r}: expected None, only vtab has a fixed number of examples")
     valid = isinstance(sizes, tuple | list) and len(sizes) == 2
-    if not valid or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+    if not valid or not all(is_whole(n, 1) for n in sizes):
         raise ValueError(f"sizes={sizes!r}: expected two integers of at least 1, for train and validation")
     return tuple(sizes)
 
@@ -440,7 +441,7 @@ def _numbered(values: Mapping[str, list], names, origin) -> tuple[tuple[str, ...
         return tuple(names), {split: [index[value] for value in labels] for split, labels in values.items()}
     for split, labels in values.items():
         for row, value in enumerate(labels):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not is_whole(value, 0):
                 hint = " (-1 or no label marks a test split whose labels are kept back)"
                 raise ValueError(
                     f"{origin}, {split}, row {row}: label {value!r}: expected an integer of at least 0"

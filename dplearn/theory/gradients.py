@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dplearn.checks import whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import LearnedDecision
 from dplearn.estimators import ESTIMATORS, repeat
@@ -120,5 +121,4 @@ def _check(model: PromptedModel, batch: dict[str, Tensor], draws: int) -> None:
         raise ValueError(f"model has position={found!r}, expected 'task' and a single task")
     if "labels" not in batch:
         raise ValueError(f"batch has {sorted(batch)}, expected labels too: the gradient is that of the loss")
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws={draws!r} is not valid, expected an integer of at least 1")
+    whole("draws", draws)

@@ -27,6 +27,7 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
+from dplearn.checks import whole
 from dplearn.choice import gumbel_one_hot
 
 # ---- one choice, its corners and the exact gradient --------------------------------------------------------------
@@ -51,7 +52,7 @@ def corners(loss: Callable[[Tensor], Tensor], options: int) -> Corners:
     Corners(values=tensor([1., 3.], dtype=torch.float64), gradients=tensor([[2., 3.],
             [0., 3.]], dtype=torch.float64))
     """
-    _whole("options", options, 2)
+    whole("options", options, 2)
     values, gradients = [], []
     for corner in torch.eye(options, dtype=torch.float64):
         value = loss(corner.requires_grad_())
@@ -116,7 +117,7 @@ def sampled_straight_through(
     Arguments as for :func:`straight_through_gradient`; generator is a torch.Generator, None for torch's global one.
     """
     _square(logits, gradients)
-    _whole("draws", draws, 2)
+    whole("draws", draws, 2)
     rows = logits.detach().double().expand(draws, -1).clone().requires_grad_()
     weights = gumbel_one_hot(rows, _positive(temperature), generator)
     slopes = gradients.double()[weights.argmax(-1)]
@@ -306,7 +307,7 @@ def best_of(chances: Tensor, times: int) -> float:
     >>> best_of(torch.tensor([0.5]), times=2)
     0.75
     """
-    _whole("times", times, 1)
+    whole("times", times, 1)
     below = count_distribution(chances).cumsum(0)[:-1].clamp(max=1)
     return 1 - (below**times).mean().item()
 
@@ -321,7 +322,7 @@ def settles_at(schedule: Callable[[int], float], steps: int) -> int:
     >>> settles_at(Authors(), 20_000)
     680
     """
-    _whole("steps", steps, 1)
+    whole("steps", steps, 1)
     last, step = schedule(steps), steps
     while step > 0 and schedule(step - 1) == last:
         step -= 1
@@ -367,11 +368,6 @@ def _square(logits: Tensor, gradients: Tensor, options: int | None = None) -> No
         raise ValueError(
             f"gradients has shape {tuple(gradients.shape)}, expected {(n, n)}: a row for each corner"
         )
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} is not valid, expected an integer of at least {least}")
 
 
 def _chances(chances: Tensor) -> Tensor:
