@@ -226,6 +226,11 @@ class TextBackbone(Backbone):
     def check_length(self, total: int) -> None:
         super().check_length(total + self.first_position)
 
+    def position_ids(self, mask: Tensor) -> dict[str, Tensor]:
+        """Position ids that count real tokens, as arguments; none where the model takes none."""
+        takes = self.entry.takes_positions
+        return {"position_ids": token_positions(mask) + self.first_position} if takes else {}
+
     def read(self, batch: dict, boundary: Boundary, config: PromptConfig, size: int | None = None) -> Reading:
         """Padding moves to the right: not every model takes position ids, and some carry padding on to what follows."""
         self._refuse_images(batch)
