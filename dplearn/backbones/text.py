@@ -244,11 +244,7 @@ class TextBackbone(Backbone):
         return Reading(rows, mask, self.seen(mask, keep_last), keep_last, batch, columns)
 
     def hidden_states(self, model: PreTrainedModel, inputs: Tensor, mask: Tensor) -> Tensor:
-        options = (
-            {"position_ids": token_positions(mask) + self.first_position}
-            if self.entry.takes_positions
-            else {}
-        )
+        options = self.position_ids(mask)
         if "use_cache" in self.entry.names:
             options["use_cache"] = False
         output = model.get_submodule(self.entry.path)(
