@@ -122,7 +122,8 @@ class Backbone:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         # Learned absolute positions have a last row; relative and rotary ones have none.
-        self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        most = getattr(model.config, "max_position_embeddings", None)
+        self.max_positions = most if isinstance(most, int) and most > 0 else None  # XLNet says -1
         # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
         self.scale = 1.0
         # The position id of the first token, where positions are given.

@@ -166,18 +166,18 @@ class CausalBackbone(TextBackbone):
                 "generation needs: expected inputs of one length"
             )
 
-    @torch.no_grad()
     def _same_with_padding_in_front(self) -> bool:
-        """Whether five tokens have the same states behind two of padding; positions as generation counts them."""
-        ids = probe_ids(self.model, self.vocabulary).to(self.model.device)
-        rows = self.embed(ids)
+        """Whether generation from five tokens begins the same way behind two of padding."""
+        rows = self.embed(probe_ids(self.model, self.vocabulary).to(self.model.device))
         padded = torch.cat([rows[:, :2], rows], 1)
         mask = torch.ones(padded.shape[:2], dtype=torch.long, device=rows.device)
         mask[:, :2] = 0
+        options = dict(max_new_tokens=1, do_sample=False, num_beams=1, pad_token_id=0)
+        options |= dict(output_logits=True, return_dict_in_generate=True)
         with evaluating(self.model) as model:
-            plain = self.hidden_states(model, rows, mask[:, 2:])
-            behind = self.hidden_states(model, padded, mask)[:, 2:]
-        return same(self.model, behind, plain)
+            plain = model.generate(inputs_embeds=rows, attention_mask=mask[:, 2:], **options)
+            behind = model.generate(inputs_embeds=padded, attention_mask=mask, **options)
+        return same(self.model, behind.logits[0], plain.logits[0])
 
     def _with_room(self, options: dict, extra: int) -> dict:
         """Limits of generation that count input and new tokens, for an input with so many prompt rows in it."""

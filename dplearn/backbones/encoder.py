@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Reading, standing_in, with_rows
-from dplearn.backbones.probing import end_of_layers, probe_ids
+from dplearn.backbones.base import Reading, evaluating, standing_in, with_rows
+from dplearn.backbones.probing import end_of_layers
 from dplearn.backbones.text import TextBackbone
 from dplearn.backbones.views import below, changed, prepare
 
@@ -28,13 +28,11 @@ class EncoderBackbone(TextBackbone):
             None  # the path of what a pooler reads; None where nothing stands behind the layers
         )
 
-    def probe(self) -> str | None:
-        reason = super().probe()
-        if reason is None and not any(parameter.is_meta for parameter in self.model.parameters()):
-            ids = probe_ids(self.model, self.vocabulary).to(self.model.device)
+    def look(self, ids: Tensor) -> None:
+        """Find where the rows of the prompt leave."""
+        with evaluating(self.model, copies=False):
             inside = end_of_layers(self.entry.module, ids)
-            self.stack = None if inside is None else below(self.entry.path, inside)
-        return reason
+        self.stack = None if inside is None else below(self.entry.path, inside)
 
     def refuses_position_space(self) -> str | None:
         return None if isinstance(self.table, nn.Embedding) else super().refuses_position_space()
@@ -76,8 +74,11 @@ def _keeping_all_rows(enter, full: list):
 
 
 def _rows(placed, reading: Reading) -> Tensor:
-    """(B, T): each input token's own row. A pooler reads column 0, so where that is padding (on the left) it holds the
-    row of the first real token."""
+    """(B, T): each input token's own row. Some heads read the first column, some the last: where that is padding it
+    holds the row of the first or of the last real token."""
     own = reading.places(placed)
-    first = placed.mask.gather(1, own).long().argmax(1, keepdim=True)
-    return torch.cat([own.gather(1, first), own[:, 1:]], 1)
+    real = placed.mask.gather(1, own) != 0
+    steps = torch.arange(own.shape[1], device=own.device)
+    first = real.long().argmax(1, keepdim=True)
+    last = (steps * real).amax(1, keepdim=True)
+    return own.gather(1, torch.minimum(torch.maximum(steps.expand_as(own), first), last))

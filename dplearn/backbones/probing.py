@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import evaluating
+from dplearn.backbones.base import evaluating, with_rows
+from dplearn.backbones.views import changed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,9 +99,13 @@ def _candidates(model: PreTrainedModel, body: nn.Module) -> Iterator[tuple[float
     scales = {
         float(value) for module in body.modules() if (value := vars(module).get("embed_scale")) is not None
     }
-    padding = getattr(model.config, "pad_token_id", None)
-    firsts = [0] if padding is None else [0, padding + 1]  # RoBERTa counts from behind its padding token
-    return product((1.0, *sorted(scales - {1.0})), firsts)
+    # RoBERTa counts from behind its padding token, MPNet from behind a row of its table.
+    rows = {
+        getattr(model.config, "pad_token_id", None),
+        *(vars(m).get("padding_idx") for m in body.modules()),
+    }
+    firsts = {row + 1 for row in rows if isinstance(row, int)}
+    return product((1.0, *sorted(scales - {1.0})), (0, *sorted(firsts - {0})))
 
 
 def _check_noise(model, states: States, rows: Tensor, mask: Tensor, first: int, plain: Tensor) -> None:
@@ -177,7 +182,11 @@ def end_of_layers(base: nn.Module, ids: Tensor) -> str | None:
 
     Returns
     -------
-    Its path; None where nothing reads the last hidden states inside of the base model, or no module gives them.
+    Its path; None where nothing reads the last hidden states inside of the base model.
+
+    Raises
+    ------
+    Refused : there is no such module.
     """
     seen: list[tuple[int, str, Tensor]] = []
 
@@ -196,10 +205,20 @@ def end_of_layers(base: nn.Module, ids: Tensor) -> str | None:
         output = base(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True)
     if getattr(output, "pooler_output", None) is None:
         return None
-    last = output.last_hidden_state
-    found = sorted((depth, name) for depth, name, states in seen if states is last)
-    calls = [name for _, name, _ in seen]
-    return found[0][1] if found and calls.count(found[0][1]) == 1 else None
+    last, name = output.last_hidden_state, type(base).__name__
+    inside = sorted((depth, path) for depth, path, states in seen if states is last)
+    calls = [path for _, path, _ in seen]
+    if not inside or calls.count(inside[0][1]) != 1:
+        raise Refused(f"no module of {name} gives the last hidden states that its pooler reads")
+
+    def one_row(usual, *values, **options):
+        return with_rows(usual(*values, **options), ids[:, :1] * 0)
+
+    with torch.no_grad(), changed(base, {inside[0][1]: one_row}) as view:
+        left = view(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).last_hidden_state
+    if left.shape[1] != 1:
+        raise Refused(f"the pooler of {name} does not read what its layers give")
+    return inside[0][1]
 
 
 def _first(output) -> Tensor | None:

@@ -25,7 +25,10 @@ class Seq2SeqBackbone(Backbone):
 
     def __init__(self, model):
         super().__init__(model)
-        self.eos_token_id = getattr(model.config, "eos_token_id", None)
+        configs = (model.config, model.get_encoder().config)  # two models in one name the token in their own
+        self.eos_token_id = next(
+            (c.eos_token_id for c in configs if getattr(c, "eos_token_id", None) is not None), None
+        )
         self.names = set(inspect.signature(model.forward).parameters)
 
     @staticmethod

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, token_positions, with_rows
-from dplearn.backbones.probing import Refused, probe_ids, tried
+from dplearn.backbones.probing import Refused, probe_ids, same, tried
 from dplearn.backbones.views import Change, below, changed, path_of
 from dplearn.config import PromptConfig
+from dplearn.insertion import insert
 from dplearn.prompt import PromptedInput
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ class Entry:
             for name, value in inner.items():
                 if name not in PLACED:
                     per_token = isinstance(value, Tensor) and value.shape[:2] == shape
+                    if per_token and name not in reading.given:
+                        raise ValueError(
+                            f"the head makes {name} itself, from tokens that do not stand there any more"
+                        )
                     kept[name] = moved(value, placed, places) if per_token else value
             if self.takes_positions:
                 counted = token_positions(placed.mask) + first
@@ -213,6 +218,32 @@ class TextBackbone(Backbone):
         if found.causal != self.causal:
             return OTHER_WAY
         self.scale, self.first_position = found.scale, found.first
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            return None  # weights that are not there yet: nothing can be tried
+        try:
+            self.look(ids)
+        except Refused as reason:
+            return str(reason)
+        return self._check_head(ids)
+
+    def look(self, ids: Tensor) -> None:
+        """Find out what else an adapter needs, with a few tokens (1, T); raises Refused."""
+
+    def _check_head(self, ids: Tensor) -> str | None:
+        """Why the head cannot be given the rows of the input alone, or None: two words are put around three tokens."""
+        words, rest = ids[:, :2], ids[:, 2:]
+        given, name = {"input_ids": rest, "attention_mask": torch.ones_like(rest)}, type(self.model).__name__
+        try:
+            with torch.no_grad(), evaluating(self.model, copies=False):
+                reading = self.read(given, Boundary(), PromptConfig(length=2))
+                placed = insert(self.embed(words)[0], reading.rows, reading.mask, 1)
+                found = self.run(PromptedInput(*placed, decisions={}), reading)
+                whole = torch.cat([words[:, :1], rest, words[:, 1:]], 1)
+                plain = self.model(input_ids=whole, attention_mask=torch.ones_like(whole))
+        except Exception as error:
+            return f"{name} fails on rows of a prompt: {type(error).__name__}: {str(error).strip()[:200]}"
+        if self.reads_answers and not same(self.model, found.logits, plain.logits[:, [1, 2, 4]]):
+            return f"{name} answers differently to a prompt of words and to these words"
         return None
 
     def _states(self, mask: Tensor, first: int = 0, **tokens) -> Tensor:

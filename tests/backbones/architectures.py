@@ -138,6 +138,9 @@ SPECIAL: dict[str, dict] = {
             for kind in ("full_attention", "sliding_attention")
         }
     ),
+    # Without relative attention these see no order.
+    "deberta": dict(relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=16),
+    "deberta-v2": dict(relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=16),
     "esmc": dict(num_key_value_heads=4),
     "falcon_h1": dict(mamba_n_heads=4),
     "funnel": dict(separate_cls=False),  # with it, texts shorter than its pooling fail in the plain model
@@ -171,6 +174,7 @@ SPECIAL["dots3_note_text"] = SPECIAL["dots3_note"]
 OTHER = {
     "blt": "it is four models in one: bytes are put together to patches by their entropy",
     "layoutlmv2": "it needs detectron2, and images",
+    "markuplm": "with random weights its answer hardly depends on the order of words, so nothing could be seen",
     "musicgen": "its decoder reads several codebooks of sound",
     "musicgen_melody": "its decoder reads several codebooks of sound",
     "gemma4_assistant": "it drafts for another model, whose keys and values it reads",

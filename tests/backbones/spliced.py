@@ -64,7 +64,7 @@ def reference(model, task, role, words, ids, split):
     for each token: the row in front of the next token; the last row predicts what follows the whole. Encoder: the pooler,
     head and mean over the mask see the rows of the text's own tokens, where they would be without a prompt.
     """
-    whole = splice(words, ids, split, keep=int(role == "encoder-decoder" and ids[-1] == EOS))[None]
+    whole = splice(words, ids, split, keep=int(role == "encoder-decoder" and ends(model, ids)))[None]
     if role != "encoder":
         logits = answer(model, task, input_ids=whole)[0]
         if role == "encoder-decoder" or task == "classification":
@@ -76,6 +76,13 @@ def reference(model, task, role, words, ids, split):
     own = states[0][:, split : split + len(ids)]
     with hooked(module, lambda output: with_first_state(output, own)):
         return answer(model, task, input_ids=ids[None])[0]
+
+
+def ends(model, ids):
+    """Whether a text ends with what the model names as the end token. (Two models in one may name none.)"""
+    return ids[-1] == EOS and EOS in (
+        getattr(c, "eos_token_id", None) for c in (model.config, model.get_encoder().config)
+    )
 
 
 def end_of_layers(model, ids):
@@ -90,7 +97,10 @@ def end_of_layers(model, ids):
             stack.enter_context(hooked(module, functools.partial(note, name, module)))
         last = first_state(base(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True))
     inside = [(depth, module) for depth, module, state in seen if state is last and module is not base]
-    return min(inside, key=lambda found: found[0])[1] if inside else base
+    found = min(inside, key=lambda found: found[0])[1] if inside else base
+    with hooked(found, lambda output: with_first_state(output, 0 * last)), torch.no_grad():
+        changed = first_state(base(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True))
+    return base if changed.any() else found  # DeBERTa takes them from the list of all layers' states
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from spliced import (
     NoRows,
     decoder_inputs,
     difference,
+    ends,
     padded,
     reference,
     role_of,
@@ -97,7 +98,9 @@ def test_generation_with_a_prompt_of_words_is_the_plain_models(architecture):
         check_refusal(error, model)
         return
     for row, question in enumerate(questions):
-        whole = splice(WORDS, question, 2, keep=int(role == "encoder-decoder"))[None]
+        whole = splice(WORDS, question, 2, keep=int(role == "encoder-decoder" and ends(model, question)))[
+            None
+        ]
         plain = model.generate(whole, attention_mask=torch.ones_like(whole), **options)[0]
         want = plain if role == "encoder-decoder" else plain[whole.shape[1] :]
         assert got[row].tolist() == want.tolist()
@@ -117,7 +120,6 @@ def outcome(model, task):
             prompted = dp.prompted(model, dp.PromptConfig(length=4, position=split), vectors=rows)
         except (TypeError, ValueError) as error:
             return "refused", check_refusal(error, model)
-        assert reason is None, f"accepted, though {reason}"
         wanted = [reference(model, task, role, WORDS, question, split) for question in questions]
         check_sensitive(model, task, role, questions, split, wanted)
         for side in SIDES:
@@ -133,7 +135,9 @@ def outcome(model, task):
             assert len(logits) == len(questions)
             for got, want, real in zip(logits, wanted, mask.bool()):
                 got = got[real] if task == "causal" and len(got) == len(real) else got
-                assert difference(got, want) < tolerance(model), f"split {split}, padding on the {side}"
+                assert difference(got, want) < tolerance(model), (
+                    f"split {split}, padding on the {side}; {reason}"
+                )
     assert "right" not in refusals, refusals
     return ("left refused", refusals["left"]) if refusals else ("exact", "")
 
