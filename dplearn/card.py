@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dplearn.backbones.heads import paths_of
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.controllers import Words
 from dplearn.prompt import DynamicPrompt
@@ -156,7 +157,12 @@ def summarize(
         rows.append(("image", "", f"{own:,}", image_part(config)))
     if prompt.head is not None:
         rows.append(
-            ("head", "trained", f"{counted.head:,}", f"a copy of the backbone's {', '.join(prompt.head)}")
+            (
+                "head",
+                "trained",
+                f"{counted.head:,}",
+                f"a copy of the backbone's {', '.join(paths_of(prompt.head))}",
+            )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]

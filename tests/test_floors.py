@@ -9,8 +9,8 @@ from project import ROOT
 # (theory, tasks, zoo, experiments) may use all of these.
 FLOORS = [
     # mathematics, checks, files
-    {"checks", "insertion", "sampling", "files", "fingerprint", "version"},
-    {"estimators", "fits", "shelf"},
+    {"checks", "insertion", "sampling", "files", "offload", "version"},
+    {"estimators", "fits", "shelf", "fingerprint"},
     {"choice", "settings", "by_name"},
     # parts
     {"controllers", "options", "checkpoint"},

@@ -10,7 +10,6 @@ What an adapter takes for granted about its model is tried out on the model befo
 
 from __future__ import annotations
 
-import copy
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.views import Changes, shared_copy
+from dplearn.backbones.views import shared_copy
 from dplearn.checks import is_whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
 from dplearn.estimators import instance_losses, repeat
+from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
 
 if TYPE_CHECKING:
@@ -179,25 +179,12 @@ class Backbone:
         return config.initial_vectors(self.width, self.vocabulary, self._words, generator)
 
     def _words(self, ids: Tensor) -> Tensor:
-        return self.embed(ids.to(self.model.device)[None])[0]
+        return self.embed(ids.to(device_of(self.model))[None])[0]
 
     def complete(
         self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
     ) -> None:
-        """Add what else of a prompt depends on the backbone: its own copy of the head, where that is trained.
-
-        The copy is in float32 at least, as the prompt is: half precision is too coarse to train. ``generator`` feeds
-        what is drawn at random; a copy is not.
-
-        Raises
-        ------
-        ValueError : a trained head is asked for, and the model has none or a language model's.
-        """
-        if config.head == "trained":
-            head = nn.ModuleDict(
-                {name: copy.deepcopy(module) for name, module in head_of(self.model).items()}
-            )
-            prompt.head = head.to(torch.promote_types(self.model.dtype, torch.float32)).requires_grad_(True)
+        """Add what else of a prompt depends on the kind of backbone; ``generator`` feeds what is drawn at random."""
 
     def check(self, config: PromptConfig) -> None:
         """Raise ValueError where a config asks for what this kind of backbone cannot do."""
@@ -384,48 +371,7 @@ def _evaluating_copy(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module
     return done[id(module)]
 
 
-# ---- heads and rows ----
-
-
-def head_of(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The classification head by the names of its modules: all with parameters that stand behind the base model.
-
-    (BERT's pooler is inside of the base model.)
-
-    Raises
-    ------
-    ValueError : there is no head, or it is a language model's, whose weights may be the input embeddings'.
-    """
-    base, start = model.base_model, f"head='trained' needs a classification head, {type(model).__name__} has"
-    if model.get_output_embeddings() is not None:
-        raise ValueError(
-            f"{start} a language-model head: expected head='frozen', or the model for a classification"
-        )
-    children = {} if base is model else dict(model.named_children())
-    head = {name: child for name, child in children.items() if child is not base and list(child.parameters())}
-    if not head:
-        raise ValueError(f"{start} none: expected head='frozen', or the model with its head")
-    return head
-
-
-def standing_in(head: nn.ModuleDict | None) -> Changes:
-    """Changes of a model by which each module of ``head`` stands in for the model's own of that name.
-
-    They see floating point inputs in their own dtype, which the model's may be coarser than.
-    """
-    return {name: _in_own_dtype(module) for name, module in ({} if head is None else head).items()}
-
-
-def _in_own_dtype(module: nn.Module):
-    def forward(usual, *arguments, **options):
-        dtype = next(module.parameters()).dtype
-
-        def cast(value):
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        return module(*map(cast, arguments), **{name: cast(value) for name, value in options.items()})
-
-    return forward
+# ---- rows ----
 
 
 def token_positions(mask: Tensor) -> Tensor:

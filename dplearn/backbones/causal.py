@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Reading, evaluating, standing_in, token_positions
+from dplearn.backbones.base import Reading, evaluating, token_positions
+from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import probe_ids, same
 from dplearn.backbones.text import TextBackbone
 from dplearn.backbones.views import below, changed, prepare
 from dplearn.estimators import instance_losses
+from dplearn.offload import device_of
 
 
 class CausalBackbone(TextBackbone):
@@ -119,7 +121,7 @@ class CausalBackbone(TextBackbone):
     def refuses_position_space(self) -> str | None:
         if self._positions() is None:
             return super().refuses_position_space()
-        like = next(self.model.parameters()).new_empty(0)
+        like = torch.empty(0, dtype=self.model.dtype, device=device_of(self.model))
         with evaluating(self.model, copies=False):
             reason = position_space.refuses_masks(self.model.config, self._masked_states, self.width, like)
         return reason and f"{type(self.model).__name__}: {reason}"
@@ -168,7 +170,7 @@ class CausalBackbone(TextBackbone):
 
     def _same_with_padding_in_front(self) -> bool:
         """Whether generation from five tokens begins the same way behind two of padding."""
-        rows = self.embed(probe_ids(self.model, self.vocabulary).to(self.model.device))
+        rows = self.embed(probe_ids(self.model, self.vocabulary))
         padded = torch.cat([rows[:, :2], rows], 1)
         mask = torch.ones(padded.shape[:2], dtype=torch.long, device=rows.device)
         mask[:, :2] = 0

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Reading, evaluating, standing_in, with_rows
+from dplearn.backbones.base import Reading, evaluating, with_rows
+from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import end_of_layers
 from dplearn.backbones.text import TextBackbone
 from dplearn.backbones.views import below, changed, prepare

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dplearn.backbones.base import evaluating, with_rows
 from dplearn.backbones.views import changed
+from dplearn.offload import device_of, is_offloaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,10 +68,10 @@ def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states:
 
 
 def _try(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: States) -> Findings:
-    if any(parameter.is_meta for parameter in embedding.parameters()) and not hasattr(embedding, "_hf_hook"):
+    if is_empty(embedding):
         return Findings(causal=_is_listed_as_causal(model))  # weights that are not there yet
     name = type(model).__name__
-    ids = probe_ids(model, embedding.weight.shape[0]).to(model.device)
+    ids = probe_ids(model, embedding.weight.shape[0])
     mask = torch.ones_like(ids)
     try:
         plain = states(input_ids=ids, mask=mask).float()
@@ -151,6 +152,11 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
+def is_empty(embedding: nn.Module) -> bool:
+    """Whether a model has no weights yet: they are on the meta device, and nothing fetches them."""
+    return any(parameter.is_meta for parameter in embedding.parameters()) and not is_offloaded(embedding)
+
+
 def same(model: PreTrainedModel, found: Tensor, expected: Tensor) -> bool:
     """Whether two answers of a model are the same up to the rounding of its dtype."""
     return _difference(found.float(), expected.float()) < _tolerance(model)
@@ -167,7 +173,7 @@ def probe_ids(model: PreTrainedModel, vocabulary: int) -> Tensor:
         value = getattr(config, f"{name}_token_id", None)
         special |= set(value if isinstance(value, (list, tuple)) else [value])
     usual = [token for token in range(vocabulary) if token not in special]
-    return torch.tensor([usual[1:][-5:] if len(usual) > 6 else usual[:5]])
+    return torch.tensor([usual[1:][-5:] if len(usual) > 6 else usual[:5]], device=device_of(model))
 
 
 # ---- where the layers end ----

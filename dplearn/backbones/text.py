@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, token_positions, with_rows
-from dplearn.backbones.probing import Refused, probe_ids, same, tried
+from dplearn.backbones.probing import Refused, is_empty, probe_ids, same, tried
 from dplearn.backbones.views import Change, below, changed, path_of
 from dplearn.config import PromptConfig
 from dplearn.insertion import insert
@@ -209,7 +209,7 @@ class TextBackbone(Backbone):
         return no_table(model)
 
     def probe(self) -> str | None:
-        ids = probe_ids(self.model, self.vocabulary).to(self.model.device)
+        ids = probe_ids(self.model, self.vocabulary)
         try:
             self.entry = Entry.of(self.model, ids)
             found = tried(self.model, self.embedding, self.entry.module, self._states)
@@ -218,8 +218,8 @@ class TextBackbone(Backbone):
         if found.causal != self.causal:
             return OTHER_WAY
         self.scale, self.first_position = found.scale, found.first
-        if any(parameter.is_meta for parameter in self.model.parameters()):
-            return None  # weights that are not there yet: nothing can be tried
+        if is_empty(self.embedding):
+            return None  # nothing can be tried
         try:
             self.look(ids)
         except Refused as reason:
