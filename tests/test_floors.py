@@ -10,8 +10,8 @@ from project import ROOT
 FLOORS = [
     # mathematics, checks, files
     {"checks", "insertion", "sampling", "files", "offload", "version"},
-    {"estimators", "fits", "shelf", "fingerprint"},
-    {"choice", "settings", "by_name"},
+    {"estimators", "fits", "shelf"},
+    {"choice", "settings"},
     # parts
     {"controllers", "options", "checkpoint"},
     {"length", "vector"},
@@ -19,8 +19,9 @@ FLOORS = [
     {"prompt"},
     # what users write, and where it goes
     {"config"},
-    {"backbones", "card", "conventions"},
-    {"building", "freezing"},
+    {"backbones", "conventions"},
+    {"by_name", "card", "fingerprint", "freezing"},
+    {"building"},
     {"named_prompts"},
     {"model"},
     {"contrastive"},
