@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dplearn.checks import is_whole
 from dplearn.files import parse, short
 from dplearn.shelf import origin
 from dplearn.version import __version__
@@ -115,7 +116,7 @@ def verify(path: str | Path, document: dict) -> Settings:
 
 def _weights(found: dict, version: int) -> Weights:
     size = found["bytes"] if version == FORMAT else None
-    if version == FORMAT and (isinstance(size, bool) or not isinstance(size, int)):
+    if version == FORMAT and not is_whole(size):
         raise TypeError(f"weights has bytes={size!r}, expected an integer")
     return Weights(str(found["file"]), str(found["sha256"]), size)
 

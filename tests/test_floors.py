@@ -9,8 +9,9 @@ from project import ROOT
 # (theory, tasks, zoo, experiments) may use all of these.
 FLOORS = [
     # mathematics, checks, files
-    {"checks", "insertion", "sampling", "files", "offload", "version"},
-    {"estimators", "fits", "shelf"},
+    {"checks", "files", "offload", "version"},
+    {"insertion", "sampling", "fits", "shelf"},
+    {"estimators"},
     {"choice", "settings"},
     # parts
     {"controllers", "options", "checkpoint"},

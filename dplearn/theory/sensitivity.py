@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import Backbone, CausalBackbone, EncoderBackbone, Seq2SeqBackbone, adapt
-from dplearn.backbones.base import take_rows, token_positions, with_rows
+from dplearn.backbones.base import evaluating, take_rows, token_positions, with_rows
 from dplearn.backbones.views import changed
 from dplearn.controllers import masked_mean
 from dplearn.insertion import Inserted, insert
@@ -667,17 +667,18 @@ def position_sensitivity(
     the largest over the splits, the mean over prompts. Everything runs in evaluation mode and without gradients, and
     the model is left as it was.
 
-    Args:
-        model: T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT, DeiT, DINOv2; the text and
-            vision models of CLIP and SigLIP, or both in one.
-        input_ids, attention_mask: (B, T), a batch of text; or pixel_values: (B, channels, height, width), of images.
-        decoder_input_ids: (B, U), for encoder-decoder models; None: the start token.
-        length: l, of the random prompts.
-        prompt: (l, d), a prompt of one's own instead, such as a trained one.
-        splits: those to compare with k = l; None: all.
-        draws: number of random prompts (of redrawn vectors, where a prompt is given).
-        seed: of the random prompts: embeddings of random tokens for text, for images normal vectors with the mean and
-            the standard deviation of the rows.
+    Parameters
+    ----------
+    model : T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT, DeiT, DINOv2; the text and
+        vision models of CLIP and SigLIP, or both in one.
+    input_ids, attention_mask : (B, T), a batch of text; or pixel_values: (B, channels, height, width), of images.
+    decoder_input_ids : (B, U), for encoder-decoder models; None: the start token.
+    length : l, of the random prompts.
+    prompt : (l, d), a prompt of one's own instead, such as a trained one.
+    splits : those to compare with k = l; None: all.
+    draws : number of random prompts (of redrawn vectors, where a prompt is given).
+    seed : of the random prompts: embeddings of random tokens for text, for images normal vectors with the mean and
+        the standard deviation of the rows.
 
     Raises
     ------
@@ -697,7 +698,7 @@ def position_sensitivity(
     if isinstance(stack, Seq2SeqTower):
         stack.decoder_input_ids = decoder_input_ids
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model, copies=False):
         embedded = stack.embed(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
         if prompt is None:
             pairs = [[stack.draw(length, embedded, generator) for _ in range(2)] for _ in range(draws)]
@@ -804,10 +805,11 @@ def absorb(prompt: Tensor, table: Tensor, before: Tensor, after: Tensor) -> Tens
     table[after]`` keeps them: moving prompt vectors costs nothing that training could not give back. (The input has
     no such freedom: its embeddings are given.)
 
-    Args:
-        prompt: (l, d).
-        table: (positions, d), the model's position vectors.
-        before, after: (l,) integer positions.
+    Parameters
+    ----------
+    prompt : (l, d).
+    table : (positions, d), the model's position vectors.
+    before, after : (l,) integer positions.
 
     >>> absorb(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [3.0, 5.0]]), torch.tensor([1]), torch.tensor([0]))
     tensor([[4., 6.]])
@@ -840,18 +842,6 @@ def readouts(states: States) -> dict[str, Tensor]:
 
 
 # ---- tools -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """While this is open the model is in evaluation mode; then every module is in the mode in which it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
