@@ -87,7 +87,7 @@ def code_term(weights: Tensor, codes: Tensor, at: Tensor, dtype: torch.dtype) ->
         wide = torch.promote_types(grad.dtype, torch.float32)
         return (grad.to(wide) * codes.to(wide)).sum(2) @ at.to(wide).T
 
-    return carry(weights, codes.new_zeros(len(weights), *codes.shape, dtype=dtype), products)
+    return carry(weights, codes.new_zeros(weights.shape[0], *codes.shape, dtype=dtype), products)
 
 
 def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | Non
     value = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill(
         ~visible, math.log(HIDDEN)
     )
-    value = value.expand(len(mask), -1, -1).masked_fill(~real, lowest).unsqueeze(1)
+    value = value.expand(mask.shape[0], -1, -1).masked_fill(~real, lowest).unsqueeze(1)
 
     def products(grad):
         wide = torch.promote_types(grad.dtype, torch.float32)
