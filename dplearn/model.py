@@ -159,7 +159,7 @@ class PromptedModel(NamedPrompts):
         """Embed a batch, decide about the prompt and put it in place; the backbone's layers do not run.
 
         Takes what :meth:`forward` takes. Returns a PromptedInput with the new embeddings and mask, where every row
-        went, and the decisions. (Encoders and encoder-decoders get their padding on the right, whatever side it had.)
+        went, and the decisions. (A text's padding stands on the right there, whatever side it had.)
         """
         return self._insert(*self._read(_named(batch, input_ids, attention_mask)))
 
@@ -259,12 +259,12 @@ class PromptedModel(NamedPrompts):
 
     def _check_loss(self, given: dict) -> None:
         """Raise ValueError where a loss that is computed outside would lack the prompt's own part."""
-        parts = {
-            "size_cost": self.prompt.size_cost > 0 and self._size() is None,
-            "estimator": self.prompt.samples(),
+        outside = {  # a part of the loss, and whether the model cannot add it
+            "size_cost": self.prompt.size_cost > 0 and self._size() is None and not losses_named(given),
+            "estimator": self.prompt.samples() and "labels" not in given,
         }
-        part = next((name for name, there in parts.items() if there), None)
-        if part is not None and "labels" not in given and not self.loss_outside:
+        part = next((name for name, is_outside in outside.items() if is_outside), None)
+        if part is not None and not self.loss_outside:
             raise ValueError(
                 f"labels=None while training with {part}={getattr(self.prompt_config, part)!r}, expected labels: a "
                 "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func "
