@@ -136,11 +136,20 @@ def test_every_module_is_in_the_api_reference():
 
 def test_paper_map_names_tests_that_exist():
     text = (ROOT / "book" / "paper-map.md").read_text()
+    # Tests lie in folders that mirror the package; their names tell them apart.
+    paths = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
+    assert len(named) > 50
     # The functions are references, which the build checks.
-    for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", text):
-        path = ROOT / "tests" / file
-        assert path.exists(), f"{file} does not exist"
-        assert f"def {name}(" in path.read_text(), f"{file} has no {name}"
+    for file, name in named:
+        assert file in paths, f"{file} does not exist"
+        assert f"def {name}(" in paths[file].read_text(), f"{file} has no {name}"
+
+
+def test_names_of_test_files_are_unique():
+    """The paper map names a test by its file, without the folder."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
 
 
 # The checks above can fail: each of these notebooks or pages is wrong in one way.
