@@ -141,7 +141,9 @@ def resolve(app, env, node, contnode):
         name = defined_name(full) if full.startswith("dplearn.") else None
         if name is not None and name != target:
             domain = env.get_domain("py")
-            found = domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)
+            found = domain.resolve_xref(
+                env, node["refdoc"], app.builder, node["reftype"], name, node, contnode
+            )
             if found is not None:
                 return found
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 PAGES = {"book/api": "<!-- the options -->", "book/backbones": "<!-- the architectures -->"}
 RECORD = Path("tests", "backbones", "architectures.json")
 NOT_RUN = "This test was not run: there is no record of it in this copy."
-OPTIONS = ("Option", "Default", "Expected", "Kinds of backbone", "What it says")
+OPTIONS = ("Option", "Default", "Expected", "Backbones", "Meaning")
 # What a row of the record begins with, and how a reader calls it.
 TASKS = {
     "seq2seq": ("Encoder-decoder models", "AutoModelForSeq2SeqLM"),
@@ -31,9 +31,10 @@ STATUS = {
 
 
 def table(rows):
-    """A Markdown table; the first row is its head."""
+    """A Markdown table; the first row is its head. Columns of numbers are aligned on the right."""
+    numbers = [isinstance(cell, int) for cell in rows[-1]]
     head, *others = ([str(cell).replace("|", r"\|") for cell in row] for row in rows)
-    lines = [head, [":--"] * len(head), *others]
+    lines = [head, ["--:" if number else ":--" for number in numbers], *others]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -48,7 +49,8 @@ def options(rows):
         (f"`{name}`", f"`{default}`", values_as_code(expected), values_as_code(kinds), words)
         for name, default, expected, kinds, words in rows
     ]
-    return table([OPTIONS, *cells])
+    # custom.css keeps the names in one piece.
+    return f"```{{table}}\n:class: options\n\n{table([OPTIONS, *cells])}\n```"
 
 
 def name_of(row):

@@ -264,7 +264,10 @@ def test_docstrings_become_field_lists():
     ("name", "where"),
     [
         ("dplearn.Annealing", "dplearn.training.Annealing"),
-        ("dplearn.loading.PromptedModel.save_pretrained", "dplearn.named_prompts.NamedPrompts.save_pretrained"),
+        (
+            "dplearn.loading.PromptedModel.save_pretrained",
+            "dplearn.named_prompts.NamedPrompts.save_pretrained",
+        ),
         ("dplearn.model.PromptedModel.forward", "dplearn.model.PromptedModel.forward"),
         ("dplearn.model.PromptedModel.no_such_method", None),
         ("dplearn.model", None),
