@@ -8,8 +8,8 @@ The package's docstrings hold short paragraphs, numpy-style sections and two kin
     path       folder with the task's files         an entry of a table, with two or more spaces
 
 `rewrite` turns entries into field lists, so that sphinx-autodoc-typehints can add their types, and other indented
-lines into literal blocks. A reference to a name that the package re-exports (`dplearn.Annealing`), or to a method that a
-class has inherited, is led to where it is defined.
+lines into literal blocks. A reference to a name that the package re-exports (`dplearn.Annealing`), or to a method that
+a class has inherited, is led to where it is defined.
 """
 
 import inspect
