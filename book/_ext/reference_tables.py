@@ -14,7 +14,7 @@ from pathlib import Path
 PAGES = {"book/api": "<!-- the options -->", "book/backbones": "<!-- the architectures -->"}
 RECORD = Path("tests", "backbones", "architectures.json")
 NOT_RUN = "This test was not run: there is no record of it in this copy."
-OPTIONS = ("Option", "Default", "Expected", "Backbones", "Meaning")
+OPTIONS = ("Option", "Expected", "Meaning")
 # What a row of the record begins with, and how a reader calls it.
 TASKS = {
     "seq2seq": ("Encoder-decoder models", "AutoModelForSeq2SeqLM"),
@@ -44,11 +44,11 @@ def values_as_code(text):
 
 
 def options(rows):
-    """The options of PromptConfig as a table."""
-    cells = [
-        (f"`{name}`", f"`{default}`", values_as_code(expected), values_as_code(kinds), words)
-        for name, default, expected, kinds, words in rows
-    ]
+    """The options of PromptConfig as a table; which kinds of backbone serve an option is said where not all do."""
+    cells = []
+    for name, default, expected, kinds, words in rows:
+        served = "" if kinds == "all" else f" (backbones: {values_as_code(kinds)})"
+        cells.append((f"`{name}`", f"{values_as_code(expected)}; default: `{default}`", words + served))
     # custom.css keeps the names in one piece.
     return f"```{{table}}\n:class: options\n\n{table([OPTIONS, *cells])}\n```"
 

@@ -37,7 +37,14 @@ def test_every_option_has_a_row_with_its_default():
     head, *rows = cells(EXTENSION.options(option_rows()))
     assert head == list(EXTENSION.OPTIONS)
     defaults = {field.name: f"`{field.default!r}`" for field in fields(dp.PromptConfig)}
-    assert {row[0].strip("`"): row[1] for row in rows} == defaults
+    assert {row[0].strip("`"): row[1].rpartition("; default: ")[2] for row in rows} == defaults
+    served = {row[0].strip("`"): row[2].partition(" (backbones: ")[2] for row in rows}
+    assert {name: kinds for name, kinds in served.items() if kinds} == {
+        "summary": "all; `'image'`: image-text)",
+        "depth": "vision, image-text)",
+        "entry": "vision)",
+        "towers": "image-text)",
+    }
     assert all(len(row) == len(head) and all(row) for row in rows)
 
 
