@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dplearn import fits
-from dplearn.backbones import Backbone
+from dplearn.backbones import Backbone, heads
 from dplearn.checkpoint import Saved
 from dplearn.config import PromptConfig
+from dplearn.files import short
 from dplearn.fingerprint import fingerprint, quantization, warn_of_changes
 from dplearn.prompt import DynamicPrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def as_config(config: PromptConfig | None) -> PromptConfig:
@@ -50,16 +56,47 @@ def new_prompt(
             f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, width)}: "
             f"length={config.length}, and {type(adapter.model).__name__} has width {width}"
         )
-    return build(adapter, config, vectors, generator)
+    prompt = build(adapter, config, vectors, generator)
+    _warn_of_fresh_weights(adapter.model, prompt)
+    return prompt
 
 
 def build(
-    adapter: Backbone, config: PromptConfig, vectors: Tensor, generator: torch.Generator | None = None
+    adapter: Backbone,
+    config: PromptConfig,
+    vectors: Tensor,
+    generator: torch.Generator | None = None,
+    pooler: bool | None = None,
 ) -> DynamicPrompt:
-    """A prompt with these vectors, and with what else of it depends on the backbone."""
+    """A prompt with these vectors, and with what else of it depends on the backbone.
+
+    pooler : whether a trained head has a pooler of its own; None: where the backbone's is fresh.
+
+    Raises
+    ------
+    ValueError : a trained head is asked for, and the backbone has none or a language model's.
+    """
     prompt = config.build(vectors, summary_width=adapter.summary_width(config))
     adapter.complete(prompt, config, generator)
+    if config.head == "trained":
+        prompt.head = heads.own_head(adapter.model, pooler)
     return prompt
+
+
+def _warn_of_fresh_weights(model: PreTrainedModel, prompt: DynamicPrompt) -> None:
+    """Warn where a prompt is going to depend on frozen weights that were drawn at random when the model was loaded."""
+    own = tuple(f"{path}." for path in heads.paths_of(prompt.head))
+    fresh = [name for name in heads.fresh_weights(model) if not name.startswith(own)]
+    if fresh:
+        name, more = fresh[0], f" (and {len(fresh) - 1} more)" if len(fresh) > 1 else ""
+        warnings.warn(
+            f"{name}{more} was in no checkpoint that this {type(model).__name__} was loaded from: it is freshly "
+            "initialised, it is frozen now, and no checkpoint of the prompt will hold it. Use head='trained', which "
+            "trains and saves a head with the prompt, or save the model (backbone.save_pretrained) and load it from "
+            "there",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_prompt(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig) -> None:
@@ -87,24 +124,48 @@ def restore(
     """
     fits.check_backbone(folder, saved.backbone, describe(adapter, config))
     fits.check_tensor(folder, saved.tensors, "vectors", (*config.shape, adapter.width_of(config)))
-    prompt = build(adapter, config, saved.tensors["vectors"])
+    path = heads.pooler_of(adapter.model)
+    start = None if path is None else f"head.{heads.key_of(path)}."
+    pooler = start is not None and any(name.startswith(start) for name in saved.tensors)
+    prompt = build(adapter, config, saved.tensors["vectors"], pooler=pooler)
     fits.fill(folder, prompt, saved.tensors)
     warn_of_changes(folder, saved.backbone, adapter.model)
+    _name_labels(folder, saved.backbone.get("label_names"), adapter.model, config.head == "trained")
     return prompt
 
 
-def describe(adapter: Backbone, config: PromptConfig) -> dict:
+def _name_labels(folder: str | os.PathLike, names: object, model: PreTrainedModel, own_head: bool) -> None:
+    """Give the labels of a prompt's own head their recorded names; warn where the backbone has other names for them."""
+    found = heads.label_names(model)
+    if not isinstance(names, list) or names == found or len(names) != model.config.num_labels:
+        return
+    if own_head and found is None:
+        heads.set_label_names(model, names)
+        return
+    warnings.warn(
+        f"the prompt in {str(folder)!r} was trained for labels named {short(names)}, this {type(model).__name__} names "
+        f"them {short(found or 'LABEL_0, LABEL_1, ...')}: expected the same classes in the same order",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def describe(adapter: Backbone, config: PromptConfig, prompt: DynamicPrompt | None = None) -> dict:
     """What a checkpoint records of its backbone, so that a prompt is never loaded onto another model.
 
-    The number of labels and their names are a part of it where the prompt has its own head.
+    The number of labels and their names are a part of it where there is a classification head. Modules that the prompt
+    brings itself are left out of the fingerprint.
     """
-    backbone, own_head = adapter.model, config.head == "trained"
+    backbone = adapter.model
+    own = () if prompt is None else heads.paths_of(prompt.head)
+    counted, names = config.head == "trained" or heads.counts_labels(backbone), heads.label_names(backbone)
     return {
         "name_or_path": backbone.name_or_path,
         "class": type(backbone).__name__,
         "model_type": backbone.config.model_type,
         **adapter.describe(),
-        **({"labels": backbone.config.num_labels} if own_head else {}),
-        "fingerprint": fingerprint(backbone, head=not own_head),
+        **({"labels": backbone.config.num_labels} if counted else {}),
+        **({"label_names": names} if counted and names is not None else {}),
+        "fingerprint": fingerprint(backbone, own),
         "quantization": quantization(backbone),
     }

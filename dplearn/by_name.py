@@ -6,16 +6,18 @@ import os
 from typing import TYPE_CHECKING
 
 from dplearn import shelf
+from dplearn.backbones import heads
 from dplearn.files import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_backbone(folder: str | os.PathLike, description: dict) -> PreTrainedModel:
+def load_backbone(folder: str | os.PathLike, description: dict, own_head: bool = False) -> PreTrainedModel:
     """The backbone that the checkpoint in ``folder`` describes: from the shelf, or by name through transformers.
 
-    Where the prompt has its own head (``labels`` are recorded), a fresh head for so many labels stands in its place.
+    own_head : the prompt has one, so a fresh head stands in its place, with the recorded number of labels and their
+        names.
 
     Raises
     ------
@@ -25,8 +27,9 @@ def load_backbone(folder: str | os.PathLike, description: dict) -> PreTrainedMod
     import transformers
 
     name, kind, labels = (description.get(key) for key in ("name_or_path", "class", "labels"))
+    labels = labels if own_head else None
     if name in shelf.names():
-        return shelf.load(name, num_labels=labels)[0]
+        return _named(shelf.load(name, num_labels=labels)[0], description, own_head)
     model_class = getattr(transformers, str(kind), None)
     known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if not name or not isinstance(name, str) or not known:
@@ -38,7 +41,15 @@ def load_backbone(folder: str | os.PathLike, description: dict) -> PreTrainedMod
     _refuse_own_code(folder, name, model_class)
     if labels is None:
         return model_class.from_pretrained(name, trust_remote_code=False)
-    return shelf.with_labels(model_class, name, labels)
+    return _named(shelf.with_labels(model_class, name, labels), description, own_head)
+
+
+def _named(model: PreTrainedModel, description: dict, own_head: bool) -> PreTrainedModel:
+    """The model with the recorded names of labels, where the head is the prompt's own and there is one for each."""
+    names = description.get("label_names")
+    if own_head and isinstance(names, list) and len(names) == model.config.num_labels:
+        heads.set_label_names(model, [str(name) for name in names])
+    return model
 
 
 def _refuse_own_code(folder, name: str, model_class: type) -> None:

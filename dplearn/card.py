@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dplearn.backbones.heads import paths_of
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.controllers import Words
 from dplearn.prompt import DynamicPrompt
 from dplearn.shelf import origin
+from dplearn.version import __version__
 
 
 class Summary(str):
@@ -74,8 +76,6 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
     ``backbone`` is the description that the checkpoint records. A folder's name is left out: it would tell others
     about this machine and help nobody.
     """
-    from dplearn import __version__
-
     name, kind, source = backbone["name_or_path"], backbone["class"], origin(backbone["name_or_path"])
     base = [f'base_model: "{name}"'] if source == "hub" else []
     which = {
@@ -157,7 +157,12 @@ def summarize(
         rows.append(("image", "", f"{own:,}", image_part(config)))
     if prompt.head is not None:
         rows.append(
-            ("head", "trained", f"{counted.head:,}", f"a copy of the backbone's {', '.join(prompt.head)}")
+            (
+                "head",
+                "trained",
+                f"{counted.head:,}",
+                f"a copy of the backbone's {', '.join(paths_of(prompt.head))}",
+            )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]

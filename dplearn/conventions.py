@@ -14,6 +14,8 @@ from types import FunctionType
 
 from torch import nn
 
+from dplearn.offload import device_of
+
 # Asked for by name: by collators, by the Trainer (loss type, NEFTune, the devices of a model that is spread over
 # several) and before generation.
 ASKED = (
@@ -114,7 +116,8 @@ class AsBackbone(nn.Module):
 
     @property
     def device(self):
-        return self.backbone.device
+        """Where the model takes its inputs, also while the backbone's weights wait elsewhere (accelerate's offload)."""
+        return device_of(self.backbone)
 
     @property
     def dtype(self):

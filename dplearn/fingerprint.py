@@ -11,46 +11,59 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
+from dplearn.backbones.heads import is_of_head
+from dplearn.offload import values_of
+
 MATRICES, VECTORS, VALUES = 5, 4, 4  # how many weights and norms, spread over the model; values of each
+OF_HEAD = 12  # how many tensors of head and pooler
 LEAST = 1e-6  # relative difference that counts as rounding in any dtype: values are recorded with nine digits
 
 
-def fingerprint(model: nn.Module, head: bool = True) -> dict:
+def fingerprint(model: nn.Module, without: Collection[str] = ()) -> dict:
     """A few values of a few floating-point tensors of a transformers model, as plain JSON values.
+
+    All tensors of its classification head and pooler are among them where there are not many: these may be others while
+    the rest is the same.
 
     Parameters
     ----------
-    model : in any dtype, on any device; tensors on the meta device and quantised ones are left out.
-    head : whether the modules behind the base model count; not where a prompt brings its own head.
+    model : in any dtype, on any device, also with weights that wait elsewhere (accelerate's offload); tensors without
+        values and quantised ones are left out.
+    without : paths of modules that do not count: those that a prompt brings itself.
 
     Returns
     -------
     dict : name of the tensor -> {"dtype", "index", "values"} with indices into the flattened tensor; empty where no
         tensor is floating point.
     """
-    found = _tensors(model)
-    if not head:
-        base = f"{getattr(model, 'base_model_prefix', '')}."
-        inside = {name: tensor for name, tensor in found.items() if name.startswith(base)}
-        found = inside or found
+    own = tuple(f"{path}." for path in without)
+    found = {name: tensor for name, tensor in _tensors(model).items() if not name.startswith(own)}
     embedding = _embedding(model)
     chosen = {name for name, tensor in found.items() if tensor is embedding}
+    chosen |= _spread([name for name in found if is_of_head(model, name)], OF_HEAD)
     chosen |= _spread([name for name, tensor in found.items() if tensor.ndim > 1], MATRICES)
     chosen |= _spread([name for name, tensor in found.items() if tensor.ndim == 1], VECTORS)
-    return {name: _sample(tensor) for name, tensor in found.items() if name in chosen}
+    samples = {name: _sample(model, name) for name in found if name in chosen}
+    return {name: sample for name, sample in samples.items() if sample is not None}
 
 
-def matches(recorded: dict, model: nn.Module) -> bool:
-    """Whether a model has the values of a fingerprint, up to rounding.
+def differing(recorded: dict, model: nn.Module) -> list[str]:
+    """The tensors in which a model has other values than a fingerprint, up to rounding.
 
     A tensor that is not there or not floating point any more (quantised since) is not compared.
     """
     found = _tensors(model)
-    return all(_agrees(sample, found[name]) for name, sample in recorded.items() if name in found)
+    return [name for name, sample in recorded.items() if name in found and not _agrees(sample, model, name)]
+
+
+def matches(recorded: dict, model: nn.Module) -> bool:
+    """Whether a model has the values of a fingerprint; see :func:`differing`."""
+    return not differing(recorded, model)
 
 
 def quantization(model: nn.Module) -> str | None:
@@ -69,10 +82,19 @@ def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module)
     ``recorded`` is the description of the backbone in the checkpoint, with ``fingerprint`` and ``quantization``; what
     an older version did not record is not compared.
     """
-    text = f"the prompt in {str(folder)!r} was trained "
-    if not matches(recorded.get("fingerprint") or {}, model):
+    text, kind = f"the prompt in {str(folder)!r} was trained ", type(model).__name__
+    changed = differing(recorded.get("fingerprint") or {}, model)
+    if changed and all(is_of_head(model, name) for name in changed):
         warnings.warn(
-            f"{text}on other weights than those of this {type(model).__name__}: another backbone of the same shape, or "
+            f"{text}with another head than that of this {kind}: {', '.join(changed)} had other values. Its answers "
+            "will be others. A head that was in no checkpoint is drawn anew at each loading: save the model with it "
+            "(backbone.save_pretrained) and load it from there, or use head='trained', where the prompt brings its own",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif changed:
+        warnings.warn(
+            f"{text}on other weights than those of this {kind}: another backbone of the same shape, or "
             "one that was trained further. Its answers will be others",
             UserWarning,
             stacklevel=3,
@@ -88,11 +110,11 @@ def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The floating-point parameters that hold values, by name."""
+    """The floating-point parameters by name; some may have their values elsewhere (:mod:`dplearn.offload`)."""
     return {
         name: tensor
         for name, tensor in model.named_parameters()
-        if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel() and not tensor.is_meta
+        if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel()
     }
 
 
@@ -108,7 +130,10 @@ def _embedding(model: nn.Module) -> Tensor | None:
         return None
 
 
-def _sample(tensor: Tensor) -> dict:
+def _sample(model: nn.Module, name: str) -> dict | None:
+    tensor = values_of(model, name)
+    if tensor is None or not tensor.is_floating_point():
+        return None
     step = tensor.numel() / VALUES
     index = [int((i + 0.5) * step) for i in range(min(VALUES, tensor.numel()))]
     values = [float(f"{value:.9g}") for value in _values(tensor, index).tolist()]
@@ -120,8 +145,11 @@ def _values(tensor: Tensor, index: list[int]) -> Tensor:
     return flat[torch.tensor(index, device=tensor.device)].cpu().double()
 
 
-def _agrees(sample: dict, tensor: Tensor) -> bool:
-    """Whether a tensor has the recorded values, up to the rounding of the coarser dtype."""
+def _agrees(sample: dict, model: nn.Module, name: str) -> bool:
+    """Whether a tensor has the recorded values, up to the rounding of the coarser dtype; True where it has none."""
+    tensor = values_of(model, name)
+    if tensor is None:
+        return True
     try:
         values, index = torch.tensor(sample["values"], dtype=torch.float64), sample["index"]
         known = [getattr(torch, sample["dtype"]), tensor.dtype]

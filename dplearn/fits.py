@@ -10,7 +10,14 @@ from dplearn.files import short
 
 NEEDED = ("model_type", "class")  # what every checkpoint has recorded from the first one on
 # What is no part of a backbone's kind, or may differ with a warning (:mod:`dplearn.fingerprint`).
-NOT_COMPARED = ("name_or_path", "fingerprint", "quantization")
+NOT_COMPARED = ("name_or_path", "fingerprint", "quantization", "label_names")
+
+
+# What helps where a part of a backbone differs.
+ADVICE = {
+    "labels": ": expected the same number. A prompt with head='frozen' needs the head that it was trained with (save "
+    "the model with backbone.save_pretrained, and load it from there), one with head='trained' brings its own"
+}
 
 
 def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> None:
@@ -29,7 +36,7 @@ def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> No
                 continue
         raise ValueError(
             f"the prompt in {str(folder)!r} was trained for a backbone with {name}={short(old)}, "
-            f"this one has {name}={short(new)}"
+            f"this one has {name}={short(new)}{ADVICE.get(name, '')}"
         )
 
 

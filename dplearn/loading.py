@@ -47,6 +47,11 @@ def prompted(
     TypeError : the backbone is of a kind that cannot take a prompt; ``config`` is no PromptConfig.
     ValueError : ``vectors`` does not have the shape that the config and the backbone's width ask for; a trained head
         is asked for and the backbone has none.
+
+    Warns
+    -----
+    UserWarning : the frozen head was in no checkpoint (``BertForSequenceClassification.from_pretrained`` of a base
+        model leaves a random one), and the prompt is going to depend on it.
     """
     config = as_config(config)
     adapter = adapt(backbone)
@@ -67,6 +72,14 @@ def from_pretrained(folder: str | os.PathLike, backbone: PreTrainedModel | None 
         :mod:`dplearn.zoo`, or a path or hub name through transformers, with the recorded number of labels where the
         prompt has its own head.
 
+    The labels of a prompt's own head have names (``backbone.config.id2label``), which are recorded and restored; a
+    backbone that has other names for them keeps its own.
+
+    Warns
+    -----
+    UserWarning : the backbone, its head or the names of its labels are others than those that the prompt was trained
+        with.
+
     Raises
     ------
     FileNotFoundError : no checkpoint there.
@@ -76,6 +89,6 @@ def from_pretrained(folder: str | os.PathLike, backbone: PreTrainedModel | None 
     saved = checkpoint.read(folder)
     config = PromptConfig.from_dict(saved.options)
     if backbone is None:
-        backbone = load_backbone(folder, saved.backbone)
+        backbone = load_backbone(folder, saved.backbone, own_head=config.head == "trained")
     adapter = adapt(backbone)
     return _model(adapter, restore(folder, saved, config, adapter), config)

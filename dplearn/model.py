@@ -229,7 +229,8 @@ class PromptedModel(NamedPrompts):
         if not generates:
             self._check_names(batch)
         ours = {name: batch.get(name) for name in OURS}
-        given = {name: value for name, value in batch.items() if name not in OURS and value is not None}
+        # In generation None says something: eos_token_id=None, say, goes on behind an end token.
+        given = {n: value for n, value in batch.items() if n not in OURS and (generates or value is not None)}
         if ours["keep_last"] is not None and ours["context_length"] is not None:
             raise ValueError(
                 f"keep_last={_short(ours['keep_last'])} and context_length={_short(ours['context_length'])}, expected "

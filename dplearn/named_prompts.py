@@ -15,6 +15,7 @@ from dplearn.choice import Chooser
 from dplearn.config import PromptConfig
 from dplearn.controllers import TaskController
 from dplearn.freezing import Frozen
+from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt
 
 
@@ -28,22 +29,10 @@ class NamedPrompts(Frozen):
         check_prompt(adapter, prompt, prompt_config)
         super().__init__(backbone)
         self.adapter = adapter
-        self.prompt = prompt.to(self._home())
+        self.prompt = prompt.to(device_of(self.backbone))
         self.prompt_config = prompt_config
         # Those at rest with their config. The one in use is ``prompt``, and None stands here.
         self._prompts: dict[str, tuple[DynamicPrompt, PromptConfig] | None] = {"default": None}
-
-    def _home(self) -> torch.device:
-        """Where a prompt lives: with the backbone's embeddings, or where these go when they are needed."""
-        device = self.backbone.device
-        hook = (
-            getattr(self.backbone.get_input_embeddings(), "_hf_hook", None) if device.type == "meta" else None
-        )
-        return (
-            torch.device("cpu" if hook is None else hook.execution_device)
-            if device.type == "meta"
-            else device
-        )
 
     def train(self, mode: bool = True) -> NamedPrompts:
         """Training mode of the prompt; the backbone follows only if ``prompt_config.backbone_dropout``."""
@@ -125,7 +114,7 @@ class NamedPrompts(Frozen):
 
     def _add(self, name: str, prompt: DynamicPrompt, config: PromptConfig) -> None:
         check_prompt(self.adapter, prompt, config)
-        self._prompts[name] = (prompt.to(self._home()), config)
+        self._prompts[name] = (prompt.to(device_of(self.backbone)), config)
 
     def _check_new(self, name: str) -> None:
         if not isinstance(name, str) or not name:
@@ -222,7 +211,7 @@ class NamedPrompts(Frozen):
         """
         size = sum(len(data) for data in checkpoint.files(*self._checkpoint(self.active_prompt)).values())
         counted = card.count(self.prompt, self.backbone)
-        described = describe(self.adapter, self.prompt_config)
+        described = describe(self.adapter, self.prompt_config, self.prompt)
         others = [name for name in self.prompts if name != self.active_prompt]
         return card.summarize(
             self.prompt, self.prompt_config, counted, described, self.active_prompt, others, size
@@ -263,7 +252,8 @@ class NamedPrompts(Frozen):
 
     def get_extra_state(self) -> Tensor:
         """The settings of the prompt in use, as bytes: what a program that saves a state dict alone would lose."""
-        return settings.to_tensor(self.prompt_config.to_dict(), describe(self.adapter, self.prompt_config))
+        described = describe(self.adapter, self.prompt_config, self.prompt)
+        return settings.to_tensor(self.prompt_config.to_dict(), described)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Compare the settings of a state with those of the prompt in use.
@@ -279,6 +269,6 @@ class NamedPrompts(Frozen):
         """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""
         self._check_known(name)
         prompt, config = self._prompts[name] or (self.prompt, self.prompt_config)
-        backbone = describe(self.adapter, config)
+        backbone = describe(self.adapter, config, prompt)
         text = card.write_card(config, card.count(prompt, self.backbone), backbone)
         return prompt.state_dict(), config.to_dict(), backbone, text

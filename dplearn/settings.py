@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dplearn.files import parse, short
 from dplearn.shelf import origin
+from dplearn.version import __version__
 
 FORMAT, UNSEALED = 3, 2  # 1 had task logits without the dimension of tasks
 SEALED = ("format", "prompt", "backbone", "weights")
@@ -51,8 +52,6 @@ def document(options: dict, backbone: dict, weights: Weights | None = None) -> d
     ------
     ValueError : an option or a part of the description is no JSON value.
     """
-    from dplearn import __version__
-
     if origin(backbone.get("name_or_path")) == "folder":
         backbone = backbone | {"name_or_path": ""}
     found = {

@@ -162,13 +162,16 @@ def with_labels(cls, source, num_labels: int, **options):
 
 
 def _about_the_head(report, base):
-    """Whether all tensors that were not loaded or not used stand behind the base model."""
+    """Whether all tensors that were not loaded or not used stand behind the base model, or are its pooler's.
+
+    (Another pooler than a prompt was trained with is noticed by its fingerprint.)
+    """
     names = {
         *report["missing_keys"],
         *report["unexpected_keys"],
         *(key[0] for key in report["mismatched_keys"]),
     }
-    return not any(name.startswith(base) for name in names)
+    return all(name.startswith(f"{base}pooler.") or not name.startswith(base) for name in names)
 
 
 def _processor(folder, kind):

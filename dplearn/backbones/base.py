@@ -10,20 +10,19 @@ What an adapter takes for granted about its model is tried out on the model befo
 
 from __future__ import annotations
 
-import copy
 import warnings
-import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.views import Changes, shared_copy
+from dplearn.backbones.views import shared_copy
 from dplearn.checks import is_whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
 from dplearn.estimators import instance_losses, repeat
+from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
 
 if TYPE_CHECKING:
@@ -123,9 +122,12 @@ class Backbone:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         # Learned absolute positions have a last row; relative and rotary ones have none.
-        self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        most = getattr(model.config, "max_position_embeddings", None)
+        self.max_positions = most if isinstance(most, int) and most > 0 else None  # XLNet says -1
         # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
         self.scale = 1.0
+        # The position id of the first token, where positions are given.
+        self.first_position = 0
         self._told = False  # whether the warning about padding was given
 
     # --- whether and how the model is served ---
@@ -177,25 +179,12 @@ class Backbone:
         return config.initial_vectors(self.width, self.vocabulary, self._words, generator)
 
     def _words(self, ids: Tensor) -> Tensor:
-        return self.embed(ids.to(self.model.device)[None])[0]
+        return self.embed(ids.to(device_of(self.model))[None])[0]
 
     def complete(
         self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
     ) -> None:
-        """Add what else of a prompt depends on the backbone: its own copy of the head, where that is trained.
-
-        The copy is in float32 at least, as the prompt is: half precision is too coarse to train. ``generator`` feeds
-        what is drawn at random; a copy is not.
-
-        Raises
-        ------
-        ValueError : a trained head is asked for, and the model has none or a language model's.
-        """
-        if config.head == "trained":
-            head = nn.ModuleDict(
-                {name: copy.deepcopy(module) for name, module in head_of(self.model).items()}
-            )
-            prompt.head = head.to(torch.promote_types(self.model.dtype, torch.float32)).requires_grad_(True)
+        """Add what else of a prompt depends on the kind of backbone; ``generator`` feeds what is drawn at random."""
 
     def check(self, config: PromptConfig) -> None:
         """Raise ValueError where a config asks for what this kind of backbone cannot do."""
@@ -276,8 +265,8 @@ class Backbone:
         if bool((ids[:, [0, -1]] == pad).any()):
             self._told = True
             warnings.warn(
-                f"input_ids begin or end with the padding token {pad} and there is no attention_mask: padding counts as "
-                "input then, and the prompt surrounds it. Pass attention_mask",
+                f"input_ids begin or end with the padding token {pad} and there is no attention_mask: padding counts "
+                "as input then, and the prompt surrounds it. Pass attention_mask",
                 UserWarning,
                 stacklevel=2,
             )
@@ -349,72 +338,6 @@ class Backbone:
         return instance_losses(logits, labels)
 
 
-# ---- the probe: does the model say the same about rows as about the words that they belong to? ----
-
-
-_SCALES: weakref.WeakKeyDictionary[nn.Module, float | str] = weakref.WeakKeyDictionary()
-
-
-def probed_scale(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states) -> float | str:
-    """What the model multiplies its embeddings with where it reads tokens and not where it is given rows.
-
-    A model that embeds tokens in another way, too (from the ids, say, deeper inside), cannot be given rows.
-
-    Parameters
-    ----------
-    embedding : the module that embeds tokens.
-    body : the module that gets tokens or rows.
-    states : a function of keyword arguments, ``input_ids`` or ``inputs_embeds`` (1, T), to hidden states.
-
-    Returns
-    -------
-    The factor; or why there is none.
-    """
-    if model not in _SCALES:
-        _SCALES[model] = _probed_scale(model, embedding, body, states)
-    return _SCALES[model]
-
-
-def _probed_scale(model, embedding, body, states) -> float | str:
-    if any(parameter.is_meta for parameter in embedding.parameters()) and not hasattr(embedding, "_hf_hook"):
-        return 1.0  # weights that are not there yet
-    name = type(model).__name__
-    ids = probe_ids(model, embedding.weight.shape[0]).to(model.device)
-    scales = {
-        float(value) for module in body.modules() if (value := vars(module).get("embed_scale")) is not None
-    }
-    try:
-        with torch.no_grad(), evaluating(model, copies=False):
-            plain = states(input_ids=ids).float()
-            rows = embedding(ids)
-            for scale in (1.0, *sorted(scales - {1.0})):
-                found = states(inputs_embeds=rows * scale).float()
-                if found.shape == plain.shape and torch.allclose(
-                    found, plain, rtol=_tolerance(model), atol=_tolerance(model) * plain.abs().amax().item()
-                ):
-                    return scale
-    except Exception as error:  # whatever it is: this model does not take rows
-        return f"{name} fails on embedded tokens: {type(error).__name__}: {str(error)[:200]}"
-    return (
-        f"{name} answers {(found - plain).abs().max():.2g} differently to its tokens and to their embeddings, so a "
-        "prompt would not enter where its words do"
-    )
-
-
-def _tolerance(model) -> float:
-    return 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.05
-
-
-def probe_ids(model: PreTrainedModel, vocabulary: int) -> Tensor:
-    """(1, 5) token ids that differ and have no special meaning to the model."""
-    config, special = model.config, set()
-    for name in ("pad", "bos", "eos", "sep", "cls", "mask", "decoder_start"):
-        value = getattr(config, f"{name}_token_id", None)
-        special |= set(value if isinstance(value, (list, tuple)) else [value])
-    usual = [token for token in range(vocabulary) if token not in special]
-    return torch.tensor([usual[1:][-5:] if len(usual) > 6 else usual[:5]])
-
-
 @contextmanager
 def evaluating(model: nn.Module, copies: bool = True):
     """The model in evaluation mode, for one call, and afterwards as it was.
@@ -448,48 +371,7 @@ def _evaluating_copy(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module
     return done[id(module)]
 
 
-# ---- heads and rows ----
-
-
-def head_of(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The classification head by the names of its modules: all with parameters that stand behind the base model.
-
-    (BERT's pooler is inside of the base model.)
-
-    Raises
-    ------
-    ValueError : there is no head, or it is a language model's, whose weights may be the input embeddings'.
-    """
-    base, start = model.base_model, f"head='trained' needs a classification head, {type(model).__name__} has"
-    if model.get_output_embeddings() is not None:
-        raise ValueError(
-            f"{start} a language-model head: expected head='frozen', or the model for a classification"
-        )
-    children = {} if base is model else dict(model.named_children())
-    head = {name: child for name, child in children.items() if child is not base and list(child.parameters())}
-    if not head:
-        raise ValueError(f"{start} none: expected head='frozen', or the model with its head")
-    return head
-
-
-def standing_in(head: nn.ModuleDict | None) -> Changes:
-    """Changes of a model by which each module of ``head`` stands in for the model's own of that name.
-
-    They see floating point inputs in their own dtype, which the model's may be coarser than.
-    """
-    return {name: _in_own_dtype(module) for name, module in ({} if head is None else head).items()}
-
-
-def _in_own_dtype(module: nn.Module):
-    def forward(usual, *arguments, **options):
-        dtype = next(module.parameters()).dtype
-
-        def cast(value):
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        return module(*map(cast, arguments), **{name: cast(value) for name, value in options.items()})
-
-    return forward
+# ---- rows ----
 
 
 def token_positions(mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Decoder-only models (GPT-2, Llama, Qwen and others that take `inputs_embeds` and `position_ids`).
+"""Decoder-only models (GPT-2, Llama, Qwen and others that take `inputs_embeds`).
 
 The prompt surrounds the real tokens up to a boundary that the user names (``context_length`` or ``keep_last``; without
 one, all of them), and what follows, such as an answer or a cue, stays behind the whole prompt. Labels have no say in
@@ -15,72 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import (
-    Backbone,
-    Reading,
-    evaluating,
-    probe_ids,
-    probed_scale,
-    standing_in,
-    token_positions,
-)
-from dplearn.backbones.text import Entry
+from dplearn.backbones.base import Reading, evaluating, token_positions
+from dplearn.backbones.heads import standing_in
+from dplearn.backbones.probing import probe_ids, same
+from dplearn.backbones.text import TextBackbone
 from dplearn.backbones.views import below, changed, prepare
 from dplearn.estimators import instance_losses
+from dplearn.offload import device_of
 
 
-class CausalBackbone(Backbone):
+class CausalBackbone(TextBackbone):
     """Adapter of a decoder-only model with or without a head."""
+
+    causal = True
 
     def __init__(self, model):
         super().__init__(model)
-        if getattr(model.config, "rope_parameters", None) and _rope_types(model.config) != {"default"}:
-            self.max_positions = None  # angles that stretch with the input
         self.predicts_next = model.get_output_embeddings() is not None and not _classifies_text(model)
         self.reads_answers = self.predicts_next
-        self.entry: Entry | None = None
-
-    @staticmethod
-    def refusal(model: nn.Module) -> str | None:
-        """Why this adapter cannot serve the model, or None if it can."""
-        config = model.config
-        if config.is_encoder_decoder:
-            return f"expected a decoder-only model, model_type={config.model_type!r} has an encoder"
-        if not is_causal(model):
-            return f"expected a decoder-only model, model_type={config.model_type!r} is not known as one"
-        parameters = inspect.signature(model.base_model.forward).parameters
-        for needed in ("inputs_embeds", "position_ids"):
-            if needed not in parameters and not hasattr(model.base_model, "decoder"):
-                return f"{type(model.base_model).__name__} does not take {needed}"
-        return None
-
-    def probe(self) -> str | None:
-        ids = probe_ids(self.model, self.vocabulary).to(self.model.device)
-        name = type(self.model).__name__
-        with evaluating(self.model, copies=False):
-            try:
-                self.entry = Entry.of(self.model, ids)
-            except Exception as error:
-                return f"{name} fails on {ids.shape[1]} tokens: {type(error).__name__}: {str(error)[:200]}"
-        if self.entry is None:
-            return f"the head of {name} does not run its base model on embedded tokens"
-        if not self.entry.takes_positions:
-            return f"{type(self.entry.module).__name__} does not take position_ids"
-        found = probed_scale(self.model, self.embedding, self.entry.module, self._states)
-        if isinstance(found, str):
-            return found
-        self.scale = found
-        return None
-
-    def _states(self, **tokens) -> Tensor:
-        like = next(iter(tokens.values()))
-        places = {}
-        if "inputs_embeds" in tokens:
-            places["position_ids"] = torch.arange(like.shape[1], device=like.device)[None]
-        mask = torch.ones(like.shape[:2], dtype=torch.long, device=like.device)
-        return self.entry.module(
-            **tokens, **places, attention_mask=mask, use_cache=False, return_dict=True
-        ).last_hidden_state
+        self._pads_left: bool | None = None  # whether padding in front changes nothing; asked when it matters
 
     def seen(self, mask: Tensor, keep_last: int | Tensor) -> Tensor:
         if isinstance(keep_last, int) and keep_last == 0:
@@ -88,16 +41,6 @@ class CausalBackbone(Backbone):
         rest = mask.long().flip(1).cumsum(1).flip(1)  # real tokens from each one to the end
         kept = keep_last.unsqueeze(1) if isinstance(keep_last, Tensor) else keep_last
         return mask * (rest > kept)
-
-    def hidden_states(self, model, inputs: Tensor, mask: Tensor) -> Tensor:
-        output = model.get_submodule(self.entry.path)(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            position_ids=token_positions(mask),
-            use_cache=False,
-            return_dict=True,
-        )
-        return output.last_hidden_state
 
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
         mask, changes = None, standing_in(head)
@@ -109,7 +52,9 @@ class CausalBackbone(Backbone):
             changes[below(self.entry.path, name)] = getattr(position_space, how)(
                 self.entry.module.get_submodule(name), placed.moves
             )
-        changes[self.entry.path] = self.entry(placed, reading, self._rows(placed, reading), mask)
+        changes[self.entry.path] = self.entry(
+            placed, reading, self._rows(placed, reading), mask, self.first_position
+        )
         prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
             output = model(**reading.given)
@@ -147,10 +92,17 @@ class CausalBackbone(Backbone):
                 f"past_key_values holds {before.shape[0]} inputs, expected as many as there are new ones: "
                 f"{tokens.shape[0]}"
             )
+        if not self.entry.takes_positions and bool((before == 0).any()):
+            raise ValueError(
+                f"past_key_values holds inputs of several lengths, and {type(self.model).__name__} takes no "
+                "position_ids: expected inputs of one length, or generate"
+            )
         new = before.new_ones(tokens.shape[:2]) if mask is None else mask[:, -count:].to(before.dtype)
         whole = torch.cat([before, new], 1)
         given = {name: value for name, value in batch.items() if value is not None}
-        given |= {"attention_mask": whole, "position_ids": token_positions(whole)[:, -count:]}
+        given["attention_mask"] = whole
+        if self.entry.takes_positions:
+            given |= {"position_ids": token_positions(whole)[:, -count:] + self.first_position}
         output = self.model(**given)
         cache.prompted_mask = whole
         return output
@@ -169,7 +121,7 @@ class CausalBackbone(Backbone):
     def refuses_position_space(self) -> str | None:
         if self._positions() is None:
             return super().refuses_position_space()
-        like = next(self.model.parameters()).new_empty(0)
+        like = torch.empty(0, dtype=self.model.dtype, device=device_of(self.model))
         with evaluating(self.model, copies=False):
             reason = position_space.refuses_masks(self.model.config, self._masked_states, self.width, like)
         return reason and f"{type(self.model).__name__}: {reason}"
@@ -182,8 +134,7 @@ class CausalBackbone(Backbone):
 
     def generate(self, placed, reading: Reading, **options) -> Tensor:
         """Returns the new tokens alone, as transformers does for ``inputs_embeds``. Padding goes to the left first."""
-        if not self.model.can_generate():
-            return super().generate(placed, reading, **options)
+        self._check_generates(placed.mask)
         # Padding before real rows, each in their order.
         order = placed.mask.long().argsort(dim=1, stable=True)
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))
@@ -199,6 +150,36 @@ class CausalBackbone(Backbone):
                 f"generation went past max_position_embeddings={self.max_positions}; input and prompt have "
                 f"{embeds.shape[1]} positions: ask for fewer new tokens, truncate the input or shorten the prompt"
             ) from error
+
+    def _check_generates(self, mask: Tensor) -> None:
+        """Raise where the model does not generate from embedded inputs, or not from those of several lengths (B, S)."""
+        name = type(self.model).__name__
+        if not self.model.can_generate():
+            raise NotImplementedError(f"{name} does not generate")
+        if "inputs_embeds" not in inspect.signature(self.model.prepare_inputs_for_generation).parameters:
+            raise NotImplementedError(f"{name} does not generate from embedded inputs, which a prompt needs")
+        if bool((mask != 0).all()):
+            return
+        if self._pads_left is None:
+            self._pads_left = self._same_with_padding_in_front()
+        if not self._pads_left:
+            raise ValueError(
+                f"the inputs have several lengths, and {name} answers differently behind padding on the left, which "
+                "generation needs: expected inputs of one length"
+            )
+
+    def _same_with_padding_in_front(self) -> bool:
+        """Whether generation from five tokens begins the same way behind two of padding."""
+        rows = self.embed(probe_ids(self.model, self.vocabulary))
+        padded = torch.cat([rows[:, :2], rows], 1)
+        mask = torch.ones(padded.shape[:2], dtype=torch.long, device=rows.device)
+        mask[:, :2] = 0
+        options = dict(max_new_tokens=1, do_sample=False, num_beams=1, pad_token_id=0)
+        options |= dict(output_logits=True, return_dict_in_generate=True)
+        with evaluating(self.model) as model:
+            plain = model.generate(inputs_embeds=rows, attention_mask=mask[:, 2:], **options)
+            behind = model.generate(inputs_embeds=padded, attention_mask=mask, **options)
+        return same(self.model, behind.logits[0], plain.logits[0])
 
     def _with_room(self, options: dict, extra: int) -> dict:
         """Limits of generation that count input and new tokens, for an input with so many prompt rows in it."""
@@ -223,24 +204,6 @@ class CausalBackbone(Backbone):
         if not self.predicts_next:
             return own
         return torch.cat([own[:, 1:] - 1, last], 1).clamp(min=0)
-
-
-def _rope_types(config) -> set[str]:
-    parameters = config.rope_parameters
-    several = parameters.values() if all(isinstance(v, dict) for v in parameters.values()) else [parameters]
-    return {each.get("rope_type", "default") for each in several if each}
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Whether a model is of a kind that transformers knows as decoder-only."""
-    from transformers.models.auto import modeling_auto
-
-    kind = model.config.model_type
-    # Encoders that can be made decoders (BERT, ERNIE, RemBERT) are listed as both; as they come, they look both ways.
-    return (
-        kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
 
 
 def _classifies_text(model: nn.Module) -> bool:

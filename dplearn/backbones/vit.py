@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, standing_in, take_rows
+from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, take_rows
+from dplearn.backbones.heads import standing_in
 from dplearn.backbones.position_space import code_term, table_term
 from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
 from dplearn.controllers import LEARNED, masked_mean

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import default_data_collator, set_seed
 
 from dplearn import zoo
-from dplearn.backbones.base import head_of
+from dplearn.backbones.heads import head_of
 from dplearn.config import PromptConfig
 from dplearn.experiments import tuning
 from dplearn.experiments.tuning import Settings
-from dplearn.model import PromptedModel, prompted
+from dplearn.loading import prompted
+from dplearn.model import PromptedModel
 from dplearn.tasks.images import ImageTask
 
 if TYPE_CHECKING:
