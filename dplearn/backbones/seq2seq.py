@@ -25,7 +25,10 @@ class Seq2SeqBackbone(Backbone):
 
     def __init__(self, model):
         super().__init__(model)
-        configs = (model.config, model.get_encoder().config)  # two models in one name the token in their own
+        configs = (
+            model.config,
+            getattr(model.get_encoder(), "config", None),
+        )  # two models in one name the token in their own
         self.eos_token_id = next(
             (c.eos_token_id for c in configs if getattr(c, "eos_token_id", None) is not None), None
         )

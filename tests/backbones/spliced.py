@@ -81,7 +81,7 @@ def reference(model, task, role, words, ids, split):
 def ends(model, ids):
     """Whether a text ends with what the model names as the end token. (Two models in one may name none.)"""
     return ids[-1] == EOS and EOS in (
-        getattr(c, "eos_token_id", None) for c in (model.config, model.get_encoder().config)
+        getattr(c, "eos_token_id", None) for c in (model.config, getattr(model.get_encoder(), "config", None))
     )
 
 
