@@ -15,6 +15,7 @@ from dplearn.checkpoint import Saved
 from dplearn.config import PromptConfig
 from dplearn.files import short
 from dplearn.fingerprint import fingerprint, quantization, warn_of_changes
+from dplearn.offload import is_offloaded
 from dplearn.prompt import DynamicPrompt
 
 if TYPE_CHECKING:
@@ -105,11 +106,24 @@ def check_prompt(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig)
     if prompt.width != width:
         raise ValueError(f"prompt has width {prompt.width}, but {name} has width {width}")
     adapter.check(config)
+    if any(is_offloaded(module) for module in adapter.model.modules()):
+        _refuse_offloaded(name, prompt, config)
     if prompt.in_position_space:
         reason = adapter.refuses_position_space()
         if reason is not None:
             raise ValueError(
                 f"estimator={config.estimator!r} cannot be used: {reason}; expected another estimator"
+            )
+
+
+def _refuse_offloaded(name: str, prompt: DynamicPrompt, config: PromptConfig) -> None:
+    """Raise ValueError where a prompt asks for tables of positions, which are not there between calls."""
+    options = {"estimator": prompt.in_position_space, "entry": config.entry is not None}
+    for option, wants_table in options.items():
+        if wants_table:
+            raise ValueError(
+                f"{option}={getattr(config, option)!r} cannot be used: {name} has weights that wait elsewhere "
+                f"(accelerate's offload), expected all of them on a device, or another {option}"
             )
 
 

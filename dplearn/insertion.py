@@ -545,8 +545,9 @@ def _check_weights(name: str, weights: Tensor, prompt: Tensor, inputs: Tensor) -
     away = (values - torch.zeros_like(values).scatter_(1, values.argmax(1, keepdim=True), 1)).abs().amax(1)
     if not (away < 0.05).all():
         row = int((~(away < 0.05)).long().argmax())
+        diverged = "" if away[row].isfinite() else ": where they were learned, training has diverged"
         raise ValueError(
-            f"{name} row {row} is {float(away[row]):.2g} away from one-hot, expected one 1 and else 0"
+            f"{name} row {row} is {float(away[row]):.2g} away from one-hot, expected one 1 and else 0{diverged}"
         )
 
 

@@ -150,6 +150,9 @@ class NamedPrompts(Frozen):
     def task_numbers(self, task_ids, batch: int | None = None) -> Tensor | None:
         """Task numbers (B,) from numbers or names, such as a column of a data set holds; None stays None.
 
+        Collators make tensors of columns, and names are none: give them their numbers before the Trainer sees them,
+        ``data.map(lambda rows: {"task_ids": model.task_numbers(rows["task_ids"])}, batched=True)``.
+
         batch : how many there must be.
 
         Raises

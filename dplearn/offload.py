@@ -67,7 +67,9 @@ def resident_copy(module: nn.Module) -> nn.Module:
         remove_hook_from_module(
             found, recurse=True
         )  # this may put weights of the store itself in their place
-    for name, parameter in module.named_parameters() if hooks else ():
+    for name, parameter in module.named_parameters():
+        if not hooks and not parameter.is_meta:
+            continue
         values = values_of(module, name)
         if values is None:
             raise ValueError(

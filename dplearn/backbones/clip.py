@@ -25,6 +25,7 @@ from dplearn.backbones.views import Changes, changed
 from dplearn.backbones.vit import check_order_matters, image_vectors, patch_uniform, receiving
 from dplearn.controllers import LEARNED, masked_mean
 from dplearn.length import resolve_size
+from dplearn.offload import is_offloaded
 
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 TOWERS = ("text", "vision", "both", "coupled")
@@ -73,6 +74,11 @@ class CLIPBackbone(Backbone):
             return f"expected one of the image-text models {sorted(KINDS)}, got model_type={kind!r}"
         if not any(ancestor.__name__ == KINDS[kind] for ancestor in type(model).__mro__):
             return f"expected the model with both towers, {KINDS[kind]}, got {type(model).__name__}"
+        if any(is_offloaded(module) for module in model.modules()):
+            return (
+                f"{type(model).__name__} has weights that wait elsewhere (accelerate's offload), expected all of "
+                "them on a device: towers are run in pieces"
+            )
         return None
 
     @property

@@ -97,7 +97,7 @@ def own_head(model: PreTrainedModel, pooler: bool | None = None) -> nn.ModuleDic
 
     Raises
     ------
-    ValueError : the model has no head or a language model's.
+    ValueError : the model has no head or a language model's, or it is quantised.
     """
     head, path = dict(head_of(model)), pooler_of(model)
     if path is not None:
@@ -106,6 +106,13 @@ def own_head(model: PreTrainedModel, pooler: bool | None = None) -> nn.ModuleDic
         if pooler:
             head = {key_of(path): model.get_submodule(path)} | head
     copies = nn.ModuleDict({key: resident_copy(module) for key, module in head.items()})
+    for name, parameter in copies.named_parameters():
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"head='trained' cannot train {name.replace('-', '.')} of {type(model).__name__}, which holds "
+                f"{parameter.dtype}: expected a head in floating point (leave it out when the model is quantised), or "
+                "head='frozen'"
+            )
     return copies.to(torch.promote_types(model.dtype, torch.float32)).requires_grad_(True)
 
 
