@@ -169,15 +169,25 @@ class CausalBackbone(Backbone):
     def refuses_position_space(self) -> str | None:
         if self._positions() is None:
             return super().refuses_position_space()
-        like = next(self.model.parameters()).new_empty(0)
-        with evaluating(self.model, copies=False):
-            reason = position_space.refuses_masks(self.model.config, self._masked_states, self.width, like)
+        reason, like = position_space.unknown_layers(self.model.config), self.embedding.weight.new_empty(0)
+        if reason is None:
+            window = getattr(self.model.config, "sliding_window", None)
+            with evaluating(self.model, copies=False):
+                reason = position_space.refuses_order(self._ordered_states, self.width, like, window)
         return reason and f"{type(self.model).__name__}: {reason}"
 
-    def _masked_states(self, rows: Tensor, mask) -> Tensor:
-        places = torch.arange(rows.shape[1], device=rows.device)[None]
+    def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: by the model's own masks."""
+        places = torch.arange(rows.shape[1], device=rows.device) if order is None else order
+        mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+        if order is not None:
+            mask = position_space.ordered_masks(self.model.config, order, rows.dtype)
         return self.entry.module(
-            inputs_embeds=rows, attention_mask=mask, position_ids=places, use_cache=False, return_dict=True
+            inputs_embeds=rows,
+            attention_mask=mask,
+            position_ids=places[None],
+            use_cache=False,
+            return_dict=True,
         ).last_hidden_state
 
     def generate(self, placed, reading: Reading, **options) -> Tensor:

@@ -78,7 +78,23 @@ class EncoderBackbone(Backbone):
         return self.entry.module(**tokens, **places, attention_mask=mask, return_dict=True).last_hidden_state
 
     def refuses_position_space(self) -> str | None:
-        return None if isinstance(self.table, nn.Embedding) else super().refuses_position_space()
+        if not isinstance(self.table, nn.Embedding):
+            return super().refuses_position_space()
+        reason, like = position_space.blocks_of(self.model.config), self.embedding.weight.new_empty(0)
+        if reason is None:
+            with evaluating(self.model, copies=False):
+                reason = position_space.refuses_order(self._ordered_states, self.width, like)
+        return reason and f"{type(self.model).__name__}: {reason}"
+
+    def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: as they come."""
+        path = below(self.entry.path, "embeddings.position_embeddings")
+        changes = (
+            {} if order is None else position_space.standing_at(path, self.table, order, self.first_position)
+        )
+        with changed(self.model, changes) as model:
+            mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+            return self.hidden_states(model, rows, mask)
 
     def check_length(self, total: int) -> None:
         super().check_length(total + self.first_position)
