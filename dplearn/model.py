@@ -122,6 +122,7 @@ class PromptedModel(NamedPrompts):
         batch = _named(batch | dict(zip(self.places[2:], arguments)), input_ids, attention_mask)
         self._check_replica()
         if self.adapter.continues(batch):
+            self._check_names(batch)
             return self.adapter.proceed(batch)
         learning = self.training and torch.is_grad_enabled()
         reading, summary, task = self._read(batch, learning)
