@@ -43,7 +43,10 @@ def adapt(backbone: nn.Module) -> Backbone:
     for adapter in ADAPTERS:
         if adapter.refusal(backbone) is None:
             found = adapter(backbone)
-            reason = found.probe()
+            try:
+                reason = found.probe()
+            except NotImplementedError as error:  # a model that does not name its embeddings
+                reason = str(error)[:200]
             if reason is not None:
                 raise TypeError(start + reason)
             return found

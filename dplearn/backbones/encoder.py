@@ -22,6 +22,7 @@ from dplearn.backbones.base import (
     probe_ids,
     probed_scale,
     standing_in,
+    take_rows,
     token_positions,
     with_rows,
 )
@@ -132,13 +133,20 @@ class EncoderBackbone(Backbone):
 
             changes[stack] = leave
             enter = _keeping_all_rows(enter, full)
+        elif getattr(self.entry.module, "pooler", None) is not None:
+
+            def pool(usual, states, *values, **options):
+                return usual(take_rows(states, rows), *values, **options)
+
+            changes[below(self.entry.path, "pooler")] = pool
         changes[self.entry.path] = enter
         prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
             return model(**reading.given)
 
     def _stack(self) -> str | None:
-        """The path of the module inside of the base model that a pooler reads; None where nothing stands behind it."""
+        """The path of the module inside of the base model that a pooler reads; None where there is no pooler or no such
+        module (only layers)."""
         if getattr(self.entry.module, "pooler", None) is None:
             return None
         for name in ("encoder", "transformer"):
