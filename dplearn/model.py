@@ -122,6 +122,7 @@ class PromptedModel(NamedPrompts):
         batch = _named(batch | dict(zip(self.places[2:], arguments)), input_ids, attention_mask)
         self._check_replica()
         if self.adapter.continues(batch):
+            self._check_names(batch)
             return self.adapter.proceed(batch)
         learning = self.training and torch.is_grad_enabled()
         reading, summary, task = self._read(batch, learning)
@@ -150,6 +151,11 @@ class PromptedModel(NamedPrompts):
         placed = self._insert(several, None, None, self.prompt.tried(decisions, draws))
         output = self.adapter.run(placed, several, self.prompt.head)
         penalty, loss, labels = self.prompt.penalty(decisions), None, reading.given.get("labels")
+        if labels is not None and "logits" not in output:
+            raise ValueError(
+                f"estimator={config.estimator!r} compares losses of logits, and the output of {self._get_name()} has "
+                f"none: expected another estimator, or a model with one head (it has {list(output)})"
+            )
         if labels is not None:
             losses = self.adapter.losses(output["logits"], repeat(labels, times, batch)).view(times, batch)
             loss = surrogate(losses, draws).mean() + (0.0 if penalty is None else penalty)
@@ -241,6 +247,13 @@ class PromptedModel(NamedPrompts):
             self._check_boundary(given, boundary, learning, sees)
         if learning:
             self._check_loss(given)
+        if self.training and self._has_part_of_loss() and not generates:
+            usual = getattr(self.backbone.config, "return_dict", True)
+            if not given.get("return_dict", usual):
+                raise ValueError(
+                    "return_dict=False while a part of the loss is the model's own, expected return_dict=True: the "
+                    "output has parts of its own then (penalty, draws)"
+                )
         return given, boundary, ours["summary"], ours["task_ids"]
 
     def _check_boundary(self, given: dict, boundary: Boundary, learning: bool, sees: bool) -> None:
@@ -259,18 +272,23 @@ class PromptedModel(NamedPrompts):
 
     def _check_loss(self, given: dict) -> None:
         """Raise ValueError where a loss that is computed outside would lack the prompt's own part."""
-        outside = {  # a part of the loss, and whether the model cannot add it
-            "size_cost": self.prompt.size_cost > 0 and self._size() is None and not losses_named(given),
-            "estimator": self.prompt.samples() and "labels" not in given,
-        }
-        part = next((name for name, is_outside in outside.items() if is_outside), None)
-        if part is not None and not self.loss_outside:
+        part = self._has_part_of_loss()
+        known = "labels" in given if part == "estimator" else losses_named(given)
+        if part is not None and not known and not self.loss_outside:
             raise ValueError(
                 f"labels=None while training with {part}={getattr(self.prompt_config, part)!r}, expected labels: a "
                 "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func "
                 "or a label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and "
                 "reads output.draws, as dplearn.LabelWordLoss does"
             )
+
+    def _has_part_of_loss(self) -> str | None:
+        """The option by which a part of the loss is the model's own, in training."""
+        parts = {
+            "size_cost": self.prompt.size_cost > 0 and self._size() is None,
+            "estimator": self.prompt.samples(),
+        }
+        return next((name for name, there in parts.items() if there), None)
 
     def _check_pipeline(self) -> None:
         """Raise RuntimeError in a text-generation pipeline, which cuts the input off what is generated."""

@@ -10,7 +10,7 @@ from project import ROOT
 FLOORS = [
     # mathematics, checks, files
     {"checks", "files", "offload", "version"},
-    {"insertion", "sampling", "fits", "shelf"},
+    {"conventions", "insertion", "sampling", "fits", "shelf"},
     {"estimators"},
     {"choice", "settings"},
     # parts
@@ -20,7 +20,7 @@ FLOORS = [
     {"prompt"},
     # what users write, and where it goes
     {"config"},
-    {"backbones", "conventions"},
+    {"backbones"},
     {"by_name", "card", "fingerprint", "freezing"},
     {"building"},
     {"named_prompts"},

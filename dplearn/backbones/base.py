@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.views import shared_copy
+from dplearn.backbones.views import keep_notes, shared_copy
 from dplearn.checks import is_whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
@@ -349,7 +349,12 @@ def evaluating(model: nn.Module, copies: bool = True):
     if not training:
         yield model
     elif copies and not torch.compiler.is_compiling():
-        yield _evaluating_copy(model, {})
+        copies: dict[int, tuple[nn.Module, nn.Module, dict]] = {}
+        try:
+            yield _evaluating_copy(model, copies)
+        finally:
+            for done in copies.values():
+                keep_notes(*done)
     else:
         for module in training:
             module.training = False
@@ -360,15 +365,17 @@ def evaluating(model: nn.Module, copies: bool = True):
                 module.training = True
 
 
-def _evaluating_copy(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+def _evaluating_copy(module: nn.Module, done: dict[int, tuple[nn.Module, nn.Module, dict]]) -> nn.Module:
     """All modules anew, with the weights and everything else of the old ones, in evaluation mode."""
     if id(module) not in done:
-        copy = done[id(module)] = shared_copy(module)
+        copy = shared_copy(module)
         vars(copy)["training"] = False
+        done[id(module)] = (copy, module, {})
         vars(copy)["_modules"] = {
             name: child and _evaluating_copy(child, done) for name, child in module._modules.items()
         }
-    return done[id(module)]
+        done[id(module)] = (copy, module, dict(vars(copy)))
+    return done[id(module)][0]
 
 
 # ---- rows ----

@@ -10,6 +10,7 @@ vector. So logits and labels have the shapes that they have without a prompt.
 from __future__ import annotations
 
 import inspect
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,30 @@ from dplearn.backbones import position_space
 from dplearn.backbones.base import Reading, evaluating, token_positions
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import probe_ids, same
-from dplearn.backbones.text import TextBackbone
+from dplearn.backbones.text import TextBackbone, continued_positions
 from dplearn.backbones.views import below, changed, prepare
+from dplearn.conventions import OURS
 from dplearn.estimators import instance_losses
 from dplearn.offload import device_of
+
+
+class Prompted(NamedTuple):
+    """What is remembered with a cache that holds a prompted input."""
+
+    mask: Tensor  # (B, S) of all rows in it
+    vectors: Tensor  # (B, 1), how many vectors stand in front of what comes
+    following: Tensor  # (B, 1), the position id of the next token
+    held: int  # the rows that it holds by its own account
+    keys: Tensor | None  # its first layer's, another object once rows were cropped, reordered or repeated
+
+    @classmethod
+    def of(cls, cache, mask: Tensor, vectors: Tensor, following: Tensor) -> Prompted:
+        return cls(mask, vectors, following, int(cache.get_seq_length()), _keys(cache))
+
+
+def _keys(cache) -> Tensor | None:
+    layers = getattr(cache, "layers", None)
+    return getattr(layers[0], "keys", None) if layers else None
 
 
 class CausalBackbone(TextBackbone):
@@ -58,10 +79,21 @@ class CausalBackbone(TextBackbone):
         prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
             output = model(**reading.given)
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None and not torch.compiler.is_compiling():
-            cache.prompted_mask = placed.mask  # for :meth:`proceed`
+        cache = reading.given.get("past_key_values")
+        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        if hasattr(cache, "get_seq_length") and not torch.compiler.is_compiling():
+            vectors = (placed.mask != 0).sum(1, keepdim=True) - (reading.mask != 0).sum(1, keepdim=True)
+            following = self._positions_of(placed, reading).amax(1, keepdim=True) + 1
+            cache.prompted = Prompted.of(cache, placed.mask, vectors, following)  # for :meth:`proceed`
         return output
+
+    def _positions_of(self, placed, reading: Reading) -> Tensor:
+        """The position ids (B, S) that the model gets."""
+        own = reading.given.get("position_ids")
+        if own is None:
+            return token_positions(placed.mask) + self.first_position
+        places = reading.places(placed)
+        return continued_positions(own.expand(places.shape), placed, reading, places)
 
     def continues(self, batch: dict) -> bool:
         """Whether ``past_key_values`` holds a prompted input.
@@ -73,38 +105,43 @@ class CausalBackbone(TextBackbone):
         cache = batch.get("past_key_values")
         if cache is None or not hasattr(cache, "get_seq_length") or int(cache.get_seq_length()) == 0:
             return False
-        if getattr(cache, "prompted_mask", None) is None:
+        held, known = int(cache.get_seq_length()), getattr(cache, "prompted", None)
+        if known is None or known.held != held or known.keys is not _keys(cache):
             raise ValueError(
-                f"past_key_values holds {int(cache.get_seq_length())} rows that no prompted model made, expected an "
-                "empty cache or one of an earlier output of this model"
+                f"past_key_values holds {held} rows that are not as a prompted model left them, expected an empty "
+                "cache or one of an earlier output of this model, with nothing cropped, reordered or repeated"
             )
         return True
 
     def proceed(self, batch: dict):
         """The model on new tokens behind a cached prompted input; the mask of that is remembered with the cache."""
-        cache, mask = batch["past_key_values"], batch.get("attention_mask")
+        cache, mask, positions = (batch.get(n) for n in ("past_key_values", "attention_mask", "position_ids"))
         tokens = batch["input_ids"] if batch.get("input_ids") is not None else batch.get("inputs_embeds")
         if tokens is None:
             raise ValueError("expected one of input_ids and inputs_embeds, got none")
-        before, count = cache.prompted_mask, tokens.shape[1]
-        if before.shape[0] != tokens.shape[0]:
+        known, count = cache.prompted, tokens.shape[1]
+        if known.mask.shape[0] != tokens.shape[0]:
             raise ValueError(
-                f"past_key_values holds {before.shape[0]} inputs, expected as many as there are new ones: "
+                f"past_key_values holds {known.mask.shape[0]} inputs, expected as many as there are new ones: "
                 f"{tokens.shape[0]}"
             )
-        if not self.entry.takes_positions and bool((before == 0).any()):
+        if not self.entry.takes_positions and bool((known.mask == 0).any()):
             raise ValueError(
                 f"past_key_values holds inputs of several lengths, and {type(self.model).__name__} takes no "
                 "position_ids: expected inputs of one length, or generate"
             )
-        new = before.new_ones(tokens.shape[:2]) if mask is None else mask[:, -count:].to(before.dtype)
-        whole = torch.cat([before, new], 1)
-        given = {name: value for name, value in batch.items() if value is not None}
-        given["attention_mask"] = whole
+        new = known.mask.new_ones(tokens.shape[:2]) if mask is None else mask[:, -count:].to(known.mask.dtype)
+        if positions is None:
+            positions = (known.following + new.long().cumsum(1) - 1) * (new != 0)
+        else:
+            positions = positions.expand(tokens.shape[:2]) + known.vectors
+        given = {name: value for name, value in batch.items() if value is not None and name not in OURS}
+        given["attention_mask"] = torch.cat([known.mask, new], 1)
         if self.entry.takes_positions:
-            given |= {"position_ids": token_positions(whole)[:, -count:] + self.first_position}
+            given["position_ids"] = positions
         output = self.model(**given)
-        cache.prompted_mask = whole
+        following = torch.where(new != 0, positions + 1, known.following).amax(1, keepdim=True)
+        cache.prompted = Prompted.of(cache, given["attention_mask"], known.vectors, following)
         return output
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -121,20 +158,37 @@ class CausalBackbone(TextBackbone):
     def refuses_position_space(self) -> str | None:
         if self._positions() is None:
             return super().refuses_position_space()
+        reason = position_space.unknown_layers(self.model.config)
         like = torch.empty(0, dtype=self.model.dtype, device=device_of(self.model))
-        with evaluating(self.model, copies=False):
-            reason = position_space.refuses_masks(self.model.config, self._masked_states, self.width, like)
+        if reason is None:
+            window = getattr(self.model.config, "sliding_window", None)
+            with evaluating(self.model, copies=False):
+                reason = position_space.refuses_order(self._ordered_states, self.width, like, window)
         return reason and f"{type(self.model).__name__}: {reason}"
 
-    def _masked_states(self, rows: Tensor, mask) -> Tensor:
-        places = torch.arange(rows.shape[1], device=rows.device)[None]
+    def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: by the model's own masks."""
+        places = torch.arange(rows.shape[1], device=rows.device) if order is None else order
+        mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+        if order is not None:
+            mask = position_space.ordered_masks(self.model.config, order, rows.dtype)
         return self.entry.module(
-            inputs_embeds=rows, attention_mask=mask, position_ids=places, use_cache=False, return_dict=True
+            inputs_embeds=rows,
+            attention_mask=mask,
+            position_ids=places[None],
+            use_cache=False,
+            return_dict=True,
         ).last_hidden_state
 
     def generate(self, placed, reading: Reading, **options) -> Tensor:
         """Returns the new tokens alone, as transformers does for ``inputs_embeds``. Padding goes to the left first."""
         self._check_generates(placed.mask)
+        cache = options.get("past_key_values")
+        if hasattr(cache, "get_seq_length") and int(cache.get_seq_length()) > 0:
+            raise ValueError(
+                f"past_key_values holds {int(cache.get_seq_length())} rows, expected an empty cache: generate puts the "
+                "prompt around the whole input. A loop over model(...) continues a cache"
+            )
         # Padding before real rows, each in their order.
         order = placed.mask.long().argsort(dim=1, stable=True)
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Reading, evaluating, with_rows
+from dplearn.backbones.base import Reading, evaluating, take_rows, with_rows
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import end_of_layers
 from dplearn.backbones.text import TextBackbone
 from dplearn.backbones.views import below, changed, prepare
+from dplearn.offload import device_of
 
 
 class EncoderBackbone(TextBackbone):
@@ -36,7 +37,24 @@ class EncoderBackbone(TextBackbone):
         self.stack = None if inside is None else below(self.entry.path, inside)
 
     def refuses_position_space(self) -> str | None:
-        return None if isinstance(self.table, nn.Embedding) else super().refuses_position_space()
+        if not isinstance(self.table, nn.Embedding):
+            return super().refuses_position_space()
+        reason = position_space.blocks_of(self.model.config)
+        like = torch.empty(0, dtype=self.model.dtype, device=device_of(self.model))
+        if reason is None:
+            with evaluating(self.model, copies=False):
+                reason = position_space.refuses_order(self._ordered_states, self.width, like)
+        return reason and f"{type(self.model).__name__}: {reason}"
+
+    def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: as they come."""
+        path = below(self.entry.path, "embeddings.position_embeddings")
+        changes = (
+            {} if order is None else position_space.standing_at(path, self.table, order, self.first_position)
+        )
+        with changed(self.model, changes) as model:
+            mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+            return self.hidden_states(model, rows, mask)
 
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
         """Token types (B, T) are those of the input; prompt vectors get type 0."""
@@ -55,6 +73,12 @@ class EncoderBackbone(TextBackbone):
 
             changes[stack] = leave
             enter = _keeping_all_rows(enter, full)
+        elif getattr(self.entry.module, "pooler", None) is not None:
+
+            def pool(usual, states, *values, **options):
+                return usual(take_rows(states, rows), *values, **options)
+
+            changes[below(self.entry.path, "pooler")] = pool
         changes[self.entry.path] = enter
         prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:

@@ -188,7 +188,7 @@ def end_of_layers(base: nn.Module, ids: Tensor) -> str | None:
 
     Returns
     -------
-    Its path; None where nothing reads the last hidden states inside of the base model.
+    Its path; None where nothing reads the last hidden states inside of the base model, or only a module ``pooler``.
 
     Raises
     ------
@@ -211,20 +211,26 @@ def end_of_layers(base: nn.Module, ids: Tensor) -> str | None:
         output = base(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True)
     if getattr(output, "pooler_output", None) is None:
         return None
-    last, name = output.last_hidden_state, type(base).__name__
+    last = output.last_hidden_state
     inside = sorted((depth, path) for depth, path, states in seen if states is last)
     calls = [path for _, path, _ in seen]
     if not inside or calls.count(inside[0][1]) != 1:
-        raise Refused(f"no module of {name} gives the last hidden states that its pooler reads")
+        return _at_pooler(base)
 
     def one_row(usual, *values, **options):
         return with_rows(usual(*values, **options), ids[:, :1] * 0)
 
     with torch.no_grad(), changed(base, {inside[0][1]: one_row}) as view:
         left = view(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).last_hidden_state
-    if left.shape[1] != 1:
-        raise Refused(f"the pooler of {name} does not read what its layers give")
-    return inside[0][1]
+    return inside[0][1] if left.shape[1] == 1 else _at_pooler(base)
+
+
+def _at_pooler(base: nn.Module) -> None:
+    """Rows can be taken at the base model's output and at its pooler's input, where these are modules."""
+    if not isinstance(getattr(base, "pooler", None), nn.Module):
+        raise Refused(
+            f"no module of {type(base).__name__} gives the last hidden states that its pooler reads"
+        )
 
 
 def _first(output) -> Tensor | None:

@@ -93,7 +93,28 @@ class Seq2SeqBackbone(Backbone):
     def refuses_position_space(self) -> str | None:
         if not position_space.relative_biases(self.model.get_encoder()) and self.position_table() is None:
             return f"{type(self.model).__name__}'s encoder has neither a relative bias nor learned positions"
-        return None
+        reason, like = position_space.blocks_of(self.model.config), self.embedding.weight.new_empty(0)
+        if reason is None:
+            with evaluating(self.model, copies=False):
+                reason = position_space.refuses_order(self._ordered_states, self.width, like)
+        return reason and f"{type(self.model).__name__}'s encoder: {reason}"
+
+    def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: as they come."""
+        changes, encoder = {}, self.model.get_encoder()
+        path, biases = path_of(self.model, encoder), position_space.relative_biases(encoder)
+        if order is not None and biases:
+            changes = {
+                f"{below(path, n)}:compute_bias": position_space.bias_standing_at(order) for n in biases
+            }
+        elif order is not None:
+            table = self.position_table()
+            changes = position_space.standing_at(
+                below(path, "embed_positions"), table, order, getattr(table, "offset", 0)
+            )
+        with changed(self.model, changes) as model:
+            mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+            return self.hidden_states(model, rows, mask)
 
     def position_table(self) -> nn.Module | None:
         """The encoder's learned position vectors (BART); None for relative biases."""

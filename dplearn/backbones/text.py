@@ -90,7 +90,9 @@ class Entry:
             shape, kept = places.shape, {}
             for name, value in inner.items():
                 if name not in PLACED:
-                    per_token = isinstance(value, Tensor) and value.shape[:2] == shape
+                    # What is about an encoder's rows (cross-attention) may have the input's shape by chance.
+                    beside = name.startswith("encoder_") or not isinstance(value, Tensor)
+                    per_token = not beside and value.shape[:2] == shape
                     if per_token and name not in reading.given:
                         raise ValueError(
                             f"the head makes {name} itself, from tokens that do not stand there any more"
@@ -99,6 +101,7 @@ class Entry:
             if self.takes_positions:
                 counted = token_positions(placed.mask) + first
                 if positions is not None:
+                    refuse_packed(positions, inner)
                     counted = continued_positions(positions.expand(shape), placed, reading, places)
                 kept["position_ids"] = counted
             output = usual(
@@ -156,6 +159,17 @@ def continued_positions(positions: Tensor, placed: PromptedInput, reading: Readi
     behind = own.gather(1, known.clamp(min=0)) + steps - known
     front = start + before - 1
     return torch.where(is_token > 0, own, torch.where(known >= 0, behind, front)) * (placed.mask != 0)
+
+
+def refuse_packed(positions: Tensor, given: dict) -> None:
+    """Raise ValueError where position ids without a mask start again inside of a row: several texts in one row, which
+    attention keeps apart where it sees this (flash attention, or no cache). One prompt cannot stand in all of them."""
+    if given.get("attention_mask") is None and not torch.compiler.is_compiling():
+        if bool((positions.diff(dim=1) < 1).any()):
+            raise ValueError(
+                "position_ids start again inside of a row and there is no attention_mask, which means several texts in "
+                "one row (packed), expected one text in each row"
+            )
 
 
 def _columns(reading: Reading, values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 ``ARCHITECTURES`` has one row for each name in the mappings of AutoModelForSeq2SeqLM, AutoModelForCausalLM and
 AutoModelForSequenceClassification, and one more where an encoder can be made a decoder. ``build`` makes a model of a row
-from a small config. What the plain model says about a text is in ``spliced.py``. Nothing here uses dplearn.
+from a small config. What the plain model says about a text is in ``plain_answers.py``. Nothing here uses dplearn.
 """
 
 import copy
@@ -200,7 +200,7 @@ def build(architecture, seed=0):
     NotBuilt : there is none, with the reason.
     """
     import transformers
-    from spliced import answer
+    from plain_answers import answer
 
     if architecture.name in OTHER:
         raise NotBuilt(OTHER[architecture.name])

@@ -2,7 +2,7 @@
 
 For each row of the table in ``architectures.py`` a tiny random model gets a prompt whose vectors are its own rows of four
 word ids, as prefix, postfix and around the text, with padding on both sides. It must answer as the plain model does on
-each text alone with these words in it (``spliced.py``), or dplearn must refuse it with the reason. A dozen run always,
+each text alone with these words in it (``plain_answers.py``), or dplearn must refuse it with the reason. A dozen run always,
 the others carry the marker ``slow``: ``make sweep`` runs all. Either prints how many came out how.
 
 ``architectures.json`` holds what was found with one version of transformers: what was exact there must stay exact.
@@ -15,7 +15,7 @@ import traceback
 import pytest
 import torch
 from architectures import ARCHITECTURES, NotBuilt, build
-from spliced import (
+from plain_answers import (
     NoRows,
     decoder_inputs,
     difference,
