@@ -23,7 +23,7 @@ TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 --timeout 900 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-package test-notebooks test-site notebooks robust lint format clean distclean
+.PHONY: help book test test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
@@ -62,6 +62,9 @@ endif
 
 test-site: $(VENV)/.ready ## only the browser test of the built pages (after make book)
 	$(BIN)/python -m pytest tests/book/test_site.py -ra
+
+sweep: $(VENV)/.ready ## the slow tests: a prompt in every text architecture that transformers knows
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backbones/test_architectures.py -m "slow or not slow" -n $(JOBS)
 
 notebooks: $(VENV)/.ready ## re-execute the notebooks and store them in the normal form
 	$(if $(NB),OMP_NUM_THREADS=1 $(BIN)/python book/_tools/refresh_notebooks.py $(NB),@echo "no notebooks yet")

@@ -14,8 +14,7 @@ from dplearn.interop import export_peft, import_npy, import_peft
 from dplearn.loading import from_pretrained, prompted
 from dplearn.model import PromptedModel
 from dplearn.prompt import DynamicPrompt
-
-__version__ = "0.1.0"
+from dplearn.version import __version__ as __version__
 
 __all__ = [
     "Annealing",

@@ -15,6 +15,7 @@ from dplearn.config import DECISIONS, PromptConfig
 from dplearn.controllers import Words
 from dplearn.prompt import DynamicPrompt
 from dplearn.shelf import origin
+from dplearn.version import __version__
 
 
 class Summary(str):
@@ -75,8 +76,6 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
     ``backbone`` is the description that the checkpoint records. A folder's name is left out: it would tell others
     about this machine and help nobody.
     """
-    from dplearn import __version__
-
     name, kind, source = backbone["name_or_path"], backbone["class"], origin(backbone["name_or_path"])
     base = [f'base_model: "{name}"'] if source == "hub" else []
     which = {

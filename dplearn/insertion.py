@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
+from dplearn.checks import is_whole
+
 # Input rows per matrix product in the backward. More waste work outside the band, fewer leave BLAS too little:
 # 16 to 64 measure about alike.
 BLOCK = 32
@@ -26,9 +28,8 @@ class Inserted(NamedTuple):
     embeds: Tensor  # (B, T+l, d)
     mask: Tensor  # (B, T+l), dtype of the given mask (int64 without one), 1 = real token or prompt vector in use
     input_positions: Tensor  # (B, T), the row of embeds that holds inputs[b, t]
-    prompt_positions: (
-        Tensor  # (B, l), the row of embeds that holds prompt vector i of instance b; -1: not in use
-    )
+    # (B, l), the row of embeds that holds prompt vector i of instance b; -1: not in use
+    prompt_positions: Tensor
 
 
 class _Plan(NamedTuple):
@@ -38,9 +39,8 @@ class _Plan(NamedTuple):
     end: Tensor  # (B, 1), the first row behind the prompt: one that is kept last, or padding
     split: Tensor  # (B, 1), vectors before the input, as asked for; min(split, size) stand there
     size: Tensor | None  # (B, 1), vectors in use; None: all
-    base: (
-        Tensor  # (B, 1), the instance's first row in the output of the whole batch, flattened to (B*(T+l), d)
-    )
+    # (B, 1), the instance's first row in the output of the whole batch, flattened to (B*(T+l), d)
+    base: Tensor
     input_positions: Tensor  # (B, T), within the instance
     prompt_positions: Tensor  # (B, l), within the instance; vectors that are not in use fill the last rows
 
@@ -63,14 +63,15 @@ def insert(
     With a size n < l only P_1..P_n are in use, min(k, n) of them before the input. The others fill the last rows of the
     instance and are masked out, so they are padding to the backbone: the instance looks as with a prompt of n vectors.
 
-    Args:
-        prompt: (l, d), shared, or (B, l, d), one per instance; l >= 1.
-        inputs: (B, T, d), T >= 1, floating point, same dtype as the prompt.
-        mask: (B, T), bool or integer, 1 = real; the real tokens of a row are contiguous. None: all are real.
-        split: an int, or a (B,) integer tensor, from 0 to l. None: prefix.
-        size: an int, or a (B,) integer tensor, from 0 to l. None: all l vectors.
-        keep_last: how many of the last real tokens stay behind the prompt (1 keeps EOS last): an int, or
-            a (B,) integer tensor. A shorter row keeps what it has.
+    Parameters
+    ----------
+    prompt : (l, d), shared, or (B, l, d), one per instance; l >= 1.
+    inputs : (B, T, d), T >= 1, floating point, same dtype as the prompt.
+    mask : (B, T), bool or integer, 1 = real; the real tokens of a row are contiguous. None: all are real.
+    split : an int, or a (B,) integer tensor, from 0 to l. None: prefix.
+    size : an int, or a (B,) integer tensor, from 0 to l. None: all l vectors.
+    keep_last : how many of the last real tokens stay behind the prompt (1 keeps EOS last): an int, or
+        a (B,) integer tensor. A shorter row keeps what it has.
 
     >>> insert(torch.ones(5, 4), torch.zeros(2, 3, 4), split=2).embeds[0, :, 0].tolist()
     [1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
@@ -107,12 +108,13 @@ def insert_weighted(
     head of attention; so are derivatives under torch.func (vmap, grad, jvp) and in forward mode. Compiled code refuses
     second derivatives.
 
-    Args:
-        prompt, inputs, mask, keep_last: as in ``insert``.
-        weights: (B, l+1), one-hot rows as from ``gumbel_softmax(logits, hard=True)``; column k is split k. None: the
-            split is given.
-        size_weights: the same for the size; column n is size n. None: the size is given.
-        split, size: as in ``insert``; only for what has no weights.
+    Parameters
+    ----------
+    prompt, inputs, mask, keep_last : as in ``insert``.
+    weights : (B, l+1), one-hot rows as from ``gumbel_softmax(logits, hard=True)``; column k is split k. None: the
+        split is given.
+    size_weights : the same for the size; column n is size n. None: the size is given.
+    split, size : as in ``insert``; only for what has no weights.
     """
     mask = _check(prompt, inputs, mask, keep_last)
     if weights is None and size_weights is None:
@@ -177,10 +179,11 @@ def rows_at_every_split(
 ) -> Tensor:
     """Where the token that stands in each row would stand at every split: (B, l+1, S) with S = T + l.
 
-    Args:
-        mask, keep_last: as in ``insert``; mask (B, T).
-        length: l.
-        split, size: (B,) the split and the size of the sequences as they are; the size is the same at every split.
+    Parameters
+    ----------
+    mask, keep_last : as in ``insert``; mask (B, T).
+    length : l.
+    split, size : (B,) the split and the size of the sequences as they are; the size is the same at every split.
     """
     (batch, seq), options = mask.shape, length + 1
     every = torch.arange(options, device=mask.device).repeat(batch)  # (B*(l+1),), split fastest
@@ -290,9 +293,8 @@ class _Products(NamedTuple):
     unused: (
         Tensor | None
     )  # (B, l), <G_{T+i}, P_i>: it is not in use and fills a last row; None: all are in use
-    body: (
-        Tensor  # (B, l+1), sum_t <G_{t+j}, X_t> over t < end, with j vectors before the input (padding stays)
-    )
+    # (B, l+1), sum_t <G_{t+j}, X_t> over t < end, with j vectors before the input (padding stays)
+    body: Tensor
     tail: (
         Tensor | None
     )  # (B, l+1), the same over t >= end, with j vectors in all; None: part of body, all are in use
@@ -515,7 +517,7 @@ def _check_count(name: str, count: int | Tensor | None, prompt: Tensor, inputs: 
         outside = (count < 0) | (count > length)
         if _values_are_free(count) and outside.any():
             wrong = int(count[outside][0])
-    elif not isinstance(count, int) or isinstance(count, bool):
+    elif not is_whole(count):
         raise TypeError(f"{name} is {type(count).__name__}, expected an int or an integer tensor (batch,)")
     elif not 0 <= count <= length:
         wrong = count

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dplearn import checkpoint, files, fits
 from dplearn.backbones import CausalBackbone, Seq2SeqBackbone, adapt
+from dplearn.checks import is_whole
 from dplearn.config import PromptConfig
 from dplearn.length import resolve_size
 from dplearn.loading import prompted
@@ -76,7 +77,7 @@ def _rows(path: Path, options: dict) -> tuple[int, int]:
         "num_transformer_submodules": 1 + encoder_decoder if submodules is None else submodules,
     }
     for key, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_whole(value, 1):
             raise ValueError(f"{path} has {key}={value!r}, expected an integer of at least 1")
     return found["num_virtual_tokens"], found["num_transformer_submodules"]
 

@@ -122,6 +122,7 @@ class PromptedModel(NamedPrompts):
         batch = _named(batch | dict(zip(self.places[2:], arguments)), input_ids, attention_mask)
         self._check_replica()
         if self.adapter.continues(batch):
+            self._check_names(batch)
             return self.adapter.proceed(batch)
         learning = self.training and torch.is_grad_enabled()
         reading, summary, task = self._read(batch, learning)
@@ -150,6 +151,11 @@ class PromptedModel(NamedPrompts):
         placed = self._insert(several, None, None, self.prompt.tried(decisions, draws))
         output = self.adapter.run(placed, several, self.prompt.head)
         penalty, loss, labels = self.prompt.penalty(decisions), None, reading.given.get("labels")
+        if labels is not None and "logits" not in output:
+            raise ValueError(
+                f"estimator={config.estimator!r} compares losses of logits, and the output of {self._get_name()} has "
+                f"none: expected another estimator, or a model with one head (it has {list(output)})"
+            )
         if labels is not None:
             losses = self.adapter.losses(output["logits"], repeat(labels, times, batch)).view(times, batch)
             loss = surrogate(losses, draws).mean() + (0.0 if penalty is None else penalty)
@@ -159,7 +165,7 @@ class PromptedModel(NamedPrompts):
         """Embed a batch, decide about the prompt and put it in place; the backbone's layers do not run.
 
         Takes what :meth:`forward` takes. Returns a PromptedInput with the new embeddings and mask, where every row
-        went, and the decisions. (Encoders and encoder-decoders get their padding on the right, whatever side it had.)
+        went, and the decisions. (A text's padding stands on the right there, whatever side it had.)
         """
         return self._insert(*self._read(_named(batch, input_ids, attention_mask)))
 
@@ -229,7 +235,8 @@ class PromptedModel(NamedPrompts):
         if not generates:
             self._check_names(batch)
         ours = {name: batch.get(name) for name in OURS}
-        given = {name: value for name, value in batch.items() if name not in OURS and value is not None}
+        # In generation None says something: eos_token_id=None, say, goes on behind an end token.
+        given = {n: value for n, value in batch.items() if n not in OURS and (generates or value is not None)}
         if ours["keep_last"] is not None and ours["context_length"] is not None:
             raise ValueError(
                 f"keep_last={_short(ours['keep_last'])} and context_length={_short(ours['context_length'])}, expected "
@@ -240,6 +247,13 @@ class PromptedModel(NamedPrompts):
             self._check_boundary(given, boundary, learning, sees)
         if learning:
             self._check_loss(given)
+        if self.training and self._has_part_of_loss() and not generates:
+            usual = getattr(self.backbone.config, "return_dict", True)
+            if not given.get("return_dict", usual):
+                raise ValueError(
+                    "return_dict=False while a part of the loss is the model's own, expected return_dict=True: the "
+                    "output has parts of its own then (penalty, draws)"
+                )
         return given, boundary, ours["summary"], ours["task_ids"]
 
     def _check_boundary(self, given: dict, boundary: Boundary, learning: bool, sees: bool) -> None:
@@ -258,18 +272,23 @@ class PromptedModel(NamedPrompts):
 
     def _check_loss(self, given: dict) -> None:
         """Raise ValueError where a loss that is computed outside would lack the prompt's own part."""
-        parts = {
-            "size_cost": self.prompt.size_cost > 0 and self._size() is None,
-            "estimator": self.prompt.samples(),
-        }
-        part = next((name for name, there in parts.items() if there), None)
-        if part is not None and "labels" not in given and not self.loss_outside:
+        part = self._has_part_of_loss()
+        known = "labels" in given if part == "estimator" else losses_named(given)
+        if part is not None and not known and not self.loss_outside:
             raise ValueError(
                 f"labels=None while training with {part}={getattr(self.prompt_config, part)!r}, expected labels: a "
                 "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func "
                 "or a label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and "
                 "reads output.draws, as dplearn.LabelWordLoss does"
             )
+
+    def _has_part_of_loss(self) -> str | None:
+        """The option by which a part of the loss is the model's own, in training."""
+        parts = {
+            "size_cost": self.prompt.size_cost > 0 and self._size() is None,
+            "estimator": self.prompt.samples(),
+        }
+        return next((name for name, there in parts.items() if there), None)
 
     def _check_pipeline(self) -> None:
         """Raise RuntimeError in a text-generation pipeline, which cuts the input off what is generated."""

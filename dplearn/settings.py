@@ -16,8 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dplearn.checks import is_whole
 from dplearn.files import parse, short
 from dplearn.shelf import origin
+from dplearn.version import __version__
 
 FORMAT, UNSEALED = 3, 2  # 1 had task logits without the dimension of tasks
 SEALED = ("format", "prompt", "backbone", "weights")
@@ -51,8 +53,6 @@ def document(options: dict, backbone: dict, weights: Weights | None = None) -> d
     ------
     ValueError : an option or a part of the description is no JSON value.
     """
-    from dplearn import __version__
-
     if origin(backbone.get("name_or_path")) == "folder":
         backbone = backbone | {"name_or_path": ""}
     found = {
@@ -116,7 +116,7 @@ def verify(path: str | Path, document: dict) -> Settings:
 
 def _weights(found: dict, version: int) -> Weights:
     size = found["bytes"] if version == FORMAT else None
-    if version == FORMAT and (isinstance(size, bool) or not isinstance(size, int)):
+    if version == FORMAT and not is_whole(size):
         raise TypeError(f"weights has bytes={size!r}, expected an integer")
     return Weights(str(found["file"]), str(found["sha256"]), size)
 

@@ -411,3 +411,37 @@ def test_decisions_are_exported_for_any_batch(position, size, vector):
             found, expected = exported(summary[:count]), module(summary[:count])
             assert all(torch.equal(one, two) for one, two in zip(found[0], expected[0], strict=True))
             assert_close(found[1], expected[1], **EXACT)
+
+
+class Placing(torch.nn.Module):
+    """The rows of a prompted input, as a module that torch.export takes."""
+
+    def __init__(self, prompt):
+        super().__init__()
+        self.prompt = prompt
+
+    def forward(self, inputs, mask, summary):
+        placed = self.prompt(inputs, mask, summary)
+        return placed.embeds, placed.mask
+
+
+@pytest.mark.parametrize(
+    ("position", "size", "vector"), [("instance", "instance", "instance"), (2, 3, "task")]
+)
+def test_a_prompt_is_exported_for_any_batch(position, size, vector):
+    prompt = make(position, size, vector).prompt.eval()
+    inputs, mask = torch.randn(4, 6, tiny.WIDTH).double(), torch.ones(4, 6).long()
+    mask[1, 4:] = 0
+    batch, summary = torch.export.Dim("batch", min=2, max=64), torch.randn(4, tiny.WIDTH)
+    with torch.no_grad():
+        exported = torch.export.export(
+            Placing(prompt), (inputs, mask, summary), dynamic_shapes=({0: batch}, {0: batch}, {0: batch})
+        ).module()
+        for rows in ([0, 1, 2, 3], [1, 0], [3, 1, 1, 0, 2, 3, 1]):
+            embeds, found = exported(inputs[rows], mask[rows], summary[rows])
+            placed = prompt(inputs[rows], mask[rows], summary[rows])
+            count = placed.mask.shape[1]  # without export, rows that no instance uses are dropped
+            assert torch.equal(embeds[:, :count], placed.embeds) and torch.equal(
+                found[:, :count], placed.mask
+            )
+            assert not found[:, count:].any()

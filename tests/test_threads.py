@@ -148,7 +148,7 @@ def training(kind, steps=8, seen=None):
     """A fresh model, and a loop that trains its decisions and returns the losses."""
     make, batches = MAKERS[kind]
     torch.manual_seed(0)
-    config = dp.PromptConfig(length=3, position="instance", backbone_dropout=True)
+    config = dp.PromptConfig(length=3, position="instance", summary="encoder", backbone_dropout=True)
     model = dp.prompted(make(), config).train()
     for module in model.modules():
         if isinstance(module, Chooser):
@@ -186,6 +186,7 @@ def test_a_thread_that_generates_leaves_a_training_run_alone(kind, restless):
     def ask():
         found = []
         while len(found) < 4 or (len(seen) < 8 and len(found) < 200):
+            # (A decision in training mode would take from the noise of the training run.)
             found.append(generate(model, batch) if kind != "bert" else model.summarize(**batch))
         return found
 

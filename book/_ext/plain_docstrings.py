@@ -8,8 +8,8 @@ The package's docstrings hold short paragraphs, numpy-style sections and two kin
     path       folder with the task's files         an entry of a table, with two or more spaces
 
 `rewrite` turns entries into field lists, so that sphinx-autodoc-typehints can add their types, and other indented
-lines into literal blocks. A reference to a name that the package re-exports (`dplearn.Annealing`) is led to the
-module that defines it.
+lines into literal blocks. A reference to a name that the package re-exports (`dplearn.Annealing`), or to a method that
+a class has inherited, is led to where it is defined.
 """
 
 import inspect
@@ -78,7 +78,9 @@ def rewrite(lines, callable_=True):
                 result += [f".. rubric:: {section}", ""]
         elif FIELDS.get(section) in ("param", "raises") and ENTRY.match(line):
             name, text, i = entry_at(lines, i, ENTRY.match(line))
-            result.append(field(FIELDS[section], name, text))
+            # Several errors may share a line: "FileNotFoundError, IsADirectoryError : no such file".
+            names = name.split(", ") if FIELDS[section] == "raises" else [name]
+            result += [field(FIELDS[section], each, text) for each in names]
         elif FIELDS.get(section) == "returns":
             block = []
             while i < len(lines) and lines[i].strip():
@@ -117,7 +119,7 @@ def skip(app, what, name, obj, skip_, options):
 
 
 def defined_name(target):
-    """The full name under which a re-exported object is documented, or None."""
+    """The full name under which a re-exported object or an inherited method is documented, or None."""
     import dplearn
 
     thing = dplearn
@@ -129,15 +131,22 @@ def defined_name(target):
 
 
 def resolve(app, env, node, contnode):
-    """Find dplearn.X where X is defined."""
+    """Find dplearn.X where X is defined, and a bare name in the class or module whose docstring has it."""
     target = node.get("reftarget", "")
-    if node.get("refdomain") != "py" or not target.startswith("dplearn."):
+    if node.get("refdomain") != "py":
         return None
-    name = defined_name(target)
-    if name is None or name == target:
-        return None
-    domain = env.get_domain("py")
-    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)
+    around = [node.get("py:module"), node.get("py:class")]
+    places = [] if around[0] is None else [".".join(filter(None, around)), around[0]]
+    for full in [target, *(f"{place}.{target}" for place in places)]:
+        name = defined_name(full) if full.startswith("dplearn.") else None
+        if name is not None and name != target:
+            domain = env.get_domain("py")
+            found = domain.resolve_xref(
+                env, node["refdoc"], app.builder, node["reftype"], name, node, contnode
+            )
+            if found is not None:
+                return found
+    return None
 
 
 def setup(app):

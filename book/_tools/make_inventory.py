@@ -26,6 +26,7 @@ PROJECTS = {
             )
         ),
         ("Ellipsis", "data", "library/constants.html#Ellipsis"),
+        ("inspect.Signature", "class", "library/inspect.html#inspect.Signature"),
         ("os.PathLike", "class", "library/os.html#os.PathLike"),
         ("pathlib.Path", "class", "library/pathlib.html#pathlib.Path"),
         ("pathlib._local.Path", "class", "library/pathlib.html#pathlib.Path"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from dplearn.backbones.base import Backbone, Boundary, Reading
-from dplearn.backbones.causal import CausalBackbone, is_causal
+from dplearn.backbones.causal import CausalBackbone
 from dplearn.backbones.clip import CLIPBackbone
 from dplearn.backbones.encoder import EncoderBackbone
 from dplearn.backbones.seq2seq import Seq2SeqBackbone
+from dplearn.backbones.text import OTHER_WAY, TextBackbone
 from dplearn.backbones.vit import ViTBackbone
 
 ADAPTERS = (Seq2SeqBackbone, CausalBackbone, EncoderBackbone, ViTBackbone, CLIPBackbone)
@@ -44,9 +45,10 @@ def adapt(backbone: nn.Module) -> Backbone:
         if adapter.refusal(backbone) is None:
             found = adapter(backbone)
             reason = found.probe()
-            if reason is not None:
+            if reason is None:
+                return found
+            if reason != OTHER_WAY:
                 raise TypeError(start + reason)
-            return found
     raise TypeError(start + nearest(backbone).refusal(backbone))
 
 
@@ -62,6 +64,4 @@ def nearest(backbone: nn.Module) -> type[Backbone]:
         return CLIPBackbone
     if getattr(backbone, "main_input_name", "input_ids") == "pixel_values":
         return ViTBackbone
-    if is_causal(backbone) or getattr(config, "is_decoder", False):
-        return CausalBackbone
-    return EncoderBackbone
+    return TextBackbone

@@ -11,19 +11,18 @@ What an adapter takes for granted about its model is tried out on the model befo
 from __future__ import annotations
 
 import warnings
-import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.views import shared_copy
+from dplearn.backbones.views import keep_notes, shared_copy
 from dplearn.checks import is_whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
 from dplearn.estimators import instance_losses, repeat
-from dplearn.offload import device_of, is_offloaded
+from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
 
 if TYPE_CHECKING:
@@ -123,9 +122,12 @@ class Backbone:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         # Learned absolute positions have a last row; relative and rotary ones have none.
-        self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        most = getattr(model.config, "max_position_embeddings", None)
+        self.max_positions = most if isinstance(most, int) and most > 0 else None  # XLNet says -1
         # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
         self.scale = 1.0
+        # The position id of the first token, where positions are given.
+        self.first_position = 0
         self._told = False  # whether the warning about padding was given
 
     # --- whether and how the model is served ---
@@ -336,72 +338,6 @@ class Backbone:
         return instance_losses(logits, labels)
 
 
-# ---- the probe: does the model say the same about rows as about the words that they belong to? ----
-
-
-_SCALES: weakref.WeakKeyDictionary[nn.Module, float | str] = weakref.WeakKeyDictionary()
-
-
-def probed_scale(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states) -> float | str:
-    """What the model multiplies its embeddings with where it reads tokens and not where it is given rows.
-
-    A model that embeds tokens in another way, too (from the ids, say, deeper inside), cannot be given rows.
-
-    Parameters
-    ----------
-    embedding : the module that embeds tokens.
-    body : the module that gets tokens or rows.
-    states : a function of keyword arguments, ``input_ids`` or ``inputs_embeds`` (1, T), to hidden states.
-
-    Returns
-    -------
-    The factor; or why there is none.
-    """
-    if model not in _SCALES:
-        _SCALES[model] = _probed_scale(model, embedding, body, states)
-    return _SCALES[model]
-
-
-def _probed_scale(model, embedding, body, states) -> float | str:
-    if any(parameter.is_meta for parameter in embedding.parameters()) and not is_offloaded(embedding):
-        return 1.0  # weights that are not there yet
-    name = type(model).__name__
-    ids = probe_ids(model, embedding.weight.shape[0]).to(device_of(model))
-    scales = {
-        float(value) for module in body.modules() if (value := vars(module).get("embed_scale")) is not None
-    }
-    try:
-        with torch.no_grad(), evaluating(model, copies=False):
-            plain = states(input_ids=ids).float()
-            rows = embedding(ids)
-            for scale in (1.0, *sorted(scales - {1.0})):
-                found = states(inputs_embeds=rows * scale).float()
-                if found.shape == plain.shape and torch.allclose(
-                    found, plain, rtol=_tolerance(model), atol=_tolerance(model) * plain.abs().amax().item()
-                ):
-                    return scale
-    except Exception as error:  # whatever it is: this model does not take rows
-        return f"{name} fails on embedded tokens: {type(error).__name__}: {str(error)[:200]}"
-    return (
-        f"{name} answers {(found - plain).abs().max():.2g} differently to its tokens and to their embeddings, so a "
-        "prompt would not enter where its words do"
-    )
-
-
-def _tolerance(model) -> float:
-    return 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.05
-
-
-def probe_ids(model: PreTrainedModel, vocabulary: int) -> Tensor:
-    """(1, 5) token ids that differ and have no special meaning to the model."""
-    config, special = model.config, set()
-    for name in ("pad", "bos", "eos", "sep", "cls", "mask", "decoder_start"):
-        value = getattr(config, f"{name}_token_id", None)
-        special |= set(value if isinstance(value, (list, tuple)) else [value])
-    usual = [token for token in range(vocabulary) if token not in special]
-    return torch.tensor([usual[1:][-5:] if len(usual) > 6 else usual[:5]])
-
-
 @contextmanager
 def evaluating(model: nn.Module, copies: bool = True):
     """The model in evaluation mode, for one call, and afterwards as it was.
@@ -413,7 +349,12 @@ def evaluating(model: nn.Module, copies: bool = True):
     if not training:
         yield model
     elif copies and not torch.compiler.is_compiling():
-        yield _evaluating_copy(model, {})
+        copies: dict[int, tuple[nn.Module, nn.Module, dict]] = {}
+        try:
+            yield _evaluating_copy(model, copies)
+        finally:
+            for done in copies.values():
+                keep_notes(*done)
     else:
         for module in training:
             module.training = False
@@ -424,15 +365,17 @@ def evaluating(model: nn.Module, copies: bool = True):
                 module.training = True
 
 
-def _evaluating_copy(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+def _evaluating_copy(module: nn.Module, done: dict[int, tuple[nn.Module, nn.Module, dict]]) -> nn.Module:
     """All modules anew, with the weights and everything else of the old ones, in evaluation mode."""
     if id(module) not in done:
-        copy = done[id(module)] = shared_copy(module)
+        copy = shared_copy(module)
         vars(copy)["training"] = False
+        done[id(module)] = (copy, module, {})
         vars(copy)["_modules"] = {
             name: child and _evaluating_copy(child, done) for name, child in module._modules.items()
         }
-    return done[id(module)]
+        done[id(module)] = (copy, module, dict(vars(copy)))
+    return done[id(module)][0]
 
 
 # ---- rows ----

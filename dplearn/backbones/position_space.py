@@ -87,7 +87,7 @@ def code_term(weights: Tensor, codes: Tensor, at: Tensor, dtype: torch.dtype) ->
         wide = torch.promote_types(grad.dtype, torch.float32)
         return (grad.to(wide) * codes.to(wide)).sum(2) @ at.to(wide).T
 
-    return carry(weights, codes.new_zeros(len(weights), *codes.shape, dtype=dtype), products)
+    return carry(weights, codes.new_zeros(weights.shape[0], *codes.shape, dtype=dtype), products)
 
 
 def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | Non
     value = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill(
         ~visible, math.log(HIDDEN)
     )
-    value = value.expand(len(mask), -1, -1).masked_fill(~real, lowest).unsqueeze(1)
+    value = value.expand(mask.shape[0], -1, -1).masked_fill(~real, lowest).unsqueeze(1)
 
     def products(grad):
         wide = torch.promote_types(grad.dtype, torch.float32)
@@ -149,39 +149,88 @@ def _sees(order: Tensor, window: int | None) -> Tensor:
 
 def causal_masks(config, moves: Moves, mask: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """:func:`visibility` for a decoder's layers: one mask, or one for each kind of layer where these differ."""
+    return _for_kinds(config, lambda window: visibility(moves, mask, dtype, window))
+
+
+def _for_kinds(config, mask: Callable) -> Tensor | dict[str, Tensor]:
+    """``mask(window)`` for all layers, or one for each kind of layer where these differ."""
     window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
     windows = {"full_attention": None, "sliding_attention": window}
     if len(kinds) > 1:
-        return {kind: visibility(moves, mask, dtype, windows[kind]) for kind in sorted(kinds)}
-    return visibility(moves, mask, dtype, windows[kinds.pop()] if kinds else window)
+        return {kind: mask(windows[kind]) for kind in sorted(kinds)}
+    return mask(windows[kinds.pop()] if kinds else window)
 
 
-def refuses_masks(config, states: Callable, width: int, like: Tensor) -> str | None:
-    """Why a decoder does not take :func:`causal_masks`, or None if it does and sees the same as with its own masks.
+def refuses_order(states: Callable, width: int, like: Tensor, window: int | None = None) -> str | None:
+    """Why a model's position information is not all within reach of the mixtures, or None if it is.
 
-    states : a function of rows (1, S, d) and of a mask to hidden states.  like : a tensor of the model's dtype.
+    What stands where is told by positions (and a mask) alone, so rows in another order, each told where it stands, have
+    the states that they have in order. Not so where anything else counts rows: a second table or bias, a convolution,
+    a mask of the layers' own, a window.
+
+    Parameters
+    ----------
+    states : a function of rows (1, S, d) and of where each stands (S,), or None for the model's own order, to hidden
+        states (1, S, h).
+    like : a tensor of the model's dtype.
+    window : how many rows a layer sees, where it does not see all.
     """
+    count = 6 if window is None or window > 62 else window + 2  # beyond a window that is small enough
+    rows = torch.linspace(-1, 1, count * width).sin().view(1, count, width).to(like)
+    order = torch.arange(count, device=like.device).roll(2).flip(0)
+    try:
+        with torch.no_grad():
+            expected, found = states(rows, None)[:, order], states(rows[:, order], order)
+    except Exception as error:
+        return f"it fails where rows are told their positions: {type(error).__name__}: {str(error)[:200]}"
+    coarse = like.dtype in (torch.float16, torch.bfloat16)
+    difference = (found - expected).abs().max()
+    if not difference <= (0.05 if coarse else 1e-3) * expected.abs().max():
+        return (
+            f"its answer differs by {difference:.2g} where rows stand in another order and are told their positions, "
+            "so it has position information that is not known"
+        )
+    return None
+
+
+def ordered_masks(config, order: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """The masks of a decoder's layers, as :func:`causal_masks`, for one input whose rows stand at ``order`` (S,)."""
+
+    def mask(window):
+        hidden = ~_sees(order.unsqueeze(0), window)
+        value = torch.zeros(hidden.shape, dtype=dtype, device=order.device)
+        return value.masked_fill(hidden, math.log(HIDDEN))[None]
+
+    return _for_kinds(config, mask)
+
+
+def unknown_layers(config) -> str | None:
+    """Why layers do not attend by a causal mask that is known, or None if they do."""
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         return f"layers of the kind {sorted(unknown)[0]!r} do not attend by a causal mask that is known"
-    window = getattr(config, "sliding_window", None)
-    count = 6 if window is None or window > 62 else window + 2  # beyond a window that is small enough
-    rows = torch.linspace(-1, 1, count * width).sin().view(1, count, width).to(like)
-    steps = torch.arange(count, device=like.device).view(1, 1, -1)
-    moves = Moves(torch.ones(1, 1, device=like.device), steps, torch.zeros_like(steps[:, 0, :1]))
-    plain = torch.ones(1, count, dtype=torch.long, device=like.device)
-    try:
-        with torch.no_grad():
-            expected, found = (
-                states(rows, plain),
-                states(rows, causal_masks(config, moves, plain, like.dtype)),
-            )
-    except Exception as error:
-        return f"it fails on masks of its own kind of layers: {type(error).__name__}: {str(error)[:200]}"
-    difference = (found - expected).abs().max()
-    if difference > 1e-3 * expected.abs().max():
-        return f"with a given mask its answer differs by {difference:.2g} from that with its own"
     return None
+
+
+def blocks_of(config) -> str | None:
+    """Why an encoder that attends in blocks of rows is not within reach, or None where it does not."""
+    if getattr(config, "attention_window", None) or getattr(config, "attention_type", None) == "block_sparse":
+        return "which rows attend to each other depends on blocks or windows of rows"
+    return None
+
+
+def standing_at(path: str, table: nn.Embedding, order: Tensor, first: int) -> dict[str, Change]:
+    """The change of an embedding module at ``path`` by which the rows of an input stand at ``order`` (S,)."""
+    return {path: lambda usual, *arguments, **options: table.weight[first + order][None]}
+
+
+def bias_standing_at(order: Tensor) -> Change:
+    """The same for ``compute_bias`` of a T5-like attention module."""
+
+    def compute_bias(usual, *arguments, **options):
+        return usual(*arguments, **options)[:, :, order][..., order]
+
+    return compute_bias
 
 
 def relative_biases(encoder: nn.Module) -> list[str]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, probed_scale
-from dplearn.backbones.text import moved, right_padded
+from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating
+from dplearn.backbones.probing import Refused, tried
+from dplearn.backbones.text import moved, no_table, right_padded
 from dplearn.backbones.views import below, changed, path_of
 from dplearn.config import PromptConfig
 
@@ -24,7 +25,13 @@ class Seq2SeqBackbone(Backbone):
 
     def __init__(self, model):
         super().__init__(model)
-        self.eos_token_id = model.config.eos_token_id
+        configs = (
+            model.config,
+            getattr(model.get_encoder(), "config", None),
+        )  # two models in one name the token in their own
+        self.eos_token_id = next(
+            (c.eos_token_id for c in configs if getattr(c, "eos_token_id", None) is not None), None
+        )
         self.names = set(inspect.signature(model.forward).parameters)
 
     @staticmethod
@@ -38,20 +45,18 @@ class Seq2SeqBackbone(Backbone):
             return f"expected a model with a language-modelling head, {type(model).__name__} has none"
         if "inputs_embeds" not in inspect.signature(model.forward).parameters:
             return f"{type(model).__name__} does not take inputs_embeds"
-        return None
+        return no_table(model)
 
     def probe(self) -> str | None:
         encoder = self.model.get_encoder()
 
-        def states(**tokens):
-            like = next(iter(tokens.values()))
-            mask = torch.ones(like.shape[:2], dtype=torch.long, device=like.device)
+        def states(mask, first=0, **tokens):
             return encoder(**tokens, attention_mask=mask, return_dict=True).last_hidden_state
 
-        found = probed_scale(self.model, self.embedding, encoder, states)
-        if isinstance(found, str):
-            return found
-        self.scale = found
+        try:
+            self.scale = tried(self.model, self.embedding, encoder, states).scale
+        except Refused as reason:
+            return str(reason)
         return None
 
     def read(self, batch: dict, boundary: Boundary, config: PromptConfig, size: int | None = None) -> Reading:
@@ -88,7 +93,28 @@ class Seq2SeqBackbone(Backbone):
     def refuses_position_space(self) -> str | None:
         if not position_space.relative_biases(self.model.get_encoder()) and self.position_table() is None:
             return f"{type(self.model).__name__}'s encoder has neither a relative bias nor learned positions"
-        return None
+        reason, like = position_space.blocks_of(self.model.config), self.embedding.weight.new_empty(0)
+        if reason is None:
+            with evaluating(self.model, copies=False):
+                reason = position_space.refuses_order(self._ordered_states, self.width, like)
+        return reason and f"{type(self.model).__name__}'s encoder: {reason}"
+
+    def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: as they come."""
+        changes, encoder = {}, self.model.get_encoder()
+        path, biases = path_of(self.model, encoder), position_space.relative_biases(encoder)
+        if order is not None and biases:
+            changes = {
+                f"{below(path, n)}:compute_bias": position_space.bias_standing_at(order) for n in biases
+            }
+        elif order is not None:
+            table = self.position_table()
+            changes = position_space.standing_at(
+                below(path, "embed_positions"), table, order, getattr(table, "offset", 0)
+            )
+        with changed(self.model, changes) as model:
+            mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+            return self.hidden_states(model, rows, mask)
 
     def position_table(self) -> nn.Module | None:
         """The encoder's learned position vectors (BART); None for relative biases."""

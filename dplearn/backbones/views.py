@@ -55,17 +55,21 @@ def changed(
         with _patched(model, changes, tensors or {}):
             yield model
     else:
-        copies: list[tuple[nn.Module, nn.Module, frozenset[str]]] = []
+        copies: list[tuple[nn.Module, nn.Module, dict]] = []
         view = _view(model, _tree(changes, tensors or {}), "", copies)
         try:
             yield view
         finally:
-            for (
-                copy,
-                module,
-                known,
-            ) in copies:  # what a model notes on itself (that its hooks are there, say) it keeps
-                vars(module).update({name: v for name, v in vars(copy).items() if name not in known})
+            for copy, module, before in copies:
+                keep_notes(copy, module, before)
+
+
+def keep_notes(copy: nn.Module, module: nn.Module, before: dict) -> None:
+    """What a module noted on itself during a call (that its hooks are there; how far its rotary angles reach, say) is
+    noted on the original. ``before``: the copy's attributes when the call began."""
+    for name, value in vars(copy).items():
+        if (name not in before or value is not before[name]) and not isinstance(value, MethodType | partial):
+            vars(module)[name] = value
 
 
 class _Branch:
@@ -113,7 +117,7 @@ def _view(module: nn.Module, branch: _Branch, path: str, copies: list) -> nn.Mod
         own["_parameters"] = {**module._parameters, **branch.tensors}
     for name, change in branch.methods.items():
         own[name] = partial(change, getattr(copy, name))
-    copies.append((copy, module, frozenset(own)))
+    copies.append((copy, module, dict(own)))
     return copy
 
 

@@ -22,7 +22,7 @@ from dplearn import zoo
 from dplearn.config import PromptConfig
 from dplearn.experiments import images, tuning
 from dplearn.experiments.tuning import Settings
-from dplearn.model import prompted
+from dplearn.loading import prompted
 from dplearn.tasks.images import NEW, ImageTask
 
 POOL, DEPTH = 4, 3  # the text tower has three layers

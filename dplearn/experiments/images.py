@@ -23,7 +23,8 @@ from dplearn.backbones.heads import head_of
 from dplearn.config import PromptConfig
 from dplearn.experiments import tuning
 from dplearn.experiments.tuning import Settings
-from dplearn.model import PromptedModel, prompted
+from dplearn.loading import prompted
+from dplearn.model import PromptedModel
 from dplearn.tasks.images import ImageTask
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from dplearn.backbones.base import token_positions
 from dplearn.choice import Chooser, schedule
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
-from dplearn.model import PromptedModel, prompted
+from dplearn.loading import prompted
+from dplearn.model import PromptedModel
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
 from dplearn.training import Annealing, LabelWordLoss, parameter_groups

@@ -17,7 +17,8 @@ from dplearn.checks import whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import LearnedDecision
 from dplearn.estimators import ESTIMATORS, repeat
-from dplearn.model import PromptedModel, prompted
+from dplearn.loading import prompted
+from dplearn.model import PromptedModel
 
 
 class GradientQuality(NamedTuple):

@@ -20,11 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones import adapt
-from dplearn.backbones.base import rows_of, take_rows, token_positions
-from dplearn.backbones.causal import CausalBackbone
-from dplearn.backbones.encoder import EncoderBackbone, _rows
-from dplearn.backbones.seq2seq import Seq2SeqBackbone
+from dplearn.backbones import Backbone, CausalBackbone, EncoderBackbone, Seq2SeqBackbone, adapt
+from dplearn.backbones.base import evaluating, take_rows, token_positions, with_rows
+from dplearn.backbones.views import changed
 from dplearn.controllers import masked_mean
 from dplearn.insertion import Inserted, insert
 
@@ -80,8 +78,9 @@ class Tower:
     causal = False
     unreached: str | None = None
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, adapter: Backbone | None = None):
         self.model = model
+        self.adapter = adapter  # where the model is a text model of one stack
 
     def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
         """The batch as rows; without gradient."""
@@ -149,9 +148,10 @@ def _silence(module: nn.Module, arguments, output):
 class EncoderTower(Tower):
     """BERT and its kin; the answer is that of the model's pooler or head, else the first token's row."""
 
-    def __init__(self, model):
-        super().__init__(model)
-        self.adapter = EncoderBackbone(model)
+    def __init__(self, model, adapter):
+        super().__init__(model, adapter)
+        # What the pooler or head reads: the layers behind which a pooler stands, else the base model.
+        self.stack = adapter.stack or adapter.entry.path
         if self.adapter.refuses_position_space() is None:
             self.positions = ABSOLUTE
         else:
@@ -162,14 +162,21 @@ class EncoderTower(Tower):
         return Embedded(self.adapter.embed(input_ids), mask, 0, 0, None)
 
     def encode(self, embeds, mask=None, *, see_all=False):
-        return self.adapter.hidden_states(embeds, _ones(embeds) if mask is None else mask)
+        return self.adapter.hidden_states(self.model, embeds, _ones(embeds) if mask is None else mask)
 
     def states(self, embedded, prompt=None, split=None, **options):
         placed = place(embedded, prompt, split)
         inside = dict(inputs_embeds=placed.embeds, attention_mask=placed.mask)
-        inside |= self.adapter._positions(placed.mask)
-        with _caught(self.adapter.stack) as caught, rows_of(self.adapter.stack, _rows(placed)):
-            right = _answer(self.model(**inside, return_dict=True))
+        inside |= self.adapter.position_ids(placed.mask)
+        rows, caught = _own_rows(placed), []
+
+        def leave(usual, *arguments, **options):
+            output = usual(*arguments, **options)
+            caught.append(output[0])
+            return with_rows(output, rows)
+
+        with changed(self.model, {self.stack: leave}) as view:
+            right = _answer(view(**inside, return_dict=True))
         fixed = None
         if not _of_tokens(right, embedded):  # one answer per row has no first row
             fixed = _answer(self.model(**inside, return_dict=True))
@@ -187,13 +194,16 @@ class CausalTower(Tower):
 
     causal = True
 
-    def __init__(self, model):
-        super().__init__(model)
-        self.adapter = CausalBackbone(model)
-        self.unreached = self.adapter.refuses_position_space()
-        self.kind = self.adapter._positions()
-        if self.kind is not None:
-            self.positions = ROTARY if self.kind[0] == "in_rotary_angles" else ABSOLUTE
+    def __init__(self, model, adapter):
+        super().__init__(model, adapter)
+        base = model.base_model
+        for name, positions in (("wpe", ABSOLUTE), ("rotary_emb", ROTARY)):
+            self.module = getattr(base, name, None)
+            if isinstance(self.module, nn.Module):
+                self.positions = positions
+                break
+        else:
+            self.unreached = f"{type(model).__name__} has no position information that is known"
 
     embed = EncoderTower.embed
 
@@ -213,18 +223,17 @@ class CausalTower(Tower):
         return (row if head is None else head(row)), None
 
     def position_modules(self):
-        return [self.kind[1]]
+        return [self.module]
 
     def table(self):
-        return (self.kind[1], 0) if self.positions == ABSOLUTE else None
+        return (self.module, 0) if self.positions == ABSOLUTE else None
 
 
 class Seq2SeqTower(Tower):
     """T5, BART and their kin: the rows are the encoder's, the answer is the decoder's logits."""
 
-    def __init__(self, model):
-        super().__init__(model)
-        self.adapter = Seq2SeqBackbone(model)
+    def __init__(self, model, adapter):
+        super().__init__(model, adapter)
         self.unreached = self.adapter.refuses_position_space()
         self.decoder_input_ids: Tensor | None = None  # (B, U); None: the start token alone
         if self.unreached is None:
@@ -234,11 +243,11 @@ class Seq2SeqTower(Tower):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.positions != RELATIVE:  # these models count positions from the first column, padding or not
             input_ids, mask = _padding_last(input_ids, mask)
-        kept = self.adapter.keep_last(input_ids, mask, None)
+        kept = self.adapter.keep_last(input_ids, mask)
         return Embedded(self.adapter.embed(input_ids), mask, 0, kept, None)
 
     def encode(self, embeds, mask=None, *, see_all=False):
-        return self.adapter.hidden_states(embeds, _ones(embeds) if mask is None else mask)
+        return self.adapter.hidden_states(self.model, embeds, _ones(embeds) if mask is None else mask)
 
     def read(self, hidden, placed, embedded):
         start = self.decoder_input_ids
@@ -251,7 +260,7 @@ class Seq2SeqTower(Tower):
         return output.logits, None
 
     def position_modules(self):
-        return self._biases() or [self.adapter._table()]
+        return self._biases() or [self.adapter.position_table()]
 
     def _biases(self) -> list[nn.Module]:
         modules = self.model.get_encoder().modules()
@@ -475,10 +484,11 @@ def tower(model: PreTrainedModel, *, image: bool = False) -> Tower:
         return ClipTextTower(model)
     if not names.isdisjoint(SIGLIP_TEXT):
         return SiglipTextTower(model)
-    serves = TOWERS.get(type(adapt(model)))
+    adapter = adapt(model)
+    serves = TOWERS.get(type(adapter))
     if serves is None:
         raise TypeError(f"model={type(model).__name__} cannot read text: expected pixel_values")
-    return serves(model)
+    return serves(model, adapter)
 
 
 def place(embedded: Embedded, prompt: Tensor | None, split: int | None = None) -> Inserted:
@@ -657,17 +667,18 @@ def position_sensitivity(
     the largest over the splits, the mean over prompts. Everything runs in evaluation mode and without gradients, and
     the model is left as it was.
 
-    Args:
-        model: T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT, DeiT, DINOv2; the text and
-            vision models of CLIP and SigLIP, or both in one.
-        input_ids, attention_mask: (B, T), a batch of text; or pixel_values: (B, channels, height, width), of images.
-        decoder_input_ids: (B, U), for encoder-decoder models; None: the start token.
-        length: l, of the random prompts.
-        prompt: (l, d), a prompt of one's own instead, such as a trained one.
-        splits: those to compare with k = l; None: all.
-        draws: number of random prompts (of redrawn vectors, where a prompt is given).
-        seed: of the random prompts: embeddings of random tokens for text, for images normal vectors with the mean and
-            the standard deviation of the rows.
+    Parameters
+    ----------
+    model : T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT, DeiT, DINOv2; the text and
+        vision models of CLIP and SigLIP, or both in one.
+    input_ids, attention_mask : (B, T), a batch of text; or pixel_values: (B, channels, height, width), of images.
+    decoder_input_ids : (B, U), for encoder-decoder models; None: the start token.
+    length : l, of the random prompts.
+    prompt : (l, d), a prompt of one's own instead, such as a trained one.
+    splits : those to compare with k = l; None: all.
+    draws : number of random prompts (of redrawn vectors, where a prompt is given).
+    seed : of the random prompts: embeddings of random tokens for text, for images normal vectors with the mean and
+        the standard deviation of the rows.
 
     Raises
     ------
@@ -687,7 +698,7 @@ def position_sensitivity(
     if isinstance(stack, Seq2SeqTower):
         stack.decoder_input_ids = decoder_input_ids
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model, copies=False):
         embedded = stack.embed(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
         if prompt is None:
             pairs = [[stack.draw(length, embedded, generator) for _ in range(2)] for _ in range(draws)]
@@ -700,7 +711,7 @@ def position_sensitivity(
         )
         if not tried:
             raise ValueError(f"splits={list(splits)} has no split to compare with the prefix, {length}")
-        if hasattr(stack, "adapter"):
+        if stack.adapter is not None:
             stack.adapter.check_length(embedded.inputs.shape[1] + length)
         found = [_probe(stack, embedded, first, second, tried) for first, second in pairs]
     means = {name: _mean([one[name] for one in found]) for name in found[0]}
@@ -794,10 +805,11 @@ def absorb(prompt: Tensor, table: Tensor, before: Tensor, after: Tensor) -> Tens
     table[after]`` keeps them: moving prompt vectors costs nothing that training could not give back. (The input has
     no such freedom: its embeddings are given.)
 
-    Args:
-        prompt: (l, d).
-        table: (positions, d), the model's position vectors.
-        before, after: (l,) integer positions.
+    Parameters
+    ----------
+    prompt : (l, d).
+    table : (positions, d), the model's position vectors.
+    before, after : (l,) integer positions.
 
     >>> absorb(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [3.0, 5.0]]), torch.tensor([1]), torch.tensor([0]))
     tensor([[4., 6.]])
@@ -833,18 +845,6 @@ def readouts(states: States) -> dict[str, Tensor]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """While this is open the model is in evaluation mode; then every module is in the mode in which it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def _at(table: nn.Embedding, ids: Tensor) -> Iterator[None]:
     """While this is open, the table looks up these ids (B, S) instead of those that it is asked for."""
     handle = table.register_forward_pre_hook(lambda module, arguments: (ids,))
@@ -854,24 +854,12 @@ def _at(table: nn.Embedding, ids: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _caught(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While this is open, the module's last hidden states are noted, before anything takes rows of them."""
-    usual, patched, caught = module.forward, module.__dict__.get("forward"), []
-
-    def forward(*arguments, **options):
-        output = usual(*arguments, **options)
-        caught.append(output[0])
-        return output
-
-    module.forward = forward
-    try:
-        yield caught
-    finally:
-        if patched is None:
-            module.__dict__.pop("forward")
-        else:
-            module.forward = patched
+def _own_rows(placed: Inserted) -> Tensor:
+    """(B, T): each input token's own row. A pooler reads column 0, so where that is padding (on the left) it holds the
+    row of the first real token."""
+    own = placed.input_positions
+    first = placed.mask.gather(1, own).long().argmax(1, keepdim=True)
+    return torch.cat([own.gather(1, first), own[:, 1:]], 1)
 
 
 def _padding_last(input_ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

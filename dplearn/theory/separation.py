@@ -266,8 +266,9 @@ def one_sided(
     the layer knows no position. ``normalise`` divides every token, of prompt and input, by its root mean
     square first.
 
-    Args:
-        prompt: (..., l, d); inputs: (B, T, d).
+    Parameters
+    ----------
+    prompt : (..., l, d); inputs: (B, T, d).
 
     Returns:
         (..., B, T, 2, d): the outputs of head 0 (left) and head 1 (right).
@@ -479,9 +480,10 @@ def biased_rows(
 ) -> Tensor:
     """The input rows of one head: softmax of q.k + b(j - i) over the prompt and the input, times the values.
 
-    Args:
-        query, key: (B, T, c); value: (B, T, d). The scale of the scores is left to the caller.
-        prompt_key: (..., l, c); prompt_value: (..., l, d): leading dimensions are independent prompts.
+    Parameters
+    ----------
+    query, key : (B, T, c); value: (B, T, d). The scale of the scores is left to the caller.
+    prompt_key : (..., l, c); prompt_value: (..., l, d): leading dimensions are independent prompts.
 
     Returns:
         (..., B, T, d)
@@ -820,13 +822,14 @@ def instance_output(
 ) -> Tensor:
     """The answers of the frozen reader: one attention layer with a constant query, read at the row of the token.
 
-    Args:
-        prompt: (1, 3) or (B, 1, 3): score, value, and a third entry that the reader ignores. inputs: (B, 1,
-        3), as in ``InstanceToy``. weights: (B, 2), one-hot or not; column k is the split k. relaxation: what
-        weights that are not one-hot mean. "token": the weighted sum of the two sequences, and of the rows
-            that are read. "position": the prompt stays first and is seen with the weight of split 1. Both
-            agree at one-hot weights, with different gradients there.
-        causal: False lets the token see the prompt at both splits. Then the split has no effect.
+    Parameters
+    ----------
+    prompt : (1, 3) or (B, 1, 3): score, value, and a third entry that the reader ignores. inputs: (B, 1,
+    3), as in ``InstanceToy``. weights: (B, 2), one-hot or not; column k is the split k. relaxation: what
+    weights that are not one-hot mean. "token": the weighted sum of the two sequences, and of the rows
+        that are read. "position": the prompt stays first and is seen with the weight of split 1. Both
+        agree at one-hot weights, with different gradients there.
+    causal : False lets the token see the prompt at both splits. Then the split has no effect.
 
     Returns:
         (B,)

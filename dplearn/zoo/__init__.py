@@ -8,6 +8,7 @@ Each folder here holds Hugging Face files (config, safetensors in float16, token
 every file, the model card, the losses of the pretraining and recorded figures. `python -m dplearn.zoo list` shows them.
 """
 
+from dplearn.checks import is_whole
 from dplearn.shelf import FOLDER as FOLDER
 from dplearn.shelf import check_labels, folder_of, load, names
 from dplearn.shelf import load_folder as load_folder
@@ -31,7 +32,7 @@ def random_control(name: str, seed: int, num_labels: int | None = None):
     from .pretraining import fresh_model
     from .vision import fresh_like
 
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+    if not is_whole(seed, 0):
         raise ValueError(f"seed={seed!r}: expected an integer of at least 0")
     config = AutoConfig.from_pretrained(folder_of(name))
     check_labels(name, config.model_type, num_labels)

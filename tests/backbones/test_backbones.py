@@ -18,12 +18,10 @@ import torch._dynamo.testing
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from transformers import (
-    BartForCausalLM,
     BartForSequenceClassification,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertLMHeadModel,
     BertModel,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
@@ -655,8 +653,6 @@ def vit():
     ("backbone", "reason"),
     [
         (vit, "expected a model that ends in one of .*, got ViTForMaskedImageModeling$"),
-        (lambda: tiny.bert(BertLMHeadModel, is_decoder=True), "model_type='bert' is not known as one$"),
-        (lambda: BartForCausalLM(tiny.bart().config), "model_type='bart' is not known as one$"),
         (
             lambda: BartForSequenceClassification(tiny.bart().config),
             "language-modelling head, BartForSequenceClassification has none$",

@@ -136,11 +136,20 @@ def test_every_module_is_in_the_api_reference():
 
 def test_paper_map_names_tests_that_exist():
     text = (ROOT / "book" / "paper-map.md").read_text()
+    # Tests lie in folders that mirror the package; their names tell them apart.
+    paths = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
+    assert len(named) > 50
     # The functions are references, which the build checks.
-    for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", text):
-        path = ROOT / "tests" / file
-        assert path.exists(), f"{file} does not exist"
-        assert f"def {name}(" in path.read_text(), f"{file} has no {name}"
+    for file, name in named:
+        assert file in paths, f"{file} does not exist"
+        assert f"def {name}(" in paths[file].read_text(), f"{file} has no {name}"
+
+
+def test_names_of_test_files_are_unique():
+    """The paper map names a test by its file, without the folder."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
 
 
 # The checks above can fail: each of these notebooks or pages is wrong in one way.
@@ -239,12 +248,33 @@ def test_docstrings_become_field_lists():
     ]
     text = "\n".join(module.rewrite(numpy_style))
     assert ":param size: how many of them." in text and ":returns: (B,) ids." in text
+    several = ["Raises", "------", "KeyError, ValueError : none of both.", "TypeError : no dict."]
+    assert module.rewrite(several)[1:] == [
+        ":raises KeyError: none of both.", ":raises ValueError: none of both.", ":raises TypeError: no dict."
+    ]  # fmt: skip
     assert module.rewrite(["path    where", "        it lies"])[1] == ":param path: where it lies"
     # Two blanks after a full stop are no table, and examples stay as they are.
     for lines in (["One sentence.  Another one."], [">>> f(1,    2)", "3    4"]):
         assert [line for line in module.rewrite(lines) if line] == lines
     assert module.rewrite(["Like this:", "    a = 1"])[2:5] == ["::", "", "        a = 1"]
     assert module.rewrite(["the distance |u - v| of `a|b`"]) == [r"the distance \|u - v\| of `a|b`"]
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("dplearn.Annealing", "dplearn.training.Annealing"),
+        (
+            "dplearn.loading.PromptedModel.save_pretrained",
+            "dplearn.named_prompts.NamedPrompts.save_pretrained",
+        ),
+        ("dplearn.model.PromptedModel.forward", "dplearn.model.PromptedModel.forward"),
+        ("dplearn.model.PromptedModel.no_such_method", None),
+        ("dplearn.model", None),
+    ],
+)
+def test_a_reference_is_led_to_where_its_name_is_defined(name, where):
+    assert tool("plain_docstrings", "_ext").defined_name(name) == where
 
 
 def test_a_model_card_becomes_a_section():

@@ -14,17 +14,38 @@ import dplearn as dp
 from dplearn.experiments import records
 
 
-@pytest.mark.parametrize(
-    ("name", "blocks"), [("README.md", 3), ("book/at-work.md", 5), ("book/images.md", 7)]
-)
+def examples(name):
+    """The blocks of code on a page, but for those in ``{code-block}``, which need what the tests do not have."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("book/at-work.md", 14), ("book/images.md", 7)])
 def test_examples_run_as_written(name, blocks, tmp_path, monkeypatch, capsys):
-    found = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+    """On a page of the book each example goes on where the one before stopped."""
+    found = examples(name)
     assert len(found) == blocks
     monkeypatch.chdir(tmp_path)
     names = {}
     for code in found:
         exec(compile(code, name, "exec"), names)
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_each_example_of_the_readme_runs_by_itself(number, tmp_path, monkeypatch):
+    """A reader copies one of them, with its imports."""
+    found = examples("README.md")
+    assert len(found) == 3
+    monkeypatch.chdir(tmp_path)
+    exec(compile(found[number], "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("name", ["README.md", "book/at-work.md", "book/images.md", "book/backbones.md"])
+def test_an_example_with_a_decoder_only_model_says_where_its_input_ends(name):
+    """Where a decoder-only model is trained without a boundary, the model refuses; the pages do not leave it out."""
+    code = "\n".join(examples(name))
+    if re.search(r"CausalLM|GPT2LMHead", code):
+        assert "context_length" in code and "keep_last" in code
 
 
 def test_the_table_of_estimators_is_that_of_the_record():

@@ -14,7 +14,7 @@ from project import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # The extras that `make` installs, with those that they name in turn.
-INSTALLED = ("book", "test", "experiments")
+INSTALLED = ("book", "test", "experiments", "train")
 
 
 def name_of(text):
@@ -59,6 +59,25 @@ def test_every_requirement_is_pinned_within_its_range(where, requirement):
     assert requirement.specifier.contains(version, prereleases=True), (
         f"{requirement} ({where}) excludes {version}"
     )
+
+
+def test_the_trainer_has_its_own_extra():
+    """README.md and the page At work name it; it holds what the Trainer asks for, and the experiments include it."""
+    from transformers.utils.import_utils import ACCELERATE_MIN_VERSION
+
+    (needed,) = map(Requirement, EXTRAS["train"])
+    assert needed.name == "accelerate" and not needed.specifier.contains("1.0")
+    lowest = min(Version(part.version) for part in needed.specifier if part.operator == ">=")
+    assert lowest >= Version(ACCELERATE_MIN_VERSION)
+    assert "dplearn[train]" in EXTRAS["experiments"]
+    assert not any(line.startswith("accelerate") for line in PROJECT["dependencies"])
+    for page in ("README.md", "book/at-work.md"):
+        assert 'pip install ".[train]"' in text_of(ROOT / page)
+
+
+def test_extras_that_are_installed_name_extras_that_exist():
+    named = {match for lines in EXTRAS.values() for match in re.findall(r"dplearn\[(\w+)\]", " ".join(lines))}
+    assert named <= EXTRAS.keys() and named <= set(INSTALLED)
 
 
 def test_pins_fit_every_machine():

@@ -111,6 +111,7 @@ def regret(estimator, seed, length=2, steps=200):
     torch.manual_seed(seed)
     config = dp.PromptConfig(length=length, position="instance", estimator=estimator, temperature=0.5)
     model = dp.prompted(backbone, config, vectors=torch.randn(length, tiny.WIDTH))
+    model.loss_outside = True  # the divergence below reads output.draws
     model.prompt.double()
 
     def divergence(logits, wanted):
