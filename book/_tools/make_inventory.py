@@ -17,6 +17,7 @@ PROJECTS = {
             (f"collections.abc.{name}", "class", "library/collections.abc.html#collections.abc.$")
             for name in (
                 "Callable",
+                "Collection",
                 "Hashable",
                 "Iterable",
                 "Iterator",
