@@ -390,7 +390,7 @@ def _probed_scale(model, embedding, body, states) -> float | str:
             for scale in (1.0, *sorted(scales - {1.0})):
                 found = states(inputs_embeds=rows * scale).float()
                 if found.shape == plain.shape and torch.allclose(
-                    found, plain, rtol=_tolerance(model), atol=_tolerance(model) * plain.abs().amax().item()
+                    found, plain, rtol=tolerance(model), atol=tolerance(model) * plain.abs().amax().item()
                 ):
                     return scale
     except Exception as error:  # whatever it is: this model does not take rows
@@ -401,7 +401,8 @@ def _probed_scale(model, embedding, body, states) -> float | str:
     )
 
 
-def _tolerance(model) -> float:
+def tolerance(model) -> float:
+    """How much answers of a model may differ, relative to the largest, that are equal in exact arithmetic."""
     return 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.05
 
 

@@ -163,8 +163,8 @@ class CausalBackbone(Backbone):
         held, known = int(cache.get_seq_length()), getattr(cache, "prompted", None)
         if known is None or known.held != held or known.keys is not _keys(cache):
             raise ValueError(
-                f"past_key_values holds {held} rows that are not as a prompted model left them, expected an empty cache "
-                "or one of an earlier output of this model, with nothing cropped, reordered or repeated"
+                f"past_key_values holds {held} rows that are not as a prompted model left them, expected an empty "
+                "cache or one of an earlier output of this model, with nothing cropped, reordered or repeated"
             )
         return True
 

@@ -24,6 +24,7 @@ from dplearn.backbones.base import (
     standing_in,
     take_rows,
     token_positions,
+    tolerance,
     with_rows,
 )
 from dplearn.backbones.causal import is_causal
@@ -70,7 +71,25 @@ class EncoderBackbone(Backbone):
         if isinstance(found, str):
             return found
         self.scale = found
-        return None
+        with evaluating(self.model, copies=False), torch.no_grad():
+            return self._reads_padding(self.embed(ids))
+
+    def _reads_padding(self, rows: Tensor) -> str | None:
+        """Why an input's answer would depend on its batch, or None: convolutions and Fourier transforms look at rows
+        that the mask hides."""
+        mask = torch.ones(1, rows.shape[1] + 1, dtype=torch.long, device=rows.device)
+        mask[:, -1] = 0
+        pad = getattr(self.model.config, "pad_token_id", None)
+        hidden = rows[:, :1] if pad is None else self.embed(torch.tensor([[pad]], device=rows.device))
+        plain = self.hidden_states(self.model, rows, mask[:, :-1]).float()
+        found = self.hidden_states(self.model, torch.cat([rows, hidden], 1), mask)[:, :-1].float()
+        difference = (found - plain).abs().max()
+        if difference <= 10 * tolerance(self.model) * plain.abs().max():
+            return None
+        return (
+            f"{type(self.model).__name__} answers {difference:.2g} differently where padding follows an input, though "
+            "the mask hides it"
+        )
 
     def _states(self, **tokens) -> Tensor:
         like = next(iter(tokens.values()))

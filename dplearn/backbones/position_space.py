@@ -187,8 +187,8 @@ def refuses_order(states: Callable, width: int, like: Tensor, window: int | None
     difference = (found - expected).abs().max()
     if not difference <= (0.05 if coarse else 1e-3) * expected.abs().max():
         return (
-            f"its answer differs by {difference:.2g} where rows stand in another order and are told their positions, so "
-            "it has position information that is not known"
+            f"its answer differs by {difference:.2g} where rows stand in another order and are told their positions, "
+            "so it has position information that is not known"
         )
     return None
 

@@ -311,7 +311,6 @@ def test_the_forward_value_is_that_of_other_estimators_at_the_same_splits(name):
             "no position information",
         ),
         (CLASSIFIER, "deberta", DISENTANGLED, "order"),
-        (CLASSIFIER, "convbert", {}, "order"),
         (CLASSIFIER, "mobilebert", {}, "order"),
         (CLASSIFIER, "roformer", {}, "no position information that is known"),
         (CLASSIFIER, "longformer", dict(attention_window=4), "blocks or windows"),
