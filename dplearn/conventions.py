@@ -42,7 +42,8 @@ def class_for(base: type, backbone: type) -> type:
     )
     forward.__kwdefaults__, forward.__doc__ = usual.__kwdefaults__, usual.__doc__
     forward.__qualname__ = usual.__qualname__
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(usual).parameters.values()):
+    # A forward that spells its arguments out (PromptedCLIP's) tells them as they are.
+    if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(usual).parameters.values()):
         forward.__signature__ = signature_for(backbone)
     fields = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__, "made_from": base}
     fields |= {"known_names": names_for(backbone), "places": tuple(signature_for(backbone).parameters)[1:]}
@@ -57,7 +58,7 @@ def signature_for(backbone: type) -> inspect.Signature:
     theirs = inspect.signature(backbone.forward).parameters
     names = [name for name, p in theirs.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
     first = [name for name in FIRST if name in names]
-    ordered = [*first, *(name for name in names if name not in first), *(o for o in OURS if o not in names)]
+    ordered = list(dict.fromkeys([*first, *names, *OURS]))
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [
         inspect.Parameter("self", kind),
