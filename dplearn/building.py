@@ -12,6 +12,7 @@ from torch import Tensor
 from dplearn import fits
 from dplearn.backbones import Backbone, heads
 from dplearn.checkpoint import Saved
+from dplearn.checks import caller_level
 from dplearn.config import PromptConfig
 from dplearn.files import short
 from dplearn.fingerprint import fingerprint, quantization, warn_of_changes
@@ -96,7 +97,7 @@ def _warn_of_fresh_weights(model: PreTrainedModel, prompt: DynamicPrompt) -> Non
             "trains and saves a head with the prompt, or save the model (backbone.save_pretrained) and load it from "
             "there",
             UserWarning,
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
 
 
@@ -160,7 +161,7 @@ def _name_labels(folder: str | os.PathLike, names: object, model: PreTrainedMode
         f"the prompt in {str(folder)!r} was trained for labels named {short(names)}, this {type(model).__name__} names "
         f"them {short(found or 'LABEL_0, LABEL_1, ...')}: expected the same classes in the same order",
         UserWarning,
-        stacklevel=3,
+        stacklevel=caller_level(),
     )
 
 

@@ -7,6 +7,7 @@ and a value is shown in one short line.
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,14 @@ def whole(name: str, value: object, least: int = 1) -> None:
 def refuse(name: str, value: object, expected: str) -> None:
     """Raise the ValueError of a value that is not valid."""
     raise ValueError(f"{name}={shown(value)} is not valid, expected {expected}")
+
+
+def caller_level() -> int:
+    """The ``stacklevel`` by which a warning names the line that called the package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "dplearn":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 # --- a check that can also say what it expects: options are checked and documented by the same object ----------------

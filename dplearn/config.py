@@ -15,7 +15,19 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
-from dplearn.checks import Flag, KeyOf, Later, Names, Number, OneOf, Whole, is_whole, refuse, shown
+from dplearn.checks import (
+    Flag,
+    KeyOf,
+    Later,
+    Names,
+    Number,
+    OneOf,
+    Whole,
+    caller_level,
+    is_whole,
+    refuse,
+    shown,
+)
 from dplearn.choice import Chooser
 from dplearn.controllers import LEARNED, Decision
 from dplearn.estimators import ESTIMATORS, comparing_losses
@@ -386,7 +398,9 @@ def _with_old_name(init: Callable) -> Callable:
                 raise ValueError(
                     f"insert={shown(options['insert'])} and entry are one option, expected entry alone"
                 )
-            warnings.warn("PromptConfig(insert=...) is called entry=... now", FutureWarning, stacklevel=2)
+            warnings.warn(
+                "PromptConfig(insert=...) is called entry=... now", FutureWarning, stacklevel=caller_level()
+            )
             options["entry"] = options.pop("insert")
         init(self, *values, **options)
 

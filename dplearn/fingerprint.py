@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones.heads import is_of_head
+from dplearn.checks import caller_level
 from dplearn.offload import values_of
 
 MATRICES, VECTORS, VALUES = 5, 4, 4  # how many weights and norms, spread over the model; values of each
@@ -90,14 +91,14 @@ def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module)
             "will be others. A head that was in no checkpoint is drawn anew at each loading: save the model with it "
             "(backbone.save_pretrained) and load it from there, or use head='trained', where the prompt brings its own",
             UserWarning,
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
     elif changed:
         warnings.warn(
             f"{text}on other weights than those of this {kind}: another backbone of the same shape, or "
             "one that was trained further. Its answers will be others",
             UserWarning,
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
     now = quantization(model)
     if "quantization" in recorded and recorded["quantization"] != now:
@@ -105,7 +106,7 @@ def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module)
             f"{text}on a backbone with quantization={recorded['quantization']!r}, this one has quantization={now!r}: "
             "its answers will differ a little",
             UserWarning,
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
 
 

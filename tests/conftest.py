@@ -7,6 +7,7 @@ import sys
 import hypothesis
 import pytest
 from chromium import browser  # noqa: F401  a fixture is found where it is imported
+from sweep import pytest_terminal_summary  # noqa: F401  and so is a hook
 
 # Set before transformers or datasets are imported: a test that asks a hub for anything fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -22,7 +22,7 @@ from transformers import (
 
 import dplearn as dp
 from dplearn import estimators
-from dplearn.backbones import position_space
+from dplearn.backbones import Boundary, position_space
 from dplearn.estimators import ESTIMATORS
 
 LENGTH = 3
@@ -41,15 +41,23 @@ def make(backbone, position="instance", seed=0, **options):
     return model.train()
 
 
+def boundary(model):
+    """Where the input ends that the prompt surrounds: in front of the last two tokens, which are the answer."""
+    return {"keep_last": 2} if model.adapter.reads_answers else {}
+
+
+def kept(model, ids, mask):
+    """How many last tokens stay behind the prompt."""
+    return boundary(model).get("keep_last", model.adapter.keep_last(ids, mask))
+
+
 def losses_by_hand(model, labels, ids=IDS, mask=MASK):
     """(l+1, B) losses of every instance alone at every split, each a mean over the batch's label tokens times B."""
     vectors, config = model.prompt.vectors, dp.PromptConfig(length=LENGTH)
     found = []
     for k in range(LENGTH + 1):
         fixed = dp.prompted(model.backbone, config, vectors=vectors.detach().float())
-        placed = dp.insert(
-            vectors, model.adapter.embed(ids), mask, k, keep_last=model.adapter.keep_last(ids, mask, labels)
-        )
+        placed = dp.insert(vectors, model.adapter.embed(ids), mask, k, keep_last=kept(model, ids, mask))
         logits = fixed.backbone(inputs_embeds=placed.embeds, attention_mask=placed.mask, labels=labels).logits
         tokens = [
             torch.nn.functional.cross_entropy(row, wanted, ignore_index=-100, reduction="sum")
@@ -321,14 +329,16 @@ def test_position_space_is_the_mixture_of_position_information(kind, position):
     build, mixed, labels = CASES[kind]
     model = make(build(), position, estimator="position-space", temperature=0.7)
     model.prompt.position.chooser.generator = torch.Generator().manual_seed(1)
-    output = model(IDS, MASK, labels=labels)
+    output = model(IDS, MASK, labels=labels, **boundary(model))
     model.prompt.position.chooser.generator.manual_seed(1)
-    choice = model.prompt.decide(model.summarize(IDS, MASK, labels))["position"]
+    choice = model.prompt.decide(model.summarize(IDS, MASK, **boundary(model)))["position"]
     chosen = {"position": choice._replace(weights=None), "size": dp.choice.Choice(torch.full((3,), LENGTH))}
-    keep = model.adapter.keep_last(IDS, MASK, labels)
+    keep = kept(model, IDS, MASK)
     with torch.no_grad():
+        given = {"input_ids": IDS, "attention_mask": MASK, "labels": labels}
+        reading = model.adapter.read(given, Boundary(keep), model.prompt_config)
         placed = model.prompt(model.adapter.embed(IDS), MASK, None, keep, decisions=chosen)
-        assert_close(output.logits, model.adapter.forward(placed, labels=labels).logits, rtol=0, atol=1e-12)
+        assert_close(output.logits, model.adapter.run(placed, reading).logits, rtol=0, atol=1e-12)
     by_hand = mixed(model, choice.weights, labels)
     assert_close(output.loss.double(), by_hand, rtol=0, atol=LOW.get(kind, 1e-12))
     loss = model.adapter.losses(output.logits, labels).mean()  # the model's own, in float64

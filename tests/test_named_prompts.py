@@ -192,7 +192,9 @@ def test_unloading_gives_the_backbone_back_as_it_was(kind, estimator):
     model.add_prompt("other", dp.PromptConfig(length=2, backbone_dropout=True))
     for name in ("default", "other"):
         model.use_prompt(name)
-        output = model(IDS, MASK, **({"labels": LABELS} if kind in ("t5", "bart") else {}))
+        given = {"labels": LABELS} if kind in ("t5", "bart") else {}
+        given |= {"keep_last": 1} if kind in ("gpt2", "llama") else {}
+        output = model(IDS, MASK, **given)
         output[0].sum().backward()
     torch.optim.SGD(model.trainable_parameters().values(), lr=1.0).step()
     assert state_of(backbone) != before  # frozen, and in another mode

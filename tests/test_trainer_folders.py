@@ -10,27 +10,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import dplearn as dp
-from dplearn import checkpoint, settings
-from dplearn import model as model_module
-from dplearn.model import describe
-
-
-@pytest.fixture(autouse=True)
-def settings_travel(monkeypatch):
-    """What the model does with its settings in a state dict."""
-    kind = model_module.PromptedModel
-    if "get_extra_state" in vars(kind):
-        return
-
-    def get_extra_state(self):
-        return settings.to_tensor(self.prompt_config.to_dict(), describe(self.backbone, self.prompt_config))
-
-    def set_extra_state(self, state):
-        recorded = settings.from_tensor("the state dict", state)
-        settings.check_options(recorded.options, self.prompt_config.to_dict())
-
-    monkeypatch.setattr(kind, "get_extra_state", get_extra_state)
-    monkeypatch.setattr(kind, "set_extra_state", set_extra_state)
+from dplearn import checkpoint
 
 
 class Data(Dataset):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones.views import keep_notes, shared_copy
-from dplearn.checks import is_whole
+from dplearn.checks import caller_level, is_whole
 from dplearn.config import PromptConfig
 from dplearn.controllers import masked_mean
 from dplearn.estimators import instance_losses, repeat
@@ -224,8 +224,9 @@ class Backbone:
         return Reading(rows, mask, self.seen(mask, keep_last), keep_last, batch)
 
     def _refuse_images(self, batch: dict) -> None:
-        if batch.get("pixel_values") is not None:
-            raise ValueError(f"pixel_values is for images, but {type(self.model).__name__} reads text")
+        for name in ("pixel_values", "interpolate_pos_encoding", "bool_masked_pos"):
+            if batch.get(name) is not None:
+                raise ValueError(f"{name} is for images, but {type(self.model).__name__} reads text")
 
     def _tokens(self, batch: dict) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Checked token ids (B, T), mask (B, T) and rows (B, T, d); of ids and rows one is None."""
@@ -268,7 +269,7 @@ class Backbone:
                 f"input_ids begin or end with the padding token {pad} and there is no attention_mask: padding counts "
                 "as input then, and the prompt surrounds it. Pass attention_mask",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
 
     def keep_last(self, input_ids: Tensor | None, mask: Tensor) -> int | Tensor:

@@ -39,6 +39,7 @@ from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, take
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.position_space import code_term, table_term
 from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
+from dplearn.checks import caller_level
 from dplearn.controllers import LEARNED, masked_mean
 
 KINDS = {"vit", "deit", "dinov2"}
@@ -250,7 +251,7 @@ def check_order_matters(config, name: str, otherwise: str = "") -> None:
             "book), and a split that moves in training does so by chance or by the estimator's error. Expected a "
             f"fixed position{otherwise}",
             UserWarning,
-            stacklevel=6,  # the line that calls dplearn.prompted
+            stacklevel=caller_level(),
         )
 
 

@@ -840,7 +840,10 @@ def test_what_other_models_cannot_have():
             dp.prompted(tiny.bert(), dp.PromptConfig(length=LENGTH, **options))
     with pytest.raises(ValueError, match="size='task' is not valid here"):
         make("siglip", size="task")
-    with pytest.raises(TypeError, match="cannot take a prompt: .*got model_type='clip_text_model'"):
+    with pytest.raises(
+        TypeError,
+        match="cannot take a prompt: .*model_type='clip_text_model' is not known as a model of texts",
+    ):
         dp.prompted(type(tiny.clip().text_model)(tiny.clip().config.text_config))
 
 

@@ -719,7 +719,8 @@ def test_a_prompt_of_another_backbone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="model_type='vit', this one has model_type='deit'"):
         dp.from_pretrained(tmp_path, tiny.deit())
     with pytest.raises(ValueError, match=r"depth=3 is too deep, expected 1\.\.2"):
-        dp.from_pretrained(tmp_path, tiny.vit(num_hidden_layers=2))
+        with pytest.warns(UserWarning, match="other weights"):
+            dp.from_pretrained(tmp_path, tiny.vit(num_hidden_layers=2))
 
 
 def test_the_card_and_the_summary_tell_the_depth_and_the_place(tmp_path):
