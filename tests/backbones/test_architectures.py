@@ -71,7 +71,7 @@ def test_a_prompt_of_words_is_these_words_or_is_refused(architecture, record_pro
     except NotBuilt as reason:
         status, detail = "not built", str(reason)
     finally:
-        record_property("sweep", [str(architecture), status])
+        record_property("sweep", [str(architecture), status, detail])
     expected = recorded(architecture)
     assert status != "not built" or expected in ("not built", None), detail
     if status == "not built":

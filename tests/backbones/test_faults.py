@@ -224,7 +224,7 @@ def test_an_encoder_that_looks_at_padding_is_refused(kind):
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     config = AutoConfig.for_model(kind, max_position_embeddings=64, **sizes, **tiny.SMALL)
-    with pytest.raises(TypeError, match="differently where padding follows an input"):
+    with pytest.raises(TypeError, match="differently where an input is padded"):
         dp.prompted(AutoModel.from_config(config).double().eval(), dp.PromptConfig(length=3))
 
 
