@@ -110,11 +110,11 @@ def insert_weighted(
 
     Parameters
     ----------
-    prompt, inputs, mask, keep_last : as in ``insert``.
+    prompt : (l, d) or (B, l, d); it, ``inputs``, ``mask`` and ``keep_last`` are as in ``insert``.
     weights : (B, l+1), one-hot rows as from ``gumbel_softmax(logits, hard=True)``; column k is split k. None: the
         split is given.
     size_weights : the same for the size; column n is size n. None: the size is given.
-    split, size : as in ``insert``; only for what has no weights.
+    split : as in ``insert``, and so is ``size``; only for what has no weights.
     """
     mask = _check(prompt, inputs, mask, keep_last)
     if weights is None and size_weights is None:
@@ -181,9 +181,9 @@ def rows_at_every_split(
 
     Parameters
     ----------
-    mask, keep_last : as in ``insert``; mask (B, T).
+    mask : (B, T); it and ``keep_last`` are as in ``insert``.
     length : l.
-    split, size : (B,) the split and the size of the sequences as they are; the size is the same at every split.
+    split : (B,), of the sequences as they are, and so is ``size``, which is the same at every split.
     """
     (batch, seq), options = mask.shape, length + 1
     every = torch.arange(options, device=mask.device).repeat(batch)  # (B*(l+1),), split fastest

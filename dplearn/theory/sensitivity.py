@@ -671,7 +671,8 @@ def position_sensitivity(
     ----------
     model : T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT, DeiT, DINOv2; the text and
         vision models of CLIP and SigLIP, or both in one.
-    input_ids, attention_mask : (B, T), a batch of text; or pixel_values: (B, channels, height, width), of images.
+    input_ids : (B, T), a batch of text, with ``attention_mask`` (B, T); or ``pixel_values`` (B, channels, height, width)
+        of images.
     decoder_input_ids : (B, U), for encoder-decoder models; None: the start token.
     length : l, of the random prompts.
     prompt : (l, d), a prompt of one's own instead, such as a trained one.
@@ -809,7 +810,7 @@ def absorb(prompt: Tensor, table: Tensor, before: Tensor, after: Tensor) -> Tens
     ----------
     prompt : (l, d).
     table : (positions, d), the model's position vectors.
-    before, after : (l,) integer positions.
+    before : (l,) integer positions, and so is ``after``.
 
     >>> absorb(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [3.0, 5.0]]), torch.tensor([1]), torch.tensor([0]))
     tensor([[4., 6.]])

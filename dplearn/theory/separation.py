@@ -268,10 +268,12 @@ def one_sided(
 
     Parameters
     ----------
-    prompt : (..., l, d); inputs: (B, T, d).
+    prompt : (..., l, d).
+    inputs : (B, T, d).
 
-    Returns:
-        (..., B, T, 2, d): the outputs of head 0 (left) and head 1 (right).
+    Returns
+    -------
+    (..., B, T, 2, d): the outputs of head 0 (left) and head 1 (right).
     """
     _check_split(split, prompt.shape[-2])
     if prompt.shape[-1] != inputs.shape[-1]:
@@ -482,11 +484,14 @@ def biased_rows(
 
     Parameters
     ----------
-    query, key : (B, T, c); value: (B, T, d). The scale of the scores is left to the caller.
-    prompt_key : (..., l, c); prompt_value: (..., l, d): leading dimensions are independent prompts.
+    query : (B, T, c), and so is ``key``. The scale of the scores is left to the caller.
+    value : (B, T, d).
+    prompt_key : (..., l, c), leading dimensions are independent prompts.
+    prompt_value : (..., l, d).
 
-    Returns:
-        (..., B, T, d)
+    Returns
+    -------
+    (..., B, T, d)
     """
     length, seq = prompt_key.shape[-2], key.shape[-2]
     _check_split(split, length)
@@ -824,15 +829,17 @@ def instance_output(
 
     Parameters
     ----------
-    prompt : (1, 3) or (B, 1, 3): score, value, and a third entry that the reader ignores. inputs: (B, 1,
-    3), as in ``InstanceToy``. weights: (B, 2), one-hot or not; column k is the split k. relaxation: what
-    weights that are not one-hot mean. "token": the weighted sum of the two sequences, and of the rows
-        that are read. "position": the prompt stays first and is seen with the weight of split 1. Both
-        agree at one-hot weights, with different gradients there.
+    prompt : (1, 3) or (B, 1, 3): score, value, and a third entry that the reader ignores.
+    inputs : (B, 1, 3), as in ``InstanceToy``.
+    weights : (B, 2), one-hot or not; column k is the split k.
+    relaxation : what weights that are not one-hot mean. "token": the weighted sum of the two sequences, and of the rows
+        that are read. "position": the prompt stays first and is seen with the weight of split 1. Both agree at one-hot
+        weights, with different gradients there.
     causal : False lets the token see the prompt at both splits. Then the split has no effect.
 
-    Returns:
-        (B,)
+    Returns
+    -------
+    (B,)
     """
     if relaxation not in ("token", "position"):
         raise ValueError(f'relaxation={relaxation!r}, expected "token" or "position"')
