@@ -671,8 +671,8 @@ def position_sensitivity(
     ----------
     model : T5, BART and kin; BERT, RoBERTa and kin; GPT-2, Llama, Qwen2 and kin; ViT, DeiT, DINOv2; the text and
         vision models of CLIP and SigLIP, or both in one.
-    input_ids : (B, T), a batch of text, with ``attention_mask`` (B, T); or ``pixel_values`` (B, channels, height, width)
-        of images.
+    input_ids : (B, T), a batch of text, with ``attention_mask`` (B, T); or ``pixel_values`` (B, channels,
+        height, width) of images.
     decoder_input_ids : (B, U), for encoder-decoder models; None: the start token.
     length : l, of the random prompts.
     prompt : (l, d), a prompt of one's own instead, such as a trained one.
