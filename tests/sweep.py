@@ -24,7 +24,11 @@ def pytest_terminal_summary(terminalreporter):
         import transformers
 
         sound = {row: status for row, (status, _) in sorted(found.items()) if status != "wrong"}
-        reasons = {row: found[row][1].split("cannot take a prompt: ")[-1] for row, status in sound.items() if status == "refused"}
+        reasons = {
+            row: found[row][1].split("cannot take a prompt: ")[-1]
+            for row, status in sound.items()
+            if status == "refused"
+        }
         content = {"transformers": transformers.__version__, "status": sound, "reasons": reasons}
         with open(os.environ["DPLEARN_SWEEP"], "w") as file:
             file.write(json.dumps(content, indent=0) + "\n")
