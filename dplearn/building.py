@@ -12,9 +12,8 @@ from torch import Tensor
 from dplearn import fits
 from dplearn.backbones import Backbone, heads
 from dplearn.checkpoint import Saved
-from dplearn.checks import caller_level
+from dplearn.checks import caller_level, shown
 from dplearn.config import PromptConfig
-from dplearn.files import short
 from dplearn.fingerprint import fingerprint, quantization, warn_of_changes
 from dplearn.offload import is_offloaded
 from dplearn.prompt import DynamicPrompt
@@ -158,8 +157,8 @@ def _name_labels(folder: str | os.PathLike, names: object, model: PreTrainedMode
         heads.set_label_names(model, names)
         return
     warnings.warn(
-        f"the prompt in {str(folder)!r} was trained for labels named {short(names)}, this {type(model).__name__} names "
-        f"them {short(found or 'LABEL_0, LABEL_1, ...')}: expected the same classes in the same order",
+        f"the prompt in {str(folder)!r} was trained for labels named {shown(names)}, this {type(model).__name__} names "
+        f"them {shown(found or 'LABEL_0, LABEL_1, ...')}: expected the same classes in the same order",
         UserWarning,
         stacklevel=caller_level(),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dplearn import shelf
 from dplearn.backbones import heads
-from dplearn.files import short
+from dplearn.checks import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,8 +34,8 @@ def load_backbone(folder: str | os.PathLike, description: dict, own_head: bool =
     known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if not name or not isinstance(name, str) or not known:
         raise ValueError(
-            f"the prompt in {str(folder)!r} was trained for a backbone with class={short(kind)} and "
-            f"name_or_path={short(name)}, which cannot be loaded by name: expected from_pretrained(folder, backbone), "
+            f"the prompt in {str(folder)!r} was trained for a backbone with class={shown(kind)} and "
+            f"name_or_path={shown(name)}, which cannot be loaded by name: expected from_pretrained(folder, backbone), "
             "with the model that the prompt was trained on"
         )
     _refuse_own_code(folder, name, model_class)
@@ -62,7 +62,7 @@ def _refuse_own_code(folder, name: str, model_class: type) -> None:
     config, _ = model_class.config_class.get_config_dict(name)
     if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(
-            f"the prompt in {str(folder)!r} names the backbone {short(name)}, whose config has "
-            f"model_type={short(config.get('model_type'))} and code of its own (auto_map): such code is never run, "
+            f"the prompt in {str(folder)!r} names the backbone {shown(name)}, whose config has "
+            f"model_type={shown(config.get('model_type'))} and code of its own (auto_map): such code is never run, "
             "expected from_pretrained(folder, backbone)"
         )

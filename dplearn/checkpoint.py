@@ -23,7 +23,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from dplearn.files import MISSING, locked, opened, parse, read_json, remove_stale, short, write, write_locked
+from dplearn.checks import shown
+from dplearn.files import MISSING, locked, opened, parse, read_json, remove_stale, write, write_locked
 from dplearn.settings import FORMAT, Weights, digest, document, from_tensor, verify
 
 CONFIG, CARD = "prompt_config.json", "README.md"
@@ -126,7 +127,7 @@ def check_finite(folder: str | os.PathLike, tensors: dict[str, Tensor], verb: st
         wrong = (~(tensor.float() if narrow else tensor).isfinite()).sum().item()
         if wrong:
             raise ValueError(
-                f"tensor {short(name)} {verb} {str(folder)!r} with {wrong} of {tensor.numel()} numbers that are NaN or "
+                f"tensor {shown(name)} {verb} {str(folder)!r} with {wrong} of {tensor.numel()} numbers that are NaN or "
                 "infinite, expected finite ones alone: training has diverged"
             )
 
@@ -171,7 +172,7 @@ def _plain_name(path: Path, name: str) -> str:
     """The name of a file beside ``path``: never outside of its folder, and never a pickle."""
     name = Path(name.replace("\0", "")).name
     if len(name.encode(errors="replace")) > 255:
-        raise ValueError(f"{path} names {short(name)}, expected the name of a file")
+        raise ValueError(f"{path} names {shown(name)}, expected the name of a file")
     if Path(name).suffix != ".safetensors" and (path.parent / name).is_file():
         raise ValueError(f"{path} names {name!r}, expected a .safetensors file: pickles are never loaded")
     return name

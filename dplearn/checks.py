@@ -16,16 +16,19 @@ FLOAT32 = torch.finfo(torch.float32)
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: its repr in one line of at most 80 characters.
+    """A value as an error message shows it: its repr in one line of at most 80 characters, without its
+    middle where it is longer; of a tensor, its shape.
 
     >>> shown("task"), shown([[1, 2]] * 20)
-    ("'task'", '[[1, 2], [1, 2], [1, 2], [1, 2], [1, 2], [1, 2], [1, 2], [1, 2], [1, 2], [1, ...')
+    ("'task'", '[[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]...1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]')
     """
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of more digits than Python prints
         text = f"<a {type(value).__name__} too long to show>"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 80 else f"{text[:39]}...{text[-38:]}"
 
 
 def is_whole(value: object, least: int | None = None) -> bool:

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from dplearn.checks import shown
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -26,9 +28,8 @@ except ImportError:  # Windows
 
 TEMPORARY = (".dplearn-", ".tmp")  # how the name of a temporary file starts and ends
 PATIENCE = 60.0  # seconds that a writer waits for another one
-ABANDONED = (
-    3600.0  # seconds after which a file of another writer counts as left over, where there are no locks
-)
+# Seconds after which a file of another writer counts as left over, where there are no locks.
+ABANDONED = 3600.0
 MOST_JSON = 16 * 2**20  # bytes of a JSON file of settings; real ones have a few thousand
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
@@ -140,7 +141,7 @@ def opened(path: Path, size: int | None = None, most: int | None = None) -> Iter
     except MISSING:
         raise
     except (OSError, ValueError) as error:  # no permission, a name too long, a loop of links; a zero byte
-        raise ValueError(f"{short(str(path))} cannot be read: {error.__class__.__name__}") from error
+        raise ValueError(f"{shown(str(path))} cannot be read: {error.__class__.__name__}") from error
     with os.fdopen(handle, "rb") as file:
         found = os.fstat(handle)
         if stat.S_ISDIR(found.st_mode):
@@ -173,15 +174,3 @@ def parse(path: Path, text: bytes) -> dict:
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds a {type(document).__name__}, expected a JSON object")
     return document
-
-
-def short(text: object, most: int = 200) -> str:
-    """A value for an error message: its middle is left out where it is long.
-
-    >>> short("a" * 500, 10)
-    "'aaaa...aaa'"
-    """
-    shown = text if isinstance(text, str) else repr(text)
-    if len(shown) > most:
-        shown = f"{shown[: (most - 3 + 1) // 2]}...{shown[-((most - 3) // 2) :]}"
-    return repr(shown) if isinstance(text, str) else shown

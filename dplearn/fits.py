@@ -6,7 +6,7 @@ import os
 
 from torch import Tensor, nn
 
-from dplearn.files import short
+from dplearn.checks import shown
 
 NEEDED = ("model_type", "class")  # what every checkpoint has recorded from the first one on
 # What is no part of a backbone's kind, or may differ with a warning (:mod:`dplearn.fingerprint`).
@@ -35,8 +35,8 @@ def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> No
             if isinstance(old, int) and isinstance(new, int) and 0 < old < new:
                 continue
         raise ValueError(
-            f"the prompt in {str(folder)!r} was trained for a backbone with {name}={short(old)}, "
-            f"this one has {name}={short(new)}{ADVICE.get(name, '')}"
+            f"the prompt in {str(folder)!r} was trained for a backbone with {name}={shown(old)}, "
+            f"this one has {name}={shown(new)}{ADVICE.get(name, '')}"
         )
 
 
@@ -60,6 +60,5 @@ def fill(folder: str | os.PathLike, module: nn.Module, tensors: dict[str, Tensor
         raise ValueError(f"{str(folder)!r} holds the tensors {sorted(tensors)}, expected {sorted(expected)}")
     for name, tensor in expected.items():
         check_tensor(folder, tensors, name, tuple(tensor.shape))
-    module.load_state_dict(
-        {name: tensor.clone() for name, tensor in tensors.items()}, assign=True
-    )  # not rounded
+    # Assigned, so not rounded.
+    module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)

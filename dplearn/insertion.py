@@ -198,18 +198,15 @@ def rows_at_every_split(
     now, then = plan(1, split), plan(options, every)
     rows = torch.cat([now.input_positions, now.prompt_positions], 1)  # (B, S): of tokens, then of vectors
     moved = torch.cat([then.input_positions, then.prompt_positions], 1).view(batch, options, -1)
-    return moved.scatter(
-        2, rows.unsqueeze(1).expand_as(moved), moved
-    )  # a permutation: every entry is written
+    # A permutation: every entry is written.
+    return moved.scatter(2, rows.unsqueeze(1).expand_as(moved), moved)
 
 
 def _place(prompt: Tensor, inputs: Tensor, plan: _Plan) -> Tensor:
     """Copy every row to its place, once: (B, T+l, d). Ordinary operations, so torch knows all derivatives."""
     (batch, seq, dim), length = inputs.shape, prompt.shape[-2]
     shared = prompt.expand(batch, length, dim)
-    if (
-        _is_transformed()
-    ):  # vmap cannot write rows of many prompts into a tensor that it did not make: new ones
+    if _is_transformed():  # vmap cannot write rows of many prompts into a tensor that it did not make
         out = inputs.new_zeros(batch, seq + length, dim)
         out = out.scatter(1, plan.input_positions.unsqueeze(2).expand(batch, seq, dim), inputs)
         return out.scatter(1, plan.prompt_positions.unsqueeze(2).expand(batch, length, dim), shared)
@@ -243,9 +240,7 @@ def _take(rows: Tensor, positions: Tensor) -> Tensor:
 
 def _is_differentiated_again(grad: Tensor) -> bool:
     """Whether a backward runs with create_graph, or on many gradients at once (``is_grads_batched``, vmap)."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # compiled code refuses a second derivative, and always enables gradients
+    if torch.compiler.is_compiling():  # compiled code refuses a second derivative, and enables gradients
         return _is_transformed()
     return torch.is_grad_enabled() or _is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
@@ -290,14 +285,12 @@ class _Products(NamedTuple):
 
     before: Tensor  # (B, l), <G_{start+i}, P_i>: vector i stands before the input
     after: Tensor  # (B, l), <G_{end+i}, P_i>: it stands behind it
-    unused: (
-        Tensor | None
-    )  # (B, l), <G_{T+i}, P_i>: it is not in use and fills a last row; None: all are in use
+    # (B, l), <G_{T+i}, P_i>: it is not in use and fills a last row; None: all are in use
+    unused: Tensor | None
     # (B, l+1), sum_t <G_{t+j}, X_t> over t < end, with j vectors before the input (padding stays)
     body: Tensor
-    tail: (
-        Tensor | None
-    )  # (B, l+1), the same over t >= end, with j vectors in all; None: part of body, all are in use
+    # (B, l+1), the same over t >= end, with j vectors in all; None: part of body, all are in use
+    tail: Tensor | None
 
     def front(self) -> Tensor:
         """What depends on f = min(k, n), the number of vectors before the input: (B, l+1)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import Backbone, Boundary, Reading, adapt
+from dplearn.checks import shown
 from dplearn.config import PromptConfig
 from dplearn.controllers import FixedDecision
 from dplearn.conventions import OURS, class_for, losses_named
@@ -239,7 +240,7 @@ class PromptedModel(NamedPrompts):
         given = {n: value for n, value in batch.items() if n not in OURS and (generates or value is not None)}
         if ours["keep_last"] is not None and ours["context_length"] is not None:
             raise ValueError(
-                f"keep_last={_short(ours['keep_last'])} and context_length={_short(ours['context_length'])}, expected "
+                f"keep_last={shown(ours['keep_last'])} and context_length={shown(ours['context_length'])}, expected "
                 "at most one of them: both say where the input ends that the prompt surrounds"
             )
         boundary = Boundary(ours["keep_last"], ours["context_length"])
@@ -355,7 +356,3 @@ def _named(batch: dict, input_ids, attention_mask) -> dict:
         )
     first = {"input_ids": input_ids, "attention_mask": attention_mask}
     return {name: value for name, value in first.items() if value is not None} | batch
-
-
-def _short(value) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -64,9 +64,8 @@ def resident_copy(module: nn.Module) -> nn.Module:
     if hooks:
         from accelerate.hooks import remove_hook_from_module
 
-        remove_hook_from_module(
-            found, recurse=True
-        )  # this may put weights of the store itself in their place
+        # This may put weights of the store itself in their place.
+        remove_hook_from_module(found, recurse=True)
     for name, parameter in module.named_parameters():
         if not hooks and not parameter.is_meta:
             continue

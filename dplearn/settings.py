@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dplearn.checks import is_whole
-from dplearn.files import parse, short
+from dplearn.checks import is_whole, shown
+from dplearn.files import parse
 from dplearn.shelf import origin
 from dplearn.version import __version__
 
@@ -87,7 +87,7 @@ def verify(path: str | Path, document: dict) -> Settings:
     found = document.get("format")
     if found not in (FORMAT, UNSEALED) or isinstance(found, bool):
         raise ValueError(
-            f"{path} has format={short(found)}, expected {FORMAT}: it was written by another version of dplearn"
+            f"{path} has format={shown(found)}, expected {FORMAT}: it was written by another version of dplearn"
         )
     try:
         options, backbone, weights = document["prompt"], document["backbone"], document["weights"]
@@ -99,11 +99,11 @@ def verify(path: str | Path, document: dict) -> Settings:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is incomplete, expected prompt, backbone and weights"
-            f"{' with their seal' if found == FORMAT else ''}: {short(error)}"
+            f"{' with their seal' if found == FORMAT else ''}: {shown(error)}"
         ) from None
     missing = [name for name in known if name not in options]
     if missing:
-        raise ValueError(f"{path} has lost the option {short(missing[0])}, which it was written with")
+        raise ValueError(f"{path} has lost the option {shown(missing[0])}, which it was written with")
     if sha256 is None and "seal" not in document:
         return Settings(options, backbone, weights)
     if sha256 is None or digest(document | {"options": known}) != sha256:
@@ -147,5 +147,5 @@ def check_options(recorded: dict, options: dict) -> None:
     for name, value in recorded.items():
         if name in options and name not in OF_TRAINING and options[name] != value:
             raise ValueError(
-                f"the tensors were saved with {name}={short(value)}, this prompt has {name}={short(options[name])}"
+                f"the tensors were saved with {name}={shown(value)}, this prompt has {name}={shown(options[name])}"
             )

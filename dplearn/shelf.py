@@ -114,9 +114,8 @@ def load_folder(folder: Path, dtype=torch.float32, num_labels: int | None = None
             model = cls.from_pretrained(folder, dtype=dtype)
         else:
             model = with_labels(cls, folder, num_labels, dtype=dtype)
-    model.name_or_path = (
-        folder.name
-    )  # what a checkpoint of a prompt records: a name, not a path of this machine
+    # What a checkpoint of a prompt records: a name, not a path of this machine.
+    model.name_or_path = folder.name
     return model.eval(), _processor(folder, kind)
 
 

@@ -47,7 +47,14 @@ def test_a_number_passes_where_float32_keeps_it(value):
 def test_a_value_is_shown_in_one_short_line(value):
     text = shown(value)
     assert "\n" not in text and len(text) <= 80
-    assert text == " ".join(repr(value).split()) or text.endswith("...")
+    whole, (start, cut, end) = " ".join(repr(value).split()), (text[:39], text[39:42], text[42:])
+    assert text == whole or (
+        cut == "..." and whole.startswith(start) and whole.endswith(end) and len(text) == 80
+    )
+
+
+def test_a_tensor_is_shown_by_its_shape():
+    assert shown(torch.zeros(2, 3)) == "a tensor of shape (2, 3)"
 
 
 def test_numbers_too_long_to_print_are_named():

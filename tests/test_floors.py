@@ -9,8 +9,8 @@ from project import ROOT
 # (theory, tasks, zoo, experiments) may use all of these.
 FLOORS = [
     # mathematics, checks, files
-    {"checks", "files", "offload", "version"},
-    {"conventions", "insertion", "sampling", "fits", "shelf"},
+    {"checks", "offload", "version"},
+    {"files", "conventions", "insertion", "sampling", "fits", "shelf"},
     {"estimators"},
     {"choice", "settings"},
     # parts

@@ -350,12 +350,12 @@ def evaluating(model: nn.Module, copies: bool = True):
     if not training:
         yield model
     elif copies and not torch.compiler.is_compiling():
-        copies: dict[int, tuple[nn.Module, nn.Module, dict]] = {}
+        made: dict[int, tuple[nn.Module, nn.Module, dict]] = {}
         try:
-            yield _evaluating_copy(model, copies)
+            yield _evaluating_copy(model, made)
         finally:
-            for done in copies.values():
-                keep_notes(*done)
+            for each in made.values():
+                keep_notes(*each)
     else:
         for module in training:
             module.training = False

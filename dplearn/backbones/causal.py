@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import position_space
-from dplearn.backbones.base import Reading, evaluating, token_positions
+from dplearn.backbones.base import Reading, evaluating
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import probe_ids, same
-from dplearn.backbones.text import TextBackbone, continued_positions
+from dplearn.backbones.text import TextBackbone, prompted_positions
 from dplearn.backbones.views import below, changed, prepare
 from dplearn.conventions import OURS
 from dplearn.estimators import instance_losses
-from dplearn.offload import device_of
 
 
 class Prompted(NamedTuple):
@@ -83,17 +82,11 @@ class CausalBackbone(TextBackbone):
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         if hasattr(cache, "get_seq_length") and not torch.compiler.is_compiling():
             vectors = (placed.mask != 0).sum(1, keepdim=True) - (reading.mask != 0).sum(1, keepdim=True)
-            following = self._positions_of(placed, reading).amax(1, keepdim=True) + 1
+            own = reading.given.get("position_ids")
+            positions = prompted_positions(own, placed, reading, self.first_position)
+            following = positions.amax(1, keepdim=True) + 1
             cache.prompted = Prompted.of(cache, placed.mask, vectors, following)  # for :meth:`proceed`
         return output
-
-    def _positions_of(self, placed, reading: Reading) -> Tensor:
-        """The position ids (B, S) that the model gets."""
-        own = reading.given.get("position_ids")
-        if own is None:
-            return token_positions(placed.mask) + self.first_position
-        places = reading.places(placed)
-        return continued_positions(own.expand(places.shape), placed, reading, places)
 
     def continues(self, batch: dict) -> bool:
         """Whether ``past_key_values`` holds a prompted input.
@@ -158,12 +151,10 @@ class CausalBackbone(TextBackbone):
     def refuses_position_space(self) -> str | None:
         if self._positions() is None:
             return super().refuses_position_space()
-        reason = position_space.unknown_layers(self.model.config)
-        like = torch.empty(0, dtype=self.model.dtype, device=device_of(self.model))
-        if reason is None:
-            window = getattr(self.model.config, "sliding_window", None)
-            with evaluating(self.model, copies=False):
-                reason = position_space.refuses_order(self._ordered_states, self.width, like, window)
+        window = getattr(self.model.config, "sliding_window", None)
+        reason = position_space.unknown_layers(self.model.config) or position_space.refuses_order(
+            self.model, self._ordered_states, self.width, window
+        )
         return reason and f"{type(self.model).__name__}: {reason}"
 
     def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:

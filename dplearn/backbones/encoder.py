@@ -17,7 +17,6 @@ from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import end_of_layers
 from dplearn.backbones.text import TextBackbone
 from dplearn.backbones.views import below, changed, prepare
-from dplearn.offload import device_of
 
 
 class EncoderBackbone(TextBackbone):
@@ -26,9 +25,8 @@ class EncoderBackbone(TextBackbone):
     def __init__(self, model):
         super().__init__(model)
         self.table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-        self.stack: str | None = (
-            None  # the path of what a pooler reads; None where nothing stands behind the layers
-        )
+        # The path of what a pooler reads; None where nothing stands behind the layers.
+        self.stack: str | None = None
 
     def look(self, ids: Tensor) -> None:
         """Find where the rows of the prompt leave."""
@@ -39,11 +37,9 @@ class EncoderBackbone(TextBackbone):
     def refuses_position_space(self) -> str | None:
         if not isinstance(self.table, nn.Embedding):
             return super().refuses_position_space()
-        reason = position_space.blocks_of(self.model.config)
-        like = torch.empty(0, dtype=self.model.dtype, device=device_of(self.model))
-        if reason is None:
-            with evaluating(self.model, copies=False):
-                reason = position_space.refuses_order(self._ordered_states, self.width, like)
+        reason = position_space.blocks_of(self.model.config) or position_space.refuses_order(
+            self.model, self._ordered_states, self.width
+        )
         return reason and f"{type(self.model).__name__}: {reason}"
 
     def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:

@@ -21,8 +21,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dplearn.backbones.base import evaluating
 from dplearn.backbones.views import Change
 from dplearn.insertion import Moves
+from dplearn.offload import device_of
 
 # Weight of a key that causal order hides, instead of 0: small enough to change nothing that is visible, large enough
 # for its gradient (float16 cannot hold it: hidden keys then get no gradient).
@@ -161,7 +163,7 @@ def _for_kinds(config, mask: Callable) -> Tensor | dict[str, Tensor]:
     return mask(windows[kinds.pop()] if kinds else window)
 
 
-def refuses_order(states: Callable, width: int, like: Tensor, window: int | None = None) -> str | None:
+def refuses_order(model: nn.Module, states: Callable, width: int, window: int | None = None) -> str | None:
     """Why a model's position information is not all within reach of the mixtures, or None if it is.
 
     What stands where is told by positions (and a mask) alone, so rows in another order, each told where it stands, have
@@ -172,18 +174,19 @@ def refuses_order(states: Callable, width: int, like: Tensor, window: int | None
     ----------
     states : a function of rows (1, S, d) and of where each stands (S,), or None for the model's own order, to hidden
         states (1, S, h).
-    like : a tensor of the model's dtype.
+    width : d.
     window : how many rows a layer sees, where it does not see all.
     """
     count = 6 if window is None or window > 62 else window + 2  # beyond a window that is small enough
-    rows = torch.linspace(-1, 1, count * width).sin().view(1, count, width).to(like)
-    order = torch.arange(count, device=like.device).roll(2).flip(0)
+    rows = torch.linspace(-1, 1, count * width).sin().view(1, count, width)
+    rows = rows.to(device_of(model), model.dtype)
+    order = torch.arange(count, device=rows.device).roll(2).flip(0)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model, copies=False):
             expected, found = states(rows, None)[:, order], states(rows[:, order], order)
     except Exception as error:
         return f"it fails where rows are told their positions: {type(error).__name__}: {str(error)[:200]}"
-    coarse = like.dtype in (torch.float16, torch.bfloat16)
+    coarse = rows.dtype in (torch.float16, torch.bfloat16)
     difference = (found - expected).abs().max()
     if not difference <= (0.05 if coarse else 1e-3) * expected.abs().max():
         return (

@@ -83,7 +83,7 @@ def _try(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: 
                 _check_padding(model, states, rows * scale, mask, first, plain)
                 return Findings(scale, first, _is_causal(states, ids, mask, plain, _tolerance(model)))
             nearest = min(nearest, distance)
-    except (Refused, KeyboardInterrupt):
+    except Refused:
         raise
     except Exception as error:  # whatever it is: this model does not take rows
         raise Refused(

@@ -25,10 +25,8 @@ class Seq2SeqBackbone(Backbone):
 
     def __init__(self, model):
         super().__init__(model)
-        configs = (
-            model.config,
-            getattr(model.get_encoder(), "config", None),
-        )  # two models in one name the token in their own
+        # Two models in one name the token in their own.
+        configs = (model.config, getattr(model.get_encoder(), "config", None))
         self.eos_token_id = next(
             (c.eos_token_id for c in configs if getattr(c, "eos_token_id", None) is not None), None
         )
@@ -93,10 +91,9 @@ class Seq2SeqBackbone(Backbone):
     def refuses_position_space(self) -> str | None:
         if not position_space.relative_biases(self.model.get_encoder()) and self.position_table() is None:
             return f"{type(self.model).__name__}'s encoder has neither a relative bias nor learned positions"
-        reason, like = position_space.blocks_of(self.model.config), self.embedding.weight.new_empty(0)
-        if reason is None:
-            with evaluating(self.model, copies=False):
-                reason = position_space.refuses_order(self._ordered_states, self.width, like)
+        reason = position_space.blocks_of(self.model.config) or position_space.refuses_order(
+            self.model, self._ordered_states, self.width
+        )
         return reason and f"{type(self.model).__name__}'s encoder: {reason}"
 
     def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:

@@ -99,11 +99,9 @@ class Entry:
                         )
                     kept[name] = moved(value, placed, places) if per_token else value
             if self.takes_positions:
-                counted = token_positions(placed.mask) + first
                 if positions is not None:
                     refuse_packed(positions, inner)
-                    counted = continued_positions(positions.expand(shape), placed, reading, places)
-                kept["position_ids"] = counted
+                kept["position_ids"] = prompted_positions(positions, placed, reading, first)
             output = usual(
                 inputs_embeds=placed.embeds, attention_mask=placed.mask if mask is None else mask, **kept
             )
@@ -142,20 +140,28 @@ def moved(values: Tensor, placed: PromptedInput, places: Tensor, fill: float = 0
     return values.new_full((batch, count, *values.shape[2:]), fill).scatter(1, index, values)
 
 
-def continued_positions(positions: Tensor, placed: PromptedInput, reading: Reading, places: Tensor) -> Tensor:
-    """Position ids (B, S) for tokens with ids of their own, (B, T): each moves up by the number of vectors in front of
-    it, and vectors continue the count of the row in front of them (or precede that of the first token)."""
+def prompted_positions(
+    positions: Tensor | None, placed: PromptedInput, reading: Reading, first: int
+) -> Tensor:
+    """Position ids (B, S) of a prompted input: they count real rows from ``first``, or go by the tokens' own ids.
+
+    Tokens with ids of their own, (B, T) or (1, T), move up by the number of vectors in front of them, and vectors
+    continue the count of the row in front of them (or precede that of the first token).
+    """
+    if positions is None:
+        return token_positions(placed.mask) + first
+    places = reading.places(placed)
+    positions = positions.expand(places.shape)
     is_token = moved(torch.ones_like(positions), placed, places)
     real = moved((_columns(reading, reading.mask) != 0).to(positions.dtype), placed, places)
     vector = (1 - is_token) * (placed.mask != 0)
     before = vector.cumsum(1)  # vectors up to each row
     own = moved(positions, placed, places) + before
     steps = torch.arange(own.shape[1], device=own.device)
-    known = (
-        torch.where((real * is_token) > 0, steps, -1).cummax(1).values
-    )  # the last real token up to each row
-    first = (real * is_token).argmax(1, keepdim=True)
-    start = own.gather(1, first) - before.gather(1, first)  # the first token's own id
+    # The last real token up to each row.
+    known = torch.where((real * is_token) > 0, steps, -1).cummax(1).values
+    start_row = (real * is_token).argmax(1, keepdim=True)
+    start = own.gather(1, start_row) - before.gather(1, start_row)  # the first token's own id
     behind = own.gather(1, known.clamp(min=0)) + steps - known
     front = start + before - 1
     return torch.where(is_token > 0, own, torch.where(known >= 0, behind, front)) * (placed.mask != 0)

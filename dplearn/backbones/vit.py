@@ -131,9 +131,7 @@ class ViTBackbone(Backbone):
         options = {key: value for key, value in batch.items() if key in self.known and key != "pixel_values"}
         rows = self.embed(pixels, positions=config.entry != "before-positions", **options)
         mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
-        mask[:, : self.special] = (
-            0  # the prompt does not surround special tokens, and decisions do not look at them
-        )
+        mask[:, : self.special] = 0  # no prompt surrounds special tokens, and no decision looks at them
         codes = self.positions(pixels, size) if config.entry in POSITIONED else None
         return Reading(rows, mask, mask, 0, batch, None, codes)
 

@@ -147,9 +147,8 @@ def _two_options(logits, gradients, temperature):
     scale, reach = (tau, 40.0) if tau < 1 else (1.0, 40.0 + abs(centre))
     x, w = (torch.as_tensor(part, dtype=torch.float64) for part in leggauss(16))
     panels = torch.arange(int(reach) + 1, dtype=torch.float64).unsqueeze(1)
-    half = (
-        scale * (panels + (x + 1) / 2).flatten()
-    )  # the slope jumps at d = 0: each half-line has its own panels
+    # The slope jumps at d = 0: each half-line has its own panels.
+    half = scale * (panels + (x + 1) / 2).flatten()
     weights = (scale * w / 2).repeat(len(panels))
     nodes, weights = torch.cat([-half, half]), torch.cat([weights, weights])
     slopes = gradients.double()[:, 0] - gradients.double()[:, 1]  # D_k = grad L(e_k) . (e_1 - e_2)

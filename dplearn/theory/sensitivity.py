@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dplearn.backbones import Backbone, CausalBackbone, EncoderBackbone, Seq2SeqBackbone, adapt
 from dplearn.backbones.base import evaluating, take_rows, token_positions, with_rows
+from dplearn.backbones.text import right_padded
 from dplearn.backbones.views import changed
 from dplearn.controllers import masked_mean
 from dplearn.insertion import Inserted, insert
@@ -41,9 +42,8 @@ class Embedded(NamedTuple):
     keep_first: int  # input rows that stay before the prompt
     keep_last: int | Tensor  # real rows that stay behind the prompt, as in `insert`
     readout: Tensor | None  # (B,), the input row that is read; None: see the tower
-    room: int | None = (
-        None  # rows at most, where padding at the end gives way to the prompt; None: no such limit
-    )
+    # rows at most, where padding at the end gives way to the prompt; None: no such limit
+    room: int | None = None
 
 
 class States(NamedTuple):
@@ -152,10 +152,9 @@ class EncoderTower(Tower):
         super().__init__(model, adapter)
         # What the pooler or head reads: the layers behind which a pooler stands, else the base model.
         self.stack = adapter.stack or adapter.entry.path
-        if self.adapter.refuses_position_space() is None:
+        self.unreached = self.adapter.refuses_position_space()
+        if self.unreached is None:
             self.positions = ABSOLUTE
-        else:
-            self.unreached = self.adapter.refuses_position_space()
 
     def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -242,7 +241,8 @@ class Seq2SeqTower(Tower):
     def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.positions != RELATIVE:  # these models count positions from the first column, padding or not
-            input_ids, mask = _padding_last(input_ids, mask)
+            tokens, mask, _ = right_padded({"input_ids": input_ids}, mask)
+            input_ids = tokens["input_ids"]
         kept = self.adapter.keep_last(input_ids, mask)
         return Embedded(self.adapter.embed(input_ids), mask, 0, kept, None)
 
@@ -360,7 +360,9 @@ class ClipTextTower(Tower):
 
     def embed(self, *, input_ids=None, attention_mask=None, pixel_values=None) -> Embedded:
         config = self.base.config
-        ids, mask = _padding_last(input_ids, attention_mask)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        tokens, mask, _ = right_padded({"input_ids": input_ids}, mask)
+        ids = tokens["input_ids"]
         with torch.no_grad():
             inputs = self.base.embeddings.token_embedding(ids)
         # The library's own rule, among the tokens that are real: the first end token; configurations from before its
@@ -861,21 +863,6 @@ def _own_rows(placed: Inserted) -> Tensor:
     own = placed.input_positions
     first = placed.mask.gather(1, own).long().argmax(1, keepdim=True)
     return torch.cat([own.gather(1, first), own[:, 1:]], 1)
-
-
-def _padding_last(input_ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (B, T) with the padding that stands on the left moved to the right, where none can see it.
-
-    >>> ids, mask = _padding_last(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]))
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 6]], [[1, 1, 0]])
-    """
-    if mask is None:
-        return input_ids, torch.ones_like(input_ids)
-    columns = input_ids.shape[1]
-    source = torch.arange(columns, device=input_ids.device) + mask.int().argmax(1, keepdim=True)
-    inside = source.clamp(max=columns - 1)
-    return input_ids.gather(1, inside), mask.gather(1, inside) * (source < columns)
 
 
 def _ones(embeds: Tensor) -> Tensor:
