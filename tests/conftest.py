@@ -1,6 +1,7 @@
 """What all tests share: no network, fixed seeds, no compiled code of other tests, and property tests that do not depend
 on the machine's speed."""
 
+import logging
 import os
 import sys
 
@@ -39,3 +40,16 @@ def fresh_compiler():
         import torch
 
         torch.compiler.reset()
+
+
+@pytest.fixture
+def said():
+    """What transformers logs from warnings up; a message that it gives once in a process comes again."""
+    from transformers.utils import logging as theirs
+
+    messages, handler, logger = [], logging.Handler(logging.WARNING), logging.getLogger("transformers")
+    handler.emit = lambda record: messages.append(record.getMessage())
+    theirs.warning_once.cache_clear()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

@@ -181,12 +181,6 @@ def word_means(backbone, words=WORDS):
     return torch.stack([table[row].mean(0) for row in words])
 
 
-def stacked(model):
-    """The vectors of a prompt without a pool as (depth, l, d)."""
-    vectors = model.prompt.vectors
-    return vectors if model.prompt_config.depth > 1 else vectors[None]
-
-
 def gradients(model, loss):
     """Of all trained parameters by name, zeros where there is none."""
     named = model.trainable_parameters()

@@ -87,6 +87,12 @@ def through_layers(case, backbone, states, prompts, length):
     return case.head(backbone, torch.cat([rows[:, :special], rows[:, special + length :]], 1))
 
 
+def stacked(model):
+    """The vectors of a prompt without a pool as (depth, l, d)."""
+    vectors = model.prompt.vectors
+    return vectors if model.prompt_config.depth > 1 else vectors[None]
+
+
 def vpt_by_hand(case, backbone, pixels, prompts):
     """Shallow for one prompt (1, l, d), deep for several (depth, l, d)."""
     states, special = embedded(backbone, pixels), case.special

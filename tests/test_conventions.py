@@ -4,7 +4,6 @@ Signatures and names are compared with the backbone's class, behaviour with the 
 """
 
 import inspect
-import logging
 import pickle
 import warnings
 from functools import partial
@@ -99,7 +98,9 @@ def test_it_has_what_the_backbone_has_and_only_that(kind):
     assert model.can_generate() == model.backbone.can_generate()
     assert model.loss_type == model.backbone.loss_type
     assert model.get_input_embeddings() is model.backbone.get_input_embeddings()
-    with pytest.raises(AttributeError):
+    with pytest.raises(
+        AttributeError, match=f"'{type(model).__name__}' object has no attribute 'no_such_name'"
+    ):
         model.no_such_name  # noqa: B018
 
 
@@ -180,20 +181,18 @@ def test_a_refusal_gives_one_reason_of_the_nearest_kind():
 def test_a_replica_of_data_parallel_is_refused_with_advice():
     """A replica points at the original backbone, so its answers would not be its own."""
     model = model_of("gpt2")
-    with pytest.raises(RuntimeError, match="torchrun"):
-        replica = model._replicate_for_data_parallel()
-        replica(IDS)
-    with pytest.raises(RuntimeError, match="torchrun"):
-        replica = model._replicate_for_data_parallel()
-        replica.generate(IDS)
+    replica = model._replicate_for_data_parallel()
+    for call in (replica, replica.generate):
+        with pytest.raises(RuntimeError, match="torchrun"):
+            call(IDS)
     assert model(IDS).logits.isfinite().all()  # the model itself goes on
 
 
 def test_a_text_generation_pipeline_says_what_to_do_instead():
     """It cuts the input off the output, which has new tokens alone."""
     model, tokenizer = model_of("gpt2"), spliced.tokenizer()
-    with pytest.raises((RuntimeError, TypeError, ValueError, NotImplementedError), match="generate"):
-        ask = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    ask = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    with pytest.raises(RuntimeError, match=r"a pipeline cuts the input off .* call model\.generate\("):
         ask("w5 w9 w6", max_new_tokens=3, do_sample=False)
 
 
@@ -294,13 +293,14 @@ def test_generate_decide_and_summarize_change_no_mode(kind, options):
             handle.remove()
 
 
-def test_a_short_list_of_warnings_a_user_meets_is_no_false_alarm(caplog):
+def test_a_short_list_of_warnings_a_user_meets_is_no_false_alarm(said):
     """transformers warns of padding that it cannot see; a prompted model always passes the mask."""
     model = model_of("gpt2-classifier")
     model.backbone.config.pad_token_id = tiny.PAD
     ids, mask = spliced.padded([ROW, ROW[:2]])
-    with caplog.at_level(logging.WARNING):
-        found = model(ids, mask).logits
-    assert "padding" not in caplog.text
+    found = model(ids, mask).logits
+    assert "padding" not in str(said)
     for number, length in enumerate(mask.sum(1)):
         assert_close(found[number], model(ids[number : number + 1, :length]).logits[0], rtol=0, atol=1e-10)
+    model.backbone(inputs_embeds=model.backbone.get_input_embeddings()(ids))
+    assert "will not detect padding" in str(said)  # the control: there it is said, and would have been heard

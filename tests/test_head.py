@@ -452,7 +452,7 @@ def test_refusals(call, message):
 
 def test_a_refusal_leaves_the_backbone_alone():
     backbone = tiny.vit(ViTModel)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="needs a classification head, ViTModel has none"):
         make(backbone)
     assert all(parameter.requires_grad for parameter in backbone.parameters())
 

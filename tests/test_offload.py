@@ -156,7 +156,7 @@ def test_a_trained_head_is_a_copy_that_stays(name, way, tmp_path):
             torch.nn.functional.cross_entropy(model(**batch).logits, labels).backward()
             optimizer.step()
     for (key, expected), found in zip(plain.prompt.named_parameters(), away.prompt.parameters(), strict=True):
-        assert_close(found, expected, **EXACT), key
+        assert_close(found, expected, **EXACT, msg=lambda text, key=key: f"{key}: {text}")
     assert torch.equal(values_of(away.backbone, f"{head}.weight"), before)
     assert (away.prompt.head[head].weight - before).abs().max() > 1e-4
     away.save_pretrained(tmp_path / "prompt")

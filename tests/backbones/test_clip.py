@@ -26,12 +26,12 @@ from naive_clip import (
     make_differing,
     read_text,
     scores_by_hand,
-    stacked,
     text_by_hand,
     text_rows,
     texts_by_hand,
     word_means,
 )
+from naive_vit import stacked
 from torch.nn.functional import cross_entropy, gumbel_softmax
 from torch.testing import assert_close
 

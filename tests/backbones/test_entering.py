@@ -1,7 +1,5 @@
 """How rows enter a text model: as it embeds them itself, once it has been asked, and where it has room for them."""
 
-import logging
-
 import pytest
 import tiny
 import torch
@@ -80,24 +78,22 @@ def test_angles_that_stretch_with_the_input_have_no_last_row():
 
 
 @pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
-def test_a_classifier_reads_the_last_real_row_and_warns_of_nothing(make, caplog):
+def test_a_classifier_reads_the_last_real_row_and_warns_of_nothing(make, said):
     """transformers warns that it cannot see padding in embedded inputs; here the head gets the tokens."""
     kind = GPT2ForSequenceClassification if make is tiny.gpt2 else LlamaForSequenceClassification
     model, words = make(kind), torch.tensor([7, 9, 11])
     prompt = dp.prompted(
         model, dp.PromptConfig(length=3, position=1), vectors=model.get_input_embeddings()(words)
     )
-    logging.getLogger("transformers").propagate = True
-    try:
-        for side in ("right", "left"):
-            ids, mask = tiny.batch([5, 3, 7], side=side, eos=False)
-            found = prompt(ids, mask).logits
-            for row, real, logits in zip(ids, mask.bool(), found):
-                whole = spliced(row[real], words, 1)[None]
-                assert_close(logits, model(whole).logits[0], **EXACT)
-        assert "padding" not in caplog.text
-    finally:
-        logging.getLogger("transformers").propagate = False
+    for side in ("right", "left"):
+        ids, mask = tiny.batch([5, 3, 7], side=side, eos=False)
+        found = prompt(ids, mask).logits
+        for row, real, logits in zip(ids, mask.bool(), found):
+            whole = spliced(row[real], words, 1)[None]
+            assert_close(logits, model(whole).logits[0], **EXACT)
+    assert "padding" not in str(said)
+    model(inputs_embeds=model.get_input_embeddings()(ids))
+    assert "will not detect padding" in str(said)  # the control: there it is said, and would have been heard
 
 
 def test_one_load_builds_one_adapter(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from naive_vit import (
     layers_of,
     on_first,
     rows_by_hand,
+    stacked,
     through_layers,
     vpt_by_hand,
 )
@@ -87,12 +88,6 @@ def taller_table(case, backbone, rows, columns):
     width, embeddings = tiny.WIDTH, backbone.base_model.embeddings
     image = torch.zeros(1, case.special + rows * columns, width, dtype=torch.float64)
     return embeddings.interpolate_pos_encoding(image, rows * PATCH, columns * PATCH)
-
-
-def stacked(model):
-    """The vectors of a prompted model as (depth, l, d)."""
-    vectors = model.prompt.vectors
-    return vectors if model.prompt_config.depth > 1 else vectors[None]
 
 
 def assert_fields(output, expected, atol=1e-12):
@@ -769,7 +764,9 @@ def test_the_backbone_is_left_as_it_was_found():
     before = copy.deepcopy(model.backbone.state_dict())
     usual = model.backbone(pixel_values=pixels).logits
     model(pixel_values=pixels)
-    with pytest.raises(IndexError):  # an error inside the model's own loss, with all changes in place
+    with pytest.raises(
+        IndexError, match="Target 99 is out of bounds"
+    ):  # an error inside the model's own loss, with all changes in place
         model(pixel_values=pixels, labels=torch.tensor([1, 2, 99]))
     assert not any("forward" in vars(module) for module in model.backbone.modules())
     assert torch.equal(model.backbone(pixel_values=pixels).logits, usual)

@@ -1,7 +1,6 @@
 """The experiment runner: every method scored alike, choices without the test split, records with provenance."""
 
 import json
-import math
 
 import pytest
 import tiny
@@ -93,6 +92,7 @@ def test_a_decoder_only_model_is_read_at_its_last_real_token(make, seed, side, c
     backbone, tok, data = make(seed=seed, dtype=torch.float32), tokenizer(), task()
     tok.padding_side = side
     tuning.zero_shot(backbone, tok, data, answer_prefix=cue)
+    assert set(predicted) == {"validation", "test"}
     for split, found in predicted.items():
         wanted = [next_word(backbone, row) for row in data.encode(tok, split, answer_prefix=cue)]
         assert found == wanted and 0 < sum(wanted) < len(wanted)  # it does not always say the same
@@ -335,7 +335,7 @@ def test_every_study_gives_each_method_the_same_budget(name):
             )
     for purpose in {key[2] for key in counts}:
         assert len({count for key, count in counts.items() if key[2] == purpose}) == 1
-    assert math.prod(counts.values()) > 0
+    assert counts
 
 
 def test_the_command_lists_a_study(capsys):
