@@ -4,12 +4,12 @@ The package's docstrings hold short paragraphs, numpy-style sections and two kin
 
     Parameters
     ----------
-    length : l, the number of prompt vectors        an entry of a section, with a colon
+    length : l, the number of prompt vectors        an entry of a section or of a paragraph, with a colon
     path       folder with the task's files         an entry of a table, with two or more spaces
 
 `rewrite` turns entries into field lists, so that sphinx-autodoc-typehints can add their types, and other indented
-lines into literal blocks. A reference to a name that the package re-exports (`dplearn.Annealing`), or to a method that
-a class has inherited, is led to where it is defined.
+lines into literal blocks. `types_before_examples` keeps its types out of examples. A reference to a name that the
+package re-exports (`dplearn.Annealing`), or to a method that a class has inherited, is led to where it is defined.
 """
 
 import inspect
@@ -17,6 +17,11 @@ import re
 
 ENTRY = re.compile(r"^(?P<indent>\s*)(?P<name>\S.*?) : (?P<text>.*)$")
 COLUMN = re.compile(r"^(?P<indent>\s*)(?P<name>\S+(?: \S+)*)\s{2,}(?P<text>\S.*)$")
+NAMED = re.compile(
+    r"^(?P<indent>\s*)(?:(?P<name>\w+(?:, \w+)*) : |(?P<field>[a-z_]\w*(?:, \w+)*): )(?P<text>\S.*)$"
+)
+BESIDE = re.compile(r"\s{2,}([a-z_]\w*) ?: ")
+BULLET = re.compile(r"\s*[*-] ")
 FIELDS = {"Parameters": "param", "Raises": "raises", "Returns": "returns", "Yields": "returns"}
 
 
@@ -37,7 +42,7 @@ def entry_at(lines, start, match):
     while end < len(lines) and lines[end].strip() and indent_of(lines[end]) > len(match["indent"]):
         text.append(lines[end].strip())
         end += 1
-    return match["name"].strip(), " ".join(text), end
+    return (match["name"] or match["field"]).strip(), " ".join(text), end
 
 
 def escaped(text):
@@ -54,6 +59,24 @@ def field(kind, name, text):
     if kind == "raises" and name.replace(".", "").isidentifier():
         return f":raises {name}: {text}"
     return f"* ``{name}`` {text}"
+
+
+def named_entries(lines, start):
+    """The entries (name, text) of a paragraph that has nothing else, and the next line; None for any other paragraph.
+
+    One entry is enough where its colon stands apart ("length : how many"); else there have to be two. Two blanks part
+    entries of one line.
+    """
+    entries, apart, i = [], False, start
+    while i < len(lines) and lines[i].strip():
+        match = NAMED.match(lines[i])
+        if match is None or len(match["indent"]) != indent_of(lines[start]):
+            return None
+        apart |= match["name"] is not None
+        first, text, i = entry_at(lines, i, match)
+        parts = [first, *BESIDE.split(text)]
+        entries += zip(parts[::2], parts[1::2])
+    return (entries, i) if apart or len(entries) > 1 else None
 
 
 def rewrite(lines, callable_=True):
@@ -88,13 +111,17 @@ def rewrite(lines, callable_=True):
                 i += 1
             result.append(f":returns: {escaped(' '.join(block))}")
             section = None
+        elif not before.strip() and named_entries(lines, i):
+            entries, i = named_entries(lines, i)
+            are_parameters = callable_ and section is None and all(name.isidentifier() for name, _ in entries)
+            result += [field("param" if are_parameters else None, name, text) for name, text in entries]
         elif is_column(line) and not before.endswith("::"):
             result.append("")
             while i < len(lines) and is_column(lines[i]):
                 name, text, i = entry_at(lines, i, COLUMN.match(lines[i]))
                 result.append(field("param" if callable_ else None, name, text))
             result.append("")
-        elif indent_of(line) and (not before.strip() or before[0] != " "):
+        elif indent_of(line) and (not before.strip() or before[0] != " ") and not BULLET.match(before):
             # An indented block that is no entry: shown as it stands.
             result += ["", "::", ""]
             while i < len(lines) and (indent_of(lines[i]) or not lines[i].strip()):
@@ -111,6 +138,21 @@ def rewrite(lines, callable_=True):
 def process(app, what, name, obj, options, lines):
     """Rewrite one docstring in place."""
     lines[:] = rewrite(list(lines), callable_=what != "module")
+
+
+def types_before_examples(lines):
+    """Move the type of what is returned in front of an example: sphinx-autodoc-typehints may have put it inside."""
+    for at in [at for at, line in enumerate(lines) if line.startswith(":rtype:")]:
+        start = at
+        while start and lines[start - 1].strip():
+            start -= 1
+        if any(line.lstrip().startswith(">>>") for line in (lines[start], *lines[at + 1 : at + 2])):
+            lines[start:start] = ["", lines.pop(at), ""]
+
+
+def process_types(app, what, name, obj, options, lines):
+    """The same, for the docstring of one object."""
+    types_before_examples(lines)
 
 
 def skip(app, what, name, obj, skip_, options):
@@ -150,8 +192,9 @@ def resolve(app, env, node, contnode):
 
 
 def setup(app):
-    """Register the handlers; the rewriting comes before that of other extensions."""
+    """Register the handlers; other extensions work on the docstring in between."""
     app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("autodoc-process-docstring", process_types, priority=900)
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -258,6 +258,25 @@ def test_docstrings_become_field_lists():
         assert [line for line in module.rewrite(lines) if line] == lines
     assert module.rewrite(["Like this:", "    a = 1"])[2:5] == ["::", "", "        a = 1"]
     assert module.rewrite(["the distance |u - v| of `a|b`"]) == [r"the distance \|u - v\| of `a|b`"]
+    # Entries without a heading; a sentence with a colon is none, and the second line of a bullet belongs to it.
+    assert module.rewrite(["a : one", "    more", "b : two.  c : three"]) == [
+        ":param a: one more", ":param b: two.", ":param c: three"
+    ]  # fmt: skip
+    assert module.rewrite(["a, b: two", "c: one"]) == ["* ``a, b`` two", "* ``c`` one"]
+    for lines in (["Three: one,", "two and three."], ["note: one line"], ["* a bullet", "  of two lines"]):
+        assert module.rewrite(lines) == lines
+
+
+def test_the_type_of_what_is_returned_stands_before_an_example():
+    for example in ([">>> f(1)", ":rtype: int", "2"], [":rtype: int", ">>> f(1)", "2"]):
+        lines = ["What it does.", "", *example]
+        tool("plain_docstrings", "_ext").types_before_examples(lines)
+        assert [line for line in lines if line] == ["What it does.", ":rtype: int", ">>> f(1)", "2"]
+        assert lines[lines.index(":rtype: int") - 1] == lines[lines.index(":rtype: int") + 1] == ""
+    plain = ["What it does.", "", ":rtype: int", "", ">>> f(1)", "2"]
+    again = list(plain)
+    tool("plain_docstrings", "_ext").types_before_examples(again)
+    assert again == plain
 
 
 @pytest.mark.parametrize(
