@@ -28,9 +28,9 @@ from transformers.optimization import Adafactor
 from dplearn.backbones.base import token_positions
 from dplearn.choice import Chooser, schedule
 from dplearn.config import PromptConfig
-from dplearn.controllers import masked_mean
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
+from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
 from dplearn.training import Annealing, LabelWordLoss, parameter_groups
