@@ -67,11 +67,8 @@ def test_combinations_of_the_splits_are_disjoint(task):
 
 def test_held_out_wordings_occur_in_no_other_split(task):
     def forms(split):
-        texts = ((task.text(e), e) for e in task.splits[split])
-        return {
-            re.sub("|".join(rf"\b{e[kind]}\b" for kind in ("person", "colour", "thing", "place")), "_", text)
-            for text, e in texts
-        }
+        told = (({e[kind] for kind in read(task.text(e))}, task.text(e)) for e in task.splits[split][:500])
+        return {" ".join("_" if word in facts else word for word in text.split()) for facts, text in told}
 
     assert len(forms("train")) == 12 and forms("test") <= forms("train")
     assert len(forms("test_wordings")) == 4 and not forms("test_wordings") & forms("train")
