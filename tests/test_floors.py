@@ -10,8 +10,9 @@ from project import ROOT
 FLOORS = [
     # mathematics, checks, files
     {"checks", "offload", "version"},
-    {"files", "conventions", "insertion", "sampling", "fits", "shelf"},
-    {"estimators"},
+    {"files", "conventions", "insertion", "sampling", "fits"},
+    {"estimators", "packaged"},
+    {"shelf"},
     {"choice", "settings"},
     # parts
     {"controllers", "options", "checkpoint"},
