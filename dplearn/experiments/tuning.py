@@ -175,32 +175,17 @@ def _answerable(backbone: nn.Module) -> nn.Module:
     return LastRow(backbone) if _answers_in_its_input(backbone) else backbone
 
 
-def _one_sequence(rows: list[dict], prompted: bool) -> list[dict]:
-    """Examples for a decoder-only model: what stands before the answer word is input, and behind a prompt."""
-    joined = []
-    for row in rows:
-        cue, answer = row["labels"][:-1], row["labels"][-1:]
-        ids = [*row["input_ids"], *cue]
-        joined.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": answer})
-        if prompted:
-            joined[-1]["keep_last"] = len(cue)
-    return joined
-
-
 def _text(model, tokenizer, task: Task, answer_prefix: str) -> tuple[Callable, dict]:
     """How the splits of a text task are encoded, and what the Trainer needs for them."""
-    loss = LabelWordLoss(task.word_ids(tokenizer))
+    loss = LabelWordLoss(task.word_ids(tokenizer, model))
     options = {
         "data_collator": DataCollatorForSeq2Seq(tokenizer, model),
         "compute_loss_func": loss,
         "preprocess_logits_for_metrics": loss.predictions,
     }
-    encode = partial(task.encode, tokenizer, answer_prefix=answer_prefix)
-    if not _answers_in_its_input(model):
-        return encode, options
-    options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
-    given = isinstance(model, PromptedModel)
-    return lambda split: _one_sequence(encode(split), given), options
+    if _answers_in_its_input(model):
+        options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
+    return partial(task.encode, tokenizer, model=model, answer_prefix=answer_prefix), options
 
 
 def tune_prompt(
