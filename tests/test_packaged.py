@@ -8,7 +8,9 @@ import threading
 import pytest
 import tiny
 import torch
+from nli import bert, pair_tokenizer
 from project import ROOT
+from transformers import BertModel
 
 from dplearn import files, packaged, shelf, zoo
 from dplearn.packaged import Packaged, intact, kept, sha256
@@ -134,10 +136,8 @@ def test_without_locks_both_build_and_one_result_stays(tmp_path, monkeypatch):
 def test_the_cache_follows_its_own_variable_and_the_hubs_otherwise(monkeypatch, tmp_path):
     assert packaged.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("DPLEARN_CACHE")
-    script = "from dplearn.packaged import cache_folder; print(cache_folder())"
-    environment = {"XDG_CACHE_HOME": str(tmp_path / "xdg"), "PYTHONPATH": str(ROOT)}
-    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert found.stdout.strip() == str(tmp_path / "xdg" / "huggingface" / "dplearn"), found.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hub"))
+    assert packaged.cache_folder() == tmp_path / "hub" / "dplearn"
 
 
 # --- a package of the test's own --------------------------------------------------------------------------------------
@@ -160,9 +160,6 @@ def install(monkeypatch, folder, name, contents):
 
 
 def small_bert(module):
-    from test_encoding import bert, pair_tokenizer
-    from transformers import BertModel
-
     torch.manual_seed(0)
     bert(BertModel).save_pretrained(module / "model")
     pair_tokenizer().save_pretrained(module / "model")
@@ -170,14 +167,10 @@ def small_bert(module):
 
 @pytest.fixture
 def tiny_bert(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "tasks"))
     return install(monkeypatch, tmp_path / "site", "tiny-carrier", small_bert)
 
 
 def test_an_encoder_loads_from_its_package(tiny_bert, capsys):
-    from test_encoding import bert
-    from transformers import BertModel
-
     model, tokenizer = zoo.load("tiny")
     assert type(model) is BertModel and not model.training and model.name_or_path == "tiny"
     for name, tensor in bert(BertModel).state_dict().items():
