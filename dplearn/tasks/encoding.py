@@ -7,7 +7,7 @@ import logging
 import string
 from collections.abc import Mapping, Sequence
 
-from dplearn.checks import refuse
+from dplearn.checks import refuse, shown
 
 SEQ2SEQ, CAUSAL, CLASSIFIER = "seq2seq", "causal", "classifier"
 logger = logging.getLogger("dplearn.tasks")
@@ -197,9 +197,10 @@ def _shorten(task, tokenizer, example: Mapping, form: str, cue: str, max_length:
     low, high = 0, max((len(example[field]) for field in fields), default=0)
     best = inputs(low)
     if len(best["input_ids"]) > max_length:
+        emptied = f" with nothing in {', '.join(fields)}" if fields else ", of which nothing may be cut"
         raise ValueError(
             f"{task.name}: max_length={max_length}: expected at least {len(best['input_ids'])}, the tokens of the "
-            f"template {task.template!r} with {'nothing' if fields else 'no field'} in {fields}, and of the cue"
+            f"example {shown(dict(example))}{emptied}"
         )
     while low + 1 < high:  # `low` fits, `high` does not: halve the gap
         middle = (low + high) // 2

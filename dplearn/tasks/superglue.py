@@ -41,9 +41,9 @@ FILES = {"train": ("train",), "validation": ("val", "validation")}  # split -> h
 class Recipe:
     """One SuperGLUE task: the name of its folder and everything that turns rows into a `Task`.
 
-    context  the field whose text examples may share; a holdout never has a context in common with train
-    cuttable the long fields, which an input that is too long is shortened by: never the question or the hypothesis
-    pair     the two texts that a classifier reads
+    context   the field whose text examples may share; a holdout never has a context in common with train
+    cuttable  the long fields, which an input that is too long is shortened by: never the question or the hypothesis
+    pair      the two texts that a classifier reads
     """
 
     folder: str
@@ -121,15 +121,15 @@ def load(
 ) -> Task:
     """A SuperGLUE task.
 
-    path       folder with the task's files (or with a folder such as "RTE" that has them): train.jsonl and
-               val.jsonl, parquet files, or what `DatasetDict.save_to_disk` writes. None: the hub
-    protocol   "holdout" or "paper", see the head of this module
-    holdout    the share of train that becomes "validation" (0.2 when None; only for "holdout"): by label, and
-               whole contexts (a paragraph with all its questions) at a time
-    seed       of the holdout
-    revision   of the hub repository
-    cache_dir  where `datasets` keeps its files (its own default when None)
-    validation name of a file beside train.jsonl, such as "dev32.jsonl", that becomes "validation" instead of a holdout
+    path        folder with the task's files (or with a folder such as "RTE" that has them): train.jsonl and
+                val.jsonl, parquet files, or what `DatasetDict.save_to_disk` writes. None: the hub
+    protocol    "holdout" or "paper", see the head of this module
+    holdout     the share of train that becomes "validation" (0.2 when None; only for "holdout"): by label, and
+                whole contexts (a paragraph with all its questions) at a time
+    seed        of the holdout
+    revision    of the hub repository
+    cache_dir   where `datasets` keeps its files (its own default when None)
+    validation  name of a file beside train.jsonl, such as "dev32.jsonl", that becomes "validation" instead of a holdout
     """
     share = _check_options(name, path, protocol, holdout, validation)
     key = name.partition("/")[2]
