@@ -143,7 +143,7 @@ def main(arguments=None) -> None:
     backbone, tokenizer = shelf.load(options.backbone)
     rows, splits = [], (0, 5, 10)
     count = len(options.tasks) * 2 * options.prompts * len(splits) * options.texts
-    print(f"{count} texts to read; a model of 135M parameters takes about .3 s for each on one core")
+    print(f"{count} texts to read; a model of 135M parameters takes .3 to 1 s for each on one core")
     print("task".ljust(16), "cue".ljust(9), *(column.rjust(15) for column in COLUMNS))
     for name in options.tasks:
         task = load(f"superglue/{name}", path=options.data, validation="dev32.jsonl")
