@@ -1,5 +1,6 @@
 """Position, size and vector together: every combination against one reference by hand, and each alone where others are off."""
 
+import copy
 import itertools
 
 import naive
@@ -210,8 +211,9 @@ def test_sampling_gives_what_the_mode_gives_without_changing_it(position, size, 
         options = {"mixing": mixing} if vector != "single" else {}
         model = make(position, size, vector, estimator=estimator, size_cost=2.0, **options)
         inputs, summary = model.backbone.get_input_embeddings()(IDS), model.summarize(IDS, MASK)
-        found = []
+        found, start = [], copy.deepcopy(model.prompt.state_dict())
         for mode, asked in ((sampling, None), (not sampling, sampling)):
+            model.prompt.load_state_dict(start)  # sampling extends the statistics of summaries
             model.prompt.train(mode)
             torch.manual_seed(3)
             found.append(bits(model.prompt(inputs, MASK, summary, 1, sampling=asked)))
