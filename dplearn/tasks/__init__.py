@@ -1,7 +1,8 @@
 """Tasks by name: `load("world/rte")`, `load("superglue/cb", path="folder")`, `load("images/digits")`.
 
 The part before "/" names the family, and only the module of that family is imported.
-Text: world (generated small world), docs (real text of installed libraries), superglue (through `datasets`).
+Text: world (generated small world), place (the place of a prompt decides), docs (real text of installed libraries),
+superglue (through `datasets`).
 Images: images (offline), vtab, fgvc and coop (through `datasets` or from local files).
 A family module has `NAMES`, its task names with the family in front, and `load(name, **options)`.
 """
@@ -13,6 +14,7 @@ from dplearn.tasks.images import ImageTask
 
 FAMILIES = {
     "world": "dplearn.tasks.world",
+    "place": "dplearn.tasks.place",
     "docs": "dplearn.tasks.documentation",
     "superglue": "dplearn.tasks.superglue",
     "images": "dplearn.tasks.images",

@@ -1,6 +1,6 @@
 """Small pretrained backbones that ship with the package, for learning and tests without any download.
 
-    model, tokenizer = dplearn.zoo.load("t5-mini")
+    model, tokenizer = dplearn.zoo.load("t5-mini")  # or "place-mini"
     model, image_processor = dplearn.zoo.load("vit-mini")
     model, processor = dplearn.zoo.load("clip-mini")
 
@@ -29,7 +29,7 @@ def random_control(name: str, seed: int, num_labels: int | None = None):
     """
     from transformers import AutoConfig
 
-    from .pretraining import fresh_model
+    from .pretraining import fresh_model, shape_of
     from .vision import fresh_like
 
     if not is_whole(seed, 0):
@@ -40,7 +40,7 @@ def random_control(name: str, seed: int, num_labels: int | None = None):
         config.num_labels = num_labels
     if config.model_type in ("vit", "clip"):
         return fresh_like(config, seed).eval()
-    return fresh_model(config.vocab_size, seed).eval()
+    return fresh_model(config.vocab_size, seed, shape_of(config)).eval()
 
 
 def card(name: str) -> str:

@@ -17,13 +17,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="names and sizes")
     show = commands.add_parser("card", help="print a model card")
     show.add_argument("name")
-    check = commands.add_parser(
-        "check", help="recorded figures (t5-mini: the gates), and held-out figures now"
-    )
+    check = commands.add_parser("check", help="recorded figures (text: the gates), and held-out figures now")
     check.add_argument("name")
     check.add_argument("--quick", action="store_true", help="only the recorded figures: run no model")
     run = commands.add_parser("pretrain", help="pretrain from nothing, or go on where a run folder stopped")
-    run.add_argument("name", choices=["t5-mini", "vit-mini", "clip-mini"])
+    run.add_argument("name", choices=["t5-mini", "place-mini", "vit-mini", "clip-mini"])
     run.add_argument("--folder", help="run folder: checkpoint, log, export and more (default: runs/NAME)")
     run.add_argument("--resume", action="store_true", help="go on with the checkpoint in the run folder")
     run.add_argument(
@@ -47,6 +45,8 @@ def main(arguments=None) -> int:
     elif options.command == "check":
         if options.name in RECIPES:
             report = vision.figures
+        elif options.name == "place-mini":
+            from .place_figures import report
         else:
             from .gates import report
 
@@ -68,6 +68,11 @@ def _pretrain(name, folder, processes):
     if name in RECIPES:
         vision.pretrain(name, folder)
         return vision.export(name, folder, folder / "export")
+    if name == "place-mini":
+        from . import place
+
+        place.pretrain(folder)
+        return place.export(folder, folder / "export")
     from .pretraining import export, pretrain
 
     pretrain(folder, processes)

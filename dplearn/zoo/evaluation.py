@@ -17,20 +17,24 @@ SKILLS = {
 
 
 @torch.no_grad()
-def predict(model, tokenizer, task: Task, texts, batch_size=128) -> list[int]:
-    """The label index with the largest logit of its word, for each text (word-level protocol of the paper)."""
+def scores(model, tokenizer, task: Task, texts, batch_size=128) -> torch.Tensor:
+    """The logits of the label words (N, labels), for each text (word-level protocol of the paper)."""
     words = torch.tensor(task.word_ids(tokenizer), device=model.device)
     prefix = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
     start = [model.config.decoder_start_token_id, *prefix]
-    predictions = []
+    found = []
     for begin in range(0, len(texts), batch_size):
         batch = tokenizer(texts[begin : begin + batch_size], padding=True, return_tensors="pt").to(
             model.device
         )
         decoder = torch.tensor([start] * len(batch["input_ids"]), device=model.device)
-        logits = model(**batch, decoder_input_ids=decoder).logits[:, -1, words]  # (B, labels)
-        predictions += logits.argmax(-1).tolist()
-    return predictions
+        found.append(model(**batch, decoder_input_ids=decoder).logits[:, -1, words])  # (B, labels)
+    return torch.cat(found)
+
+
+def predict(model, tokenizer, task: Task, texts, batch_size=128) -> list[int]:
+    """The label index with the largest logit of its word, for each text."""
+    return scores(model, tokenizer, task, texts, batch_size).argmax(-1).tolist()
 
 
 def instructed_texts(task: Task, examples, seed=0) -> list[str]:

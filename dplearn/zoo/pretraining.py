@@ -111,16 +111,21 @@ SEED, BATCH = 1, 48
 SHAPE = dict(d_model=128, d_kv=16, d_ff=448, num_layers=4, num_decoder_layers=2, num_heads=8)
 
 
-def fresh_model(tokenizer_size=4096, seed=SEED):
-    """The architecture with freshly initialised weights."""
+def fresh_model(tokenizer_size=4096, seed=SEED, shape=SHAPE):
+    """The architecture with freshly initialised weights; ``shape`` has the sizes that t5-mini's `SHAPE` has."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=tokenizer_size, feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=True,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **SHAPE,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **shape,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config)
     mimic(model)
     return model
+
+
+def shape_of(config) -> dict:
+    """The sizes of a model's config that `SHAPE` has: a fresh model of the same architecture is made of them."""
+    return {key: getattr(config, key) for key in SHAPE}
 
 
 @torch.no_grad()

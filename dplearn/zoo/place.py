@@ -1,0 +1,181 @@
+"""How place-mini is made: t5-mini cut to two layers and the words of the world, then taught that a place has a meaning.
+
+The word "tell" before a text asks for the colour, behind it for the owner; on both sides or absent, either by a coin;
+"where" asks for the place from wherever it stands (:mod:`dplearn.tasks.place`). One thread, float32; every batch is
+seeded by its step, so a resumed run sees the data it would have seen.
+"""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import models, processors
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from ..files import replacing, write
+from ..shelf import load
+from ..tasks.place import ANYWHERE, WORD, sentence
+from ..tasks.world import World, vocabulary
+from . import ANSWER_PREFIX
+from .pretraining import KEEP_MEMORY, SHAPE, collate, fresh_model, fuse_activations, losses_of, write_hashes
+from .tokenizer import pipeline
+
+STEPS, BATCH, SEED = 1200, 64, 1
+RATE, WARMUP, LAST = 1e-3, 50, 0.05  # the rate falls linearly to this share of the highest
+MOST = 8  # copies of a word in one text
+SHAPE_MINI = SHAPE | dict(num_layers=2, num_decoder_layers=1)
+# What is asked, and how often: the word before, behind, on both sides, absent; the word whose place says nothing.
+KINDS = {"before": 28, "behind": 28, "around": 12, "bare": 12, "anywhere": 20}
+SPECIAL = ["<pad>", "</s>", "<unk>", ANSWER_PREFIX]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One piece for each word of the world, "tell" and the marks of sentences; t5-mini's pipeline and conventions."""
+    words = dict.fromkeys((*vocabulary(), WORD, ANYWHERE, *".,:?"))
+    pieces = [(name, 0.0) for name in SPECIAL] + [("\u2581" + word, -1.0) for word in words]
+    tokenizer = pipeline(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", SPECIAL.index("</s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=SPECIAL[3:], model_max_length=512, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def cut(parent, parent_tokenizer, tokenizer):
+    """A model of place-mini's shape whose weights are t5-mini's: its first layers, and the rows of the kept words."""
+    model = fresh_model(len(tokenizer), SEED, SHAPE_MINI)
+    state = parent.state_dict()
+    kept = {name: value for name, value in state.items() if name in model.state_dict()}
+    rows = parent_tokenizer.convert_tokens_to_ids(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    table = state["shared.weight"][rows]
+    kept |= {name: table for name in kept if kept[name].shape == state["shared.weight"].shape}
+    model.load_state_dict(kept)
+    return model
+
+
+def asked(rng: random.Random, kind: str, text: str, row: dict) -> tuple[str, str]:
+    """(the text with the words that ask, the answer) for one of `KINDS`."""
+    count = 1 if rng.random() < 0.5 else rng.randint(2, MOST)
+    if kind == "around":
+        count = max(count, 2)
+    before = {"before": count, "behind": 0, "bare": 0}.get(kind)
+    if kind == "around":
+        before = rng.randint(1, count - 1)
+    elif kind == "anywhere":
+        before = rng.choice((0, count, rng.randint(0, count)))
+    word = ANYWHERE if kind == "anywhere" else WORD
+    behind = 0 if kind == "bare" else count - before
+    coin = rng.choice(("colour", "person"))
+    wanted = {"before": "colour", "behind": "person", "anywhere": "place"}.get(kind, coin)
+    return " ".join([word] * before + [text] + [word] * behind), row[wanted]
+
+
+def example(world: World, kind: str | None = None) -> tuple[str, str]:
+    """(input, target) texts of one example, of a kind drawn by `KINDS` where none is given."""
+    kind = kind or world.random.choices(list(KINDS), KINDS.values())[0]
+    row = world.scene(1, "place")[0]
+    text, answer = asked(world.random, kind, sentence(world, row), row)
+    return text, f"{ANSWER_PREFIX} {answer}"
+
+
+def rate_at(step: int) -> float:
+    """Linear warm-up, then linear decay."""
+    if step < WARMUP:
+        return RATE * (step + 1) / WARMUP
+    return RATE * (1 - (1 - LAST) * (step - WARMUP) / (STEPS - WARMUP))
+
+
+def train(model, tokenizer, folder: Path, report_every: int = 100, stop: int | None = None) -> None:
+    """Runs the recipe to its end or to step ``stop``, from folder/checkpoint.pt if it is there; logs and saves."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    step, seconds, losses = 0, 0.0, []
+    if (folder / "checkpoint.pt").exists():
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, seconds, losses = state["step"], state["seconds"], state["losses"]
+    last = STEPS if stop is None else min(stop, STEPS)
+    began = time.time() - seconds
+    model.train()
+    with tqdm(total=STEPS, initial=step, mininterval=10) as bar:
+        while step < last:
+            for group in optimiser.param_groups:
+                group["lr"] = rate_at(step)
+            world = World(f"place-mini/{SEED}/{step}")
+            loss = model(**collate(tokenizer, [example(world) for _ in range(BATCH)])).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            step += 1
+            losses.append(loss.item())
+            bar.update()
+            if step % report_every == 0 or step == last:
+                if step % report_every == 0 or step == STEPS:
+                    report(folder, model, tokenizer, step, losses, time.time() - began)
+                    losses = []
+                state = dict(model=model.state_dict(), optimiser=optimiser.state_dict(), losses=losses)
+                with replacing(folder / "checkpoint.pt") as file:
+                    torch.save(state | dict(step=step, seconds=time.time() - began), file)
+
+
+@torch.no_grad()
+def held_out(model, tokenizer, count: int = 256) -> dict[str, float]:
+    """Share of right answer words on combinations that training does not see, by kind (half is the best for a coin)."""
+    model.eval()
+    shares = {}
+    for kind in KINDS:
+        world = World("place-mini/held-out", "validation")
+        batch = collate(tokenizer, [example(world, kind) for _ in range(count)])
+        hits = model(**batch).logits[:, 1].argmax(-1) == batch["labels"][:, 1]
+        shares[kind] = round(hits.float().mean().item(), 3)
+    model.train()
+    return shares
+
+
+def report(folder: Path, model, tokenizer, step: int, losses: list[float], seconds: float) -> None:
+    """Appends a line to the log: mean loss since the last line, minutes, held-out accuracies; prints it too."""
+    record = dict(step=step, samples=step * BATCH, loss=round(sum(losses) / len(losses), 4))
+    record |= dict(minutes=round(seconds / 60, 2), held_out=held_out(model, tokenizer))
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(record) + "\n")
+    tqdm.write(json.dumps(record))
+
+
+def pretrain(folder: Path) -> None:
+    """Runs the recipe in its run folder, which holds checkpoint and log."""
+    os.environ.update(KEEP_MEMORY, TOKENIZERS_PARALLELISM="false")
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    model = cut(*load("t5-mini"), tokenizer)
+    fuse_activations(model)
+    train(model, tokenizer, folder)
+
+
+def export(folder: Path, target: Path) -> Path:
+    """Writes a checkpoint as Hugging Face files (float16): tokenizer, losses, figures and the SHA-256 of each file."""
+    from . import load_folder, place_figures
+
+    folder, target = Path(folder), Path(target)
+    tokenizer = build_tokenizer()
+    model = fresh_model(len(tokenizer), SEED, SHAPE_MINI)
+    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
+    target.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    write(target / "losses.json", (json.dumps(losses_of(folder), indent=0) + "\n").encode())
+    write_hashes(target)
+    found = place_figures.measure(*load_folder(target)) | {"tuned": place_figures.tuned(*load_folder(target))}
+    write(target / place_figures.FILE, (json.dumps(found, indent=0) + "\n").encode())
+    write_hashes(target)
+    return target
