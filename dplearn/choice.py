@@ -30,10 +30,23 @@ __all__ = [
     "Linear",
     "at_least_float32",
     "gumbel_one_hot",
+    "most_likely",
     "schedule",
 ]
 
 _positive = Number()
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The option with the largest logit, (B, n) -> (B,); the last one of equals.
+
+    Decisions that did not move yet (equal logits) then answer as a fixed prompt does by default: the last split is the
+    prefix, the last size is the whole prompt.
+
+    >>> most_likely(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    tensor([2, 1])
+    """
+    return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
 
 
 class Chooser(nn.Module):
@@ -90,7 +103,7 @@ class Chooser(nn.Module):
             return ESTIMATORS[self.estimator].sample(logits, self.temperature, self.generator)
         if self.sample_in_evaluation:
             return sampled(logits, self.temperature, self.generator)
-        return Choice(logits.argmax(-1), None, logits)
+        return Choice(most_likely(logits), None, logits)
 
 
 # --- temperature schedules: step -> temperature -----------------------------------------------------------------------

@@ -29,6 +29,7 @@ from dplearn.checks import (
     shown,
 )
 from dplearn.choice import Chooser
+from dplearn.controllers import INITS as CONTROLLER_INITS
 from dplearn.controllers import LEARNED, Decision
 from dplearn.estimators import ESTIMATORS, comparing_losses
 from dplearn.length import SIZE
@@ -47,7 +48,8 @@ ENTRIES = (None, "after-positions", "before-positions", "position-coded")
 HEADS = ("frozen", "trained")
 POOLED = ("pool_size", "mixing")  # only a pool has these
 
-# The variants of the authors' code, by the names of its scripts: what differs from the defaults.
+# The authors' code and its variants, by the names of its scripts: what differs from the defaults.
+OF_AUTHORS = {"summary": "encoder", "standardize": False, "controller_init": "uniform"}
 AUTHORS: dict[str, dict] = {
     "adap_pos": {"position": "task"},
     "adap_ins_pos": {"position": "instance"},
@@ -80,6 +82,12 @@ class PromptConfig:
         gradient, cacheable with :meth:`dplearn.PromptedModel.summarize`). Image-text models also have "image": the
         frozen model's view of the image decides about the prompt of the texts, which then differs from image to image
         (as in CoCoOp), at the cost of one text pass for each pair.
+    standardize : whether instance-level decisions see summaries with mean 0 and variance 1 over the training data. The
+        statistics grow with every training step, are fixed in evaluation and are saved; compute them beforehand with
+        :meth:`dplearn.PromptedModel.fit_summaries`. Without, what all inputs have in common decides for all of them
+        before they can be told apart (:mod:`dplearn.summaries`).
+    controller_init : first logits of learned decisions: "zero" (all options equally likely; until something moved,
+        evaluation takes the prefix and the whole prompt) or "uniform", random as in the authors' code.
     estimator : how the gradient of a sampled decision is estimated: "straight-through" (the paper's), "position-space"
         (for the position; other decisions by straight-through), "score-function" or "exact" (one learned decision);
         see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The default is the cheapest: on
@@ -141,6 +149,15 @@ class PromptConfig:
         "what instance-level decisions look at",
         OneOf(SUMMARIES),
         only={"image": ("image-text",)},
+    )
+    standardize: bool = option(
+        True,
+        "standardize what instance-level decisions look at over the training data",
+        Flag(),
+        before=False,
+    )
+    controller_init: str = option(
+        "zero", "first logits of learned decisions", OneOf(CONTROLLER_INITS), before="uniform"
     )
     estimator: str = option(
         "straight-through",
@@ -274,6 +291,11 @@ class PromptConfig:
         return cls(**options)
 
     @classmethod
+    def from_saved(cls, options: dict) -> PromptConfig:
+        """The options of a checkpoint, which may be older than some of them; raises what :meth:`from_dict` raises."""
+        return cls.from_dict(completed(options))
+
+    @classmethod
     def authors(cls, name: str, **options) -> PromptConfig:
         """A variant of the authors' code, by its name there; ``options`` replace or add others.
 
@@ -284,12 +306,12 @@ class PromptConfig:
         - ``adap_ins_vec_pos``: split and mixture (plain softmax) for each input;
         - ``adap_pos_ins_vec``: one split for the task, mixture (plain softmax) for each input.
 
-        Length, pool, summary by the encoder, Gumbel-Softmax with straight-through gradients, first temperature and
-        parameter counts are theirs (adap_ins_len lacks their second controller, which does nothing). On purpose these
-        differ: evaluation is argmax without noise; a task's split is sampled for each instance, not once per batch; the
-        summary leaves padding out and is normalised; logits pass no ReLU; the order of the vectors is kept for every
-        split (theirs rotates); vectors that are not in use are dropped, not set to -1e20; a prompt starts from random
-        rows of the vocabulary, not from its first ones.
+        Length, pool, summary by the encoder (not standardized), random first logits, Gumbel-Softmax with
+        straight-through gradients, first temperature and parameter counts are theirs (adap_ins_len lacks their second
+        controller, which does nothing). On purpose these differ: evaluation is argmax without noise; a task's split is
+        sampled for each instance, not once per batch; the summary leaves padding out and is normalised; logits pass no
+        ReLU; the order of the vectors is kept for every split (theirs rotates); vectors that are not in use are
+        dropped, not set to -1e20; a prompt starts from random rows of the vocabulary, not from its first ones.
 
         Raises
         ------
@@ -300,7 +322,7 @@ class PromptConfig:
         """
         if name not in AUTHORS:
             raise ValueError(f"name={name!r} is unknown, expected one of {list(AUTHORS)}")
-        return cls(**({"summary": "encoder"} | AUTHORS[name] | options))
+        return cls(**(OF_AUTHORS | AUTHORS[name] | options))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -372,6 +394,12 @@ class PromptConfig:
 
 
 OPTIONS: dict[str, Option] = {each.name: each.metadata["option"] for each in fields(PromptConfig)}
+
+
+def completed(options: dict) -> dict:
+    """Saved options with those that are younger than they are, at the values by which prompts of then worked."""
+    younger = {name: row.before for name, row in OPTIONS.items() if row.before is not None}
+    return younger | options
 
 
 def option_rows() -> list[tuple[str, str, str, str, str]]:

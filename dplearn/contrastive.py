@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy
 from dplearn.backbones.base import evaluating
 from dplearn.backbones.clip import Captions, unit
 from dplearn.choice import Choice
-from dplearn.controllers import FixedDecision, TaskController, masked_mean
+from dplearn.controllers import FixedDecision, TaskController
 from dplearn.estimators import ESTIMATORS, draw, surrogate
 from dplearn.model import PromptedModel, extended
 from dplearn.prompt import PromptedInput
+from dplearn.summaries import masked_mean
 
 SHORTCUTS = ("truncate", "share", "classes")
 

@@ -1,9 +1,9 @@
 """Where the logits of a decision come from: a learned vector (task level) or one linear layer (instance level).
 
 A task-level controller makes one decision for the whole task. An instance-level controller looks at a summary of each
-input: the masked mean of its frozen input embeddings, or of the frozen encoder's last hidden states. A decision
-(:class:`FixedDecision`, :class:`LearnedDecision`) turns either into a :class:`~dplearn.choice.Choice`; position, size
-and hard vectors all are such decisions.
+input: the masked mean of its frozen input embeddings, or of the frozen encoder's last hidden states, standardized over
+the training data (:mod:`dplearn.summaries`). A decision (:class:`FixedDecision`, :class:`LearnedDecision`) turns either
+into a :class:`~dplearn.choice.Choice`; position, size and hard vectors all are such decisions.
 
 Paper: Yang et al. (2023), section 3.2 ("adap_pos" and "adap_ins_pos").
 """
@@ -16,10 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dplearn.checks import OneOf, is_whole, shown
 from dplearn.choice import Chooser
 from dplearn.sampling import Choice
+from dplearn.summaries import Standardizer
 
 LEARNED = ("task", "instance")
+INITS = ("zero", "uniform")  # first values of a controller
 
 
 class Words(NamedTuple):
@@ -57,35 +60,28 @@ def learned_in_words(level: str, options) -> str:
     return "learned for each task" if options.tasks and len(options.tasks) > 1 else "learned for the task"
 
 
-def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real tokens only: (B, T, d), (B, T) -> (B, d), in float32; a row without real tokens gives 0.
-
-    The authors' code averages over padding too, so that the same sentence gives another summary in another batch.
-
-    >>> masked_mean(torch.tensor([[[2.0], [4.0], [99.0]]]), torch.tensor([[1, 1, 0]]))
-    tensor([[3.]])
-    """
-    if mask.shape != states.shape[:2]:
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, expected {tuple(states.shape[:2])} as the states"
-        )
-    dtype = torch.float64 if states.dtype == torch.float64 else torch.float32
-    weights = mask.to(dtype)
-    total = torch.einsum("btd,bt->bd", states.to(dtype), weights)
-    return total / weights.sum(1, keepdim=True).clamp_min(1)
-
-
 class TaskController(nn.Module):
     """Logits that are the same for every input of a task: one learned vector (n,) for each task.
 
-    Initialised from U(-0.5, 0.5), as in the authors' code (which has one task).
+    Parameters
+    ----------
+    options : n, how many options there are.
+    tasks : how many tasks.
+    init : "zero" (every option equally likely) or "uniform", in (-0.5, 0.5) as in the authors' code (which has one
+        task).
     """
 
     looks_at_input = False
 
-    def __init__(self, options: int, tasks: int = 1):
+    def __init__(self, options: int, tasks: int = 1, init: str = "zero"):
         super().__init__()
-        self.logits = nn.Parameter(torch.empty(tasks, options).uniform_(-0.5, 0.5))
+        OneOf(INITS)("init", init)
+        self.init = init
+        self.logits = nn.Parameter(self._first(tasks, options))
+
+    def _first(self, tasks: int, options: int) -> Tensor:
+        first = torch.zeros(tasks, options)
+        return first if self.init == "zero" else first.uniform_(-0.5, 0.5)
 
     def forward(self, summary: Tensor, task: Tensor | None = None) -> Tensor:
         """Logits (B, n) for summaries (B, ...), of which only the batch size is read, and task numbers (B,)."""
@@ -95,7 +91,7 @@ class TaskController(nn.Module):
 
     def add_task(self) -> None:
         """Append the logits of one more task; those of the others keep their values."""
-        fresh = torch.empty_like(self.logits[:1]).uniform_(-0.5, 0.5)
+        fresh = self._first(1, self.options).to(self.logits)
         self.logits = nn.Parameter(torch.cat([self.logits.detach(), fresh]))
 
     @property
@@ -112,31 +108,85 @@ class TaskController(nn.Module):
 class InstanceController(nn.Module):
     """Logits from one linear layer on a summary of the input, shared by all tasks: (B, d) -> (B, n).
 
-    Two deviations from the authors' code. No ReLU on the logits: where all are negative it gives the uniform
-    distribution and no gradient. And the summary is normalised to mean 0 and variance 1 over its d entries (no
-    parameters), so that the size of the logits does not depend on the backbone's embedding scale.
+    Deviations from the authors' code. No ReLU on the logits: where all are negative it gives the uniform distribution
+    and no gradient. The summary is normalised to mean 0 and variance 1 over its d entries (no parameters), so that the
+    size of the logits does not depend on the backbone's embedding scale. Then each entry is standardized over the
+    training data, so that what all inputs have in common has no say (:class:`~dplearn.summaries.Standardizer`).
+
+    Parameters
+    ----------
+    width : d, the width of a summary.
+    options : n, how many options there are.
+    standardize : whether summaries are standardized over the training data.
+    init : "zero" (every option equally likely for every input) or "uniform", torch's usual first values of a layer.
     """
 
     looks_at_input = True
 
-    def __init__(self, width: int, options: int):
+    def __init__(self, width: int, options: int, standardize: bool = True, init: str = "zero"):
         super().__init__()
+        OneOf(INITS)("init", init)
         self.linear = nn.Linear(width, options)
+        if init == "zero":
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+        self.standardizer = Standardizer(width) if standardize else None
 
     @property
     def options(self) -> int:
         """n, how many options there are."""
         return self.linear.out_features
 
+    def observe(self, summary: Tensor) -> None:
+        """Take summaries (B, d) of training inputs into the statistics by which summaries are standardized."""
+        if self.standardizer is not None:
+            self.standardizer.observe(self._normalized(summary))
+
     def forward(self, summary: Tensor, task: Tensor | None = None) -> Tensor:
         """Logits (B, n); ``task`` is not used."""
-        normal = nn.functional.layer_norm(summary.to(self.linear.weight.dtype), summary.shape[-1:])
-        return self.linear(normal)
+        seen = self._normalized(summary)
+        return self.linear(seen if self.standardizer is None else self.standardizer(seen))
+
+    def _normalized(self, summary: Tensor) -> Tensor:
+        return nn.functional.layer_norm(summary.to(self.linear.weight.dtype), summary.shape[-1:])
 
 
-def make_controller(level: str, width: int, options: int, tasks: int = 1) -> nn.Module:
-    """The controller of a level, "task" or "instance"."""
-    return TaskController(options, tasks) if level == "task" else InstanceController(width, options)
+def make_controller(level: str, width: int, options: int, config) -> nn.Module:
+    """The controller of a level, "task" or "instance", of n = ``options``; ``config`` holds a prompt's flat options."""
+    if level == "task":
+        tasks = 1 if config.tasks is None else len(config.tasks)
+        return TaskController(options, tasks, config.controller_init)
+    return InstanceController(width, options, config.standardize, config.controller_init)
+
+
+def logits_of(
+    controller: nn.Module, summary: Tensor, task: Tensor | None, sampling: bool | None, training: bool
+) -> Tensor:
+    """A controller's logits (B, n). While training (or ``sampling``), it observes the summaries first."""
+    if (training if sampling is None else sampling) and isinstance(controller, InstanceController):
+        controller.observe(summary)
+    return controller(summary, task)
+
+
+def as_choice(name: str, value: object, batch: int, options: int, device: torch.device | str) -> Choice:
+    """A choice that was made elsewhere: an option for all, one for each instance (B,), or a Choice.
+
+    Raises
+    ------
+    ValueError : not an option in 0..options-1, or not one for each instance.
+    """
+    expected = f"expected a number in 0..{options - 1}, one for each of the {batch} instances, or a Choice"
+    index = value.index if isinstance(value, Choice) else value
+    if is_whole(index):
+        index = torch.full((batch,), index)
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != (batch,):
+        found = f"shape {tuple(index.shape)}" if isinstance(index, Tensor) else shown(index)
+        raise ValueError(f"decisions[{name!r}] has {found}, {expected}")
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        if not 0 <= int(index.min()) <= int(index.max()) < options:
+            raise ValueError(f"decisions[{name!r}] holds {index.min()}..{index.max()}, {expected}")
+    index = index.to(device, torch.int64)
+    return value._replace(index=index) if isinstance(value, Choice) else Choice(index)
 
 
 def make_decision(
@@ -145,8 +195,7 @@ def make_decision(
     """The decision for one of the l + 1 counts of prompt vectors: fixed at ``option``, or (None) learned at a level."""
     if option is not None:
         return FixedDecision(option)
-    tasks = 1 if options.tasks is None else len(options.tasks)
-    return LearnedDecision(make_controller(level, width, options.length + 1, tasks), chooser())
+    return LearnedDecision(make_controller(level, width, options.length + 1, options), chooser())
 
 
 class FixedDecision(nn.Module):
@@ -187,7 +236,7 @@ class LearnedDecision(nn.Module):
 
     def forward(self, summary: Tensor, task: Tensor | None = None, sampling: bool | None = None) -> Choice:
         """The choice for each instance; ``sampling`` as in :class:`~dplearn.choice.Chooser`."""
-        return self.chooser(self.controller(summary, task), sampling)
+        return self.chooser(logits_of(self.controller, summary, task, sampling, self.training), sampling)
 
     def tried(self, choice: Choice, index: Tensor) -> Choice:
         """The choice of other options, ``index`` (N,), than those of ``choice``."""

@@ -27,7 +27,7 @@ ASKED = (
     "generation_config",
 )
 FIRST = ("input_ids", "attention_mask")  # in this order where they are given by place
-OURS = ("summary", "task_ids", "keep_last", "context_length")
+OURS = ("summary", "task_ids", "keep_last", "context_length", "decisions")
 
 
 @cache

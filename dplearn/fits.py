@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor, nn
 
 from dplearn.checks import shown
@@ -41,16 +42,20 @@ def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> No
 
 
 def check_tensor(
-    folder: str | os.PathLike, tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]
+    folder: str | os.PathLike,
+    tensors: dict[str, Tensor],
+    name: str,
+    shape: tuple[int, ...],
+    whole: bool = False,
 ) -> None:
-    """Raise ValueError where a tensor is missing, of another shape, or not floating point."""
+    """Raise ValueError where a tensor is missing, of another shape, or not floating point (``whole``: not int64)."""
     found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
     if found != shape:
         raise ValueError(f"tensor {name!r} in {str(folder)!r}: expected shape {shape}, found {found}")
-    if not tensors[name].is_floating_point():
-        raise ValueError(
-            f"tensor {name!r} in {str(folder)!r}: expected floating point, found {tensors[name].dtype}"
-        )
+    dtype = tensors[name].dtype
+    if dtype != torch.int64 if whole else not dtype.is_floating_point:
+        expected = "int64" if whole else "floating point"
+        raise ValueError(f"tensor {name!r} in {str(folder)!r}: expected {expected}, found {dtype}")
 
 
 def fill(folder: str | os.PathLike, module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -59,6 +64,6 @@ def fill(folder: str | os.PathLike, module: nn.Module, tensors: dict[str, Tensor
     if set(tensors) != set(expected):
         raise ValueError(f"{str(folder)!r} holds the tensors {sorted(tensors)}, expected {sorted(expected)}")
     for name, tensor in expected.items():
-        check_tensor(folder, tensors, name, tuple(tensor.shape))
+        check_tensor(folder, tensors, name, tuple(tensor.shape), not tensor.is_floating_point())
     # Assigned, so not rounded.
     module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)

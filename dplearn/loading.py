@@ -87,7 +87,7 @@ def from_pretrained(folder: str | os.PathLike, backbone: PreTrainedModel | None 
         that cannot be found by name while ``backbone`` is None; the message names which.
     """
     saved = checkpoint.read(folder)
-    config = PromptConfig.from_dict(saved.options)
+    config = PromptConfig.from_saved(saved.options)
     if backbone is None:
         backbone = load_backbone(folder, saved.backbone, own_head=config.head == "trained")
     adapter = adapt(backbone)

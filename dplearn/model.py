@@ -102,6 +102,9 @@ class PromptedModel(NamedPrompts):
             stays last).
         summary : (B, d) from :meth:`summarize`, to spare its computation.
         task_ids : the task of each instance, (B,) numbers or a list of names; needed where tasks decide differently.
+        decisions : decisions that were made elsewhere, by name, such as ``{"position": 3}``: an option for all, one for
+            each instance (B,), or a Choice from :meth:`decide`. The others are made as usual. (A size, where one is
+            learned; a pool's prompt, or its weights in a Choice.)
         position_ids : (B, T), where the tokens do not count from 0; they move up by the vectors in front of them.
         past_key_values : of a decoder-only model: a cache from an earlier output of this model is continued, without
             the prompt, which stands in it.
@@ -126,10 +129,10 @@ class PromptedModel(NamedPrompts):
             self._check_names(batch)
             return self.adapter.proceed(batch)
         learning = self.training and torch.is_grad_enabled()
-        reading, summary, task = self._read(batch, learning)
-        if learning and self.prompt.samples():
-            return self._forward_draws(reading, summary, task)
-        placed = self._insert(reading, summary, task)
+        reading, summary, task, given = self._read(batch, learning)
+        if learning and set(self.prompt.samples()) - set(given):
+            return self._forward_draws(reading, summary, task, given)
+        placed = self._insert(reading, summary, task, given)
         output = self.adapter.run(placed, reading, self.prompt.head)
         loss = output.get("loss") if hasattr(output, "get") else None
         if loss is not None and loss.requires_grad and not self.training:
@@ -138,18 +141,18 @@ class PromptedModel(NamedPrompts):
             return output
         return extended(output, loss=None if loss is None else loss + placed.penalty, penalty=placed.penalty)
 
-    def _forward_draws(self, reading: Reading, summary: Tensor | None, task: Tensor | None):
+    def _forward_draws(self, reading: Reading, summary: Tensor | None, task: Tensor | None, given: dict):
         """The output for S copies of the batch, (S * B, ...), each with its own decisions.
 
         Its ``loss`` is the surrogate over all copies; ``draws`` holds what other loss functions need to build one.
         """
         batch, config = reading.rows.shape[0], self.prompt_config
-        decisions = self.prompt.decide(reading.rows if summary is None else summary, task)
-        logits = {name: decisions[name].logits for name in self.prompt.samples()}
+        decisions = self.prompt.decide(reading.rows if summary is None else summary, task, given=given)
+        logits = {name: decisions[name].logits for name in self.prompt.samples() if name not in given}
         draws = draw(logits, config.estimator, config.samples, self.prompt.generator)
         times = draws.log_probs.shape[0]
         several = reading.repeated(times)
-        placed = self._insert(several, None, None, self.prompt.tried(decisions, draws))
+        placed = self._insert(several, None, None, {}, self.prompt.tried(decisions, draws))
         output = self.adapter.run(placed, several, self.prompt.head)
         penalty, loss, labels = self.prompt.penalty(decisions), None, reading.given.get("labels")
         if labels is not None and "logits" not in output:
@@ -192,8 +195,8 @@ class PromptedModel(NamedPrompts):
     def generate(self, input_ids=None, attention_mask=None, **options) -> Tensor:
         """Generate from the prompted input with the backbone's ``generate``.
 
-        Takes what the backbone's ``generate`` takes, and ``summary``, ``task_ids``, ``keep_last`` and
-        ``context_length`` as :meth:`forward` does. Decisions are those of evaluation (argmax) whatever the current
+        Takes what the backbone's ``generate`` takes, and ``summary``, ``task_ids``, ``keep_last``, ``context_length``
+        and ``decisions`` as :meth:`forward` does. Decisions are those of evaluation (argmax) whatever the current
         mode, which no other thread sees change. Without a mask, padding is found as the backbone finds it.
         ``max_length`` counts the tokens of the input, not the prompt. A decoder-only model returns the new tokens
         alone, as transformers does for embedded inputs.
@@ -204,8 +207,8 @@ class PromptedModel(NamedPrompts):
         ids = batch.get("input_ids")
         if ids is not None and batch.get("attention_mask") is None:
             batch["attention_mask"] = self.adapter.inferred_mask(ids, batch)
-        reading, summary, task = self._read(batch, generates=True)
-        placed = self._insert(reading, summary, task, sampling=False)
+        reading, summary, task, given = self._read(batch, generates=True)
+        placed = self._insert(reading, summary, task, given, sampling=False)
         inputs = ("input_ids", "attention_mask", "inputs_embeds")
         options = {name: value for name, value in reading.given.items() if name not in inputs}
         return self.adapter.generate(placed, reading, **options)
@@ -214,8 +217,10 @@ class PromptedModel(NamedPrompts):
 
     def _read(
         self, batch: dict, learning: bool = False, generates: bool = False
-    ) -> tuple[Reading, Tensor | None, Tensor | None]:
-        """The batch as the prompt meets it, what decisions look at, and the task of each instance."""
+    ) -> tuple[Reading, Tensor | None, Tensor | None, dict]:
+        """The batch as the prompt meets it, what decisions look at, the task of each instance, decisions that are
+        given."""
+        decisions = batch.get("decisions") or {}
         given, boundary, summary, task_ids = self._taken_apart(batch, learning, generates)
         reading = self.adapter.read(given, boundary, self.prompt_config, self._size())
         if summary is None and self.prompt.needs_summary:
@@ -229,7 +234,7 @@ class PromptedModel(NamedPrompts):
                 f"task_ids=None, expected one of {list(self.prompt_config.tasks)} (or its number) for each instance: "
                 "something is decided per task"
             )
-        return reading, summary, self.task_numbers(task_ids, reading.rows.shape[0])
+        return reading, summary, self.task_numbers(task_ids, reading.rows.shape[0]), decisions
 
     def _taken_apart(self, batch: dict, learning: bool = False, generates: bool = False, sees: bool = False):
         """What is the backbone's, the boundary, the summary and the tasks; wrong calls are refused here."""
@@ -245,7 +250,7 @@ class PromptedModel(NamedPrompts):
             )
         boundary = Boundary(ours["keep_last"], ours["context_length"])
         if not generates:
-            self._check_boundary(given, boundary, learning, sees)
+            self._check_boundary(given, boundary, learning, sees or "position" in (ours["decisions"] or {}))
         if learning:
             self._check_loss(given)
         if self.training and self._has_part_of_loss() and not generates:
@@ -310,9 +315,13 @@ class PromptedModel(NamedPrompts):
         reading: Reading,
         summary: Tensor | None,
         task: Tensor | None,
+        given: dict,
         decisions: dict[str, Choice] | None = None,
         sampling: bool | None = None,
     ) -> PromptedInput:
+        if given:
+            seen = reading.rows if summary is None else summary
+            decisions = self.prompt.decide(seen, task, sampling, given)
         placed = self.prompt(
             reading.rows, reading.mask, summary, reading.keep_last, task, decisions, sampling
         )

@@ -12,7 +12,7 @@ from dplearn import card, checkpoint, settings
 from dplearn.backbones import Backbone
 from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
 from dplearn.choice import Chooser
-from dplearn.config import PromptConfig
+from dplearn.config import PromptConfig, completed
 from dplearn.controllers import TaskController
 from dplearn.freezing import Frozen
 from dplearn.offload import device_of
@@ -79,7 +79,7 @@ class NamedPrompts(Frozen):
         """
         self._check_new(name)
         saved = checkpoint.read(folder)
-        config = PromptConfig.from_dict(saved.options)
+        config = PromptConfig.from_saved(saved.options)
         self._add(name, restore(folder, saved, config, self.adapter), config)
 
     def use_prompt(self, name: str) -> None:
@@ -266,7 +266,7 @@ class NamedPrompts(Frozen):
         ValueError : an option differs that says what the tensors mean.
         """
         recorded = settings.from_tensor("the state dict", state).options
-        settings.check_options(recorded, self.prompt_config.to_dict())
+        settings.check_options(completed(recorded), self.prompt_config.to_dict())
 
     def _checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict, dict, str]:
         """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""

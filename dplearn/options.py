@@ -15,7 +15,8 @@ class Option(NamedTuple):
 
     words: one line of documentation.  check: (name, value) -> ValueError that names both and what was expected.
     default: of the field of PromptConfig.  kinds: the kinds of backbone that serve the option; others refuse all but
-    the default.  only: values that fewer kinds serve -> these.
+    the default.  only: values that fewer kinds serve -> these.  before: what prompts did that were saved before there
+    was this option; None: as the default says.
     """
 
     words: str
@@ -23,6 +24,7 @@ class Option(NamedTuple):
     default: object
     kinds: tuple[str, ...] = tuple(KINDS)
     only: dict[str, tuple[str, ...]] | None = None
+    before: object = None
 
     def refuse_unserved(self, name: str, value: object, kind: str, model: str, reads: str) -> None:
         """Raise ValueError where a value asks for what only another kind of backbone serves."""
@@ -41,7 +43,12 @@ class Option(NamedTuple):
 
 
 def option(
-    default, words: str, check: Callable, kinds: tuple[str, ...] = tuple(KINDS), only: dict | None = None
+    default,
+    words: str,
+    check: Callable,
+    kinds: tuple[str, ...] = tuple(KINDS),
+    only: dict | None = None,
+    before: object = None,
 ):
     """A field of a dataclass with what is declared of it."""
-    return field(default=default, metadata={"option": Option(words, check, default, kinds, only)})
+    return field(default=default, metadata={"option": Option(words, check, default, kinds, only, before)})

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import one_hot, pad
 
 from dplearn.choice import Chooser
-from dplearn.controllers import FixedDecision, LearnedDecision, TaskController
+from dplearn.controllers import FixedDecision, LearnedDecision, TaskController, as_choice
 from dplearn.estimators import ESTIMATORS
 from dplearn.insertion import Inserted, Moves, insert, insert_weighted, rows_at_every_split
 from dplearn.length import expected_share
@@ -149,7 +149,11 @@ class DynamicPrompt(nn.Module):
         return counts
 
     def decide(
-        self, summary: Tensor, task: Tensor | None = None, sampling: bool | None = None
+        self,
+        summary: Tensor,
+        task: Tensor | None = None,
+        sampling: bool | None = None,
+        given: dict[str, object] | None = None,
     ) -> dict[str, Choice]:
         """What is decided for each instance, by name.
 
@@ -158,14 +162,44 @@ class DynamicPrompt(nn.Module):
         summary : (B, d), or (B, ...) if nothing looks at it.
         task : (B,), needed where ``needs_task``.
         sampling : True samples as training does, False decides as evaluation does, whatever the mode; None follows it.
+        given : decisions that were made elsewhere, by name: an option for all, one for each instance (B,), or a Choice.
+            The others are made here.
+
+        Raises
+        ------
+        ValueError : a given decision is none of this prompt's, or no option of it.
         """
+        made = self._given(given or {}, summary)
         if self.needs_summary and summary.ndim != 2:
             raise ValueError(
                 "summary=None, expected a (batch, width) tensor: something is decided per instance"
             )
         if self.needs_task and task is None:
             raise ValueError("task=None, expected task numbers (batch,): something is decided per task")
-        return {name: part(summary, task, sampling) for name, part in self.parts.items()}
+        parts = self.parts.items()
+        return {name: made[name] if name in made else part(summary, task, sampling) for name, part in parts}
+
+    def _given(self, given: dict[str, object], summary: Tensor) -> dict[str, Choice]:
+        """Decisions that were made elsewhere, checked."""
+        batch, device, made = summary.shape[0], summary.device, {}
+        for name, value in given.items():
+            if not self.takes(name):
+                raise ValueError(
+                    f"decisions holds {name!r}, which this prompt does not decide for each instance, expected some of "
+                    f"{[each for each in self.parts if self.takes(each)]}"
+                )
+            options = self.vectors.shape[0] if name == "vector" else self.length + 1
+            made[name] = as_choice(name, value, batch, options, device)
+            if name == "vector" and made[name].weights is None:
+                weights = one_hot(made[name].index, options).to(self.vectors.dtype)
+                made[name] = made[name]._replace(weights=weights)
+        return made
+
+    def takes(self, name: str) -> bool:
+        """Whether a decision can be made elsewhere: any split can, other sizes only where sizes differ."""
+        learned = isinstance(self.size, LearnedDecision)
+        known = {"position": True, "size": learned, "vector": self.vector is not None}
+        return known.get(name, False)
 
     def tried(self, decisions: dict[str, Choice], draws: Draws) -> dict[str, Choice]:
         """The decisions for S copies of the batch, one copy after the other, (S * B, ...), as they were drawn.

@@ -24,7 +24,15 @@ from dplearn.version import __version__
 FORMAT, UNSEALED = 3, 2  # 1 had task logits without the dimension of tasks
 SEALED = ("format", "prompt", "backbone", "weights")
 # Options that say how a prompt is trained. All others say what its tensors mean.
-OF_TRAINING = ("size_cost", "estimator", "samples", "temperature", "init", "backbone_dropout")
+OF_TRAINING = (
+    "size_cost",
+    "controller_init",
+    "estimator",
+    "samples",
+    "temperature",
+    "init",
+    "backbone_dropout",
+)
 
 
 class Weights(NamedTuple):

@@ -101,19 +101,21 @@ class LabelWordLoss:
         """Predicted label indices (B,); has the signature of the Trainer's ``preprocess_logits_for_metrics``."""
         return self.scores(logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
+    def losses(self, outputs, labels: Tensor) -> Tensor:
+        """The loss of each instance, (B,): what :func:`dplearn.decision_report` asks for."""
+        scores, targets = self.scores(outputs["logits"]), self.targets(labels)
+        targets = repeat(targets, len(scores) // len(targets), len(targets))
+        return nn.functional.cross_entropy(scores, targets, reduction="none")
+
     def __call__(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Loss of a batch; has the signature of the Trainer's ``compute_loss_func``.
 
         A mean over the batch, or a sum divided by ``num_items_in_batch`` token labels where the Trainer gives that
         (gradient accumulation over unequal batches).
         """
-        scores, targets = self.scores(outputs["logits"]), self.targets(labels)
-        draws, batch = outputs.get("draws"), len(targets)
-        losses = nn.functional.cross_entropy(
-            scores, repeat(targets, len(scores) // batch, batch), reduction="none"
-        )
+        losses, draws = self.losses(outputs, labels), outputs.get("draws")
         if draws is not None:  # several decisions were tried for each instance (dplearn.estimators)
-            losses = surrogate(losses.view(-1, batch), draws)
+            losses = surrogate(losses.view(-1, len(labels)), draws)
         losses = losses + outputs.get("penalty", 0.0)  # the cost of a learned size
         return (
             losses.mean()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dplearn.checks import OneOf
 from dplearn.choice import Chooser
-from dplearn.controllers import LEARNED, Decision, Words, learned_in_words, make_controller
+from dplearn.controllers import LEARNED, Decision, Words, learned_in_words, logits_of, make_controller
 from dplearn.sampling import Choice, at_least_float32
 
 VECTORS = ("single", *LEARNED)
@@ -63,7 +63,7 @@ class Mixture(nn.Module):
 
         ``sampling`` (of one prompt of the pool) as in :class:`~dplearn.choice.Chooser`; a mixture samples nothing.
         """
-        logits = at_least_float32(self.controller(summary, task))
+        logits = at_least_float32(logits_of(self.controller, summary, task, sampling, self.training))
         if self.chooser is None:
             weights = mixture_weights(logits, self.mixing)
             return Choice(weights.argmax(-1), weights, logits)
@@ -101,8 +101,7 @@ def build(options, width: int, chooser):
     """The module that weighs the pool, or None without one; see :class:`dplearn.controllers.Decision`."""
     if options.vector == "single":
         return None
-    tasks = 1 if options.tasks is None else len(options.tasks)
-    controller = make_controller(options.vector, width, options.pool_size, tasks)
+    controller = make_controller(options.vector, width, options.pool_size, options)
     return Mixture(controller, options.mixing, chooser() if options.mixing == "hard" else None)
 
 

@@ -1,6 +1,7 @@
 """Prompts decided and put in place by hand, one instance after the other: the reference that several test files share.
 
-Nothing here calls the package's decisions, mixtures or insertion. Only the names and values of parameters are read.
+Nothing here calls the package's decisions, mixtures or insertion. Only the names and values of parameters, and of the
+statistics of summaries, are read.
 """
 
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 from torch.nn.functional import gumbel_softmax, one_hot
 
 import dplearn as dp
+from dplearn.summaries import Standardizer
 
 LENGTH, POOL = 4, 3
 
@@ -18,13 +20,18 @@ backbone = cache(tiny.t5)  # frozen, so that tests may share it
 
 
 def prompted(seed=0, length=LENGTH, double=True, vectors=None, **options):
-    """A prompted T5 in float64 whose random vectors have the scale of its embeddings."""
+    """A prompted T5 in float64 whose random vectors have the scale of its embeddings, and whose decisions are random,
+    with statistics of summaries as of ten inputs."""
     pool = {"pool_size": POOL} if options.get("vector", "single") != "single" else {}
-    config, t5 = dp.PromptConfig(length=length, **(pool | options)), backbone()
+    options = pool | {"controller_init": "uniform"} | options
+    config, t5 = dp.PromptConfig(length=length, **options), backbone()
     torch.manual_seed(seed)
     if vectors is None:
         vectors = torch.randn(*config.shape, tiny.WIDTH)
     model = dp.prompted(t5, config, vectors=vectors)
+    for module in model.prompt.modules():
+        if isinstance(module, Standardizer):
+            module.observe(torch.randn(10, tiny.WIDTH) * torch.arange(1, tiny.WIDTH + 1) / tiny.WIDTH + 0.1)
     model.prompt = model.prompt.double() if double else model.prompt
     return model.eval()
 
@@ -57,6 +64,7 @@ def logits(model, ids, mask, labels, vectors, splits, sizes):
 def scores(model, part, ids, mask, task=None):
     """Logits (B, options) of a decision from its parameters; None where it is fixed."""
     named, name = model.trainable_parameters(), f"prompt.{part}.controller"
+    state, statistics = model.state_dict(), f"{name}.standardizer"
     if f"{name}.logits" in named:
         return named[f"{name}.logits"][[0] * len(ids) if task is None else task]
     if f"{name}.linear.weight" not in named:
@@ -66,6 +74,8 @@ def scores(model, part, ids, mask, task=None):
         mean = torch.cat(pair).mean(0)
         centred = mean - mean.mean()
         normal = centred / (centred.square().mean() + 1e-5).sqrt()
+        if f"{statistics}.mean" in state:  # those after the batch at hand, where a training step came before
+            normal = (normal - state[f"{statistics}.mean"]) / (state[f"{statistics}.variance"] + 1e-5).sqrt()
         rows.append(named[f"{name}.linear.weight"] @ normal + named[f"{name}.linear.bias"])
     return torch.stack(rows)
 

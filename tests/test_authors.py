@@ -128,7 +128,13 @@ def test_an_unknown_name_is_named_and_all_names_are_listed():
 def test_options_replace_those_of_a_variant():
     config = dp.PromptConfig.authors("adap_ins_vec", length=7, summary="embeddings", pool_size=2)
     assert config == dp.PromptConfig(
-        length=7, vector="instance", mixing="tanh", pool_size=2, summary="embeddings", position="prefix"
+        length=7,
+        vector="instance",
+        mixing="tanh",
+        pool_size=2,
+        summary="embeddings",
+        standardize=False,
+        controller_init="uniform",
     )
 
 

@@ -1,46 +1,13 @@
-"""Controllers: masked means against a loop, task and instance logits against explicit formulas."""
+"""Controllers: task and instance logits against explicit formulas, and what they start from."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dplearn.controllers import InstanceController, TaskController, masked_mean
-
-
-@given(
-    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5),
-    extra=st.integers(0, 4),
-    side=st.sampled_from(["left", "right"]),
-    dtype=st.sampled_from([torch.int64, torch.bool]),
-)
-def test_masked_mean_equals_a_loop_over_real_tokens(lengths, extra, side, dtype):
-    width = max(max(lengths), 1) + extra
-    states = torch.randn(len(lengths), width, 3, dtype=torch.float64)
-    mask = torch.zeros(len(lengths), width, dtype=dtype)
-    expected = torch.zeros(len(lengths), 3, dtype=torch.float64)
-    for row, length in enumerate(lengths):
-        where = slice(0, length) if side == "right" else slice(width - length, width)
-        mask[row, where] = 1
-        if length:
-            expected[row] = sum(states[row, where]) / length
-    torch.testing.assert_close(masked_mean(states, mask), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_masked_mean_of_half_precision_is_summed_in_float32():
-    states = torch.full((1, 4096, 1), 1.001, dtype=torch.bfloat16)
-    found = masked_mean(states, torch.ones(1, 4096))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, states[:, 0].float())
-
-
-def test_masked_mean_refuses_another_shape():
-    with pytest.raises(ValueError, match=r"mask has shape \(2, 5\), expected \(2, 4\)"):
-        masked_mean(torch.zeros(2, 4, 3), torch.ones(2, 5))
+from dplearn.controllers import InstanceController, TaskController, logits_of
 
 
 def test_task_logits_are_the_same_row_for_all_and_gradients_add_up():
-    controller = TaskController(4)
+    controller = TaskController(4, init="uniform")
     logits = controller(torch.randn(3, 9))
     assert torch.equal(logits, controller.logits.detach().repeat(3, 1))
     upstream = torch.randn(3, 4)
@@ -49,7 +16,8 @@ def test_task_logits_are_the_same_row_for_all_and_gradients_add_up():
 
 
 def test_instance_logits_are_linear_in_the_normalised_summary():
-    controller, summary = InstanceController(6, 4).double(), torch.randn(5, 6, dtype=torch.float64)
+    controller = InstanceController(6, 4, standardize=False, init="uniform").double()
+    summary = torch.randn(5, 6, dtype=torch.float64)
     expected = torch.empty(5, 4, dtype=torch.float64)
     for i, row in enumerate(summary):
         centred = row - row.mean()
@@ -59,5 +27,40 @@ def test_instance_logits_are_linear_in_the_normalised_summary():
 
 
 def test_instance_logits_do_not_depend_on_the_scale_of_the_embeddings():
-    controller, summary = InstanceController(64, 4), torch.randn(5, 64)
+    controller, summary = InstanceController(64, 4, init="uniform"), torch.randn(5, 64)
     torch.testing.assert_close(controller(summary), controller(50 * summary), rtol=1e-4, atol=1e-4)
+
+
+def test_instance_logits_see_what_differs_between_the_training_inputs():
+    controller = InstanceController(6, 4, init="uniform").double()
+    training, summary = torch.randn(2, 40, 6, dtype=torch.float64) * torch.arange(1, 7) + 3
+    logits_of(controller, training[:15], None, None, training=True)
+    logits_of(controller, training[15:], None, True, training=False)
+    rows = torch.nn.functional.layer_norm(training, (6,))
+    mean, deviation = rows.mean(0), (rows.var(0, unbiased=False) + 1e-5).sqrt()
+    seen = (torch.nn.functional.layer_norm(summary, (6,)) - mean) / deviation
+    expected = seen @ controller.linear.weight.T + controller.linear.bias
+    for sampling, training_mode in ((False, True), (None, False)):  # nothing is learned from these
+        found = logits_of(controller, summary, None, sampling, training_mode)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **o: TaskController(5, 2, **o), lambda **o: InstanceController(3, 5, **o)]
+)
+def test_a_controller_starts_without_a_preference_or_at_random(make):
+    summary, task = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    assert torch.equal(make()(summary, task), torch.zeros(4, 5))
+    assert make(init="uniform")(summary, task).std() > 0.1
+    with pytest.raises(ValueError, match="init='ones' is unknown, expected one of 'zero', 'uniform'"):
+        make(init="ones")
+
+
+@pytest.mark.parametrize("init", ["zero", "uniform"])
+def test_a_new_task_starts_as_the_others_did(init):
+    controller = TaskController(300, init=init)
+    first = controller.logits.detach().clone()
+    controller.add_task()
+    assert torch.equal(controller.logits[:1], first)
+    assert bool(controller.logits[1].any()) is (init == "uniform")
+    assert controller.logits[1].abs().max() <= 0.5

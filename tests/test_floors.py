@@ -9,10 +9,10 @@ from project import ROOT
 # (theory, tasks, zoo, experiments) may use all of these.
 FLOORS = [
     # mathematics, checks, files
-    {"checks", "offload", "version"},
-    {"files", "conventions", "insertion", "sampling", "fits", "shelf"},
+    {"batches", "checks", "evidence", "offload", "version"},
+    {"report", "files", "conventions", "insertion", "sampling", "fits", "shelf"},
     {"estimators"},
-    {"choice", "settings"},
+    {"choice", "settings", "summaries"},
     # parts
     {"controllers", "options", "checkpoint"},
     {"length", "vector"},
@@ -26,7 +26,7 @@ FLOORS = [
     {"named_prompts"},
     {"model"},
     {"contrastive"},
-    {"loading", "training"},
+    {"loading", "reporting", "training"},
     {"interop"},
 ]
 ABOVE = {"__init__", "plots", "theory", "tasks", "zoo", "experiments"}

@@ -247,9 +247,10 @@ def test_steps_change_the_prompt_and_not_one_bit_of_the_backbone(backbone, posit
 def test_the_listed_parameters_are_those_that_want_gradients_and_those_in_the_state(backbone, position):
     model = make(backbone, position)
     wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert (
-        wanted == set(model.trainable_parameters()) == set(model.state_dict()) - {"_extra_state"}
-    )  # its settings
+    statistics = {name for name in model.state_dict() if ".standardizer." in name}
+    assert len(statistics) == (3 if position == "instance" else 0)
+    others = {"_extra_state"} | statistics  # its settings, and what summaries are standardized by
+    assert wanted == set(model.trainable_parameters()) == set(model.state_dict()) - others
 
 
 def test_loading_the_state_restores_the_prompt_and_strangers_are_refused():

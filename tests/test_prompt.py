@@ -84,7 +84,8 @@ def test_saving_and_loading_changes_no_bit(tmp_path, position, size, vector):
     model.save_pretrained(tmp_path)
     loaded = dp.from_pretrained(tmp_path, naive.backbone()).eval()
     assert loaded.prompt_config == model.prompt_config
-    controllers = {"task": ["logits"], "instance": ["linear.weight", "linear.bias"]}
+    statistics = [f"standardizer.{name}" for name in ("count", "mean", "variance")]
+    controllers = {"task": ["logits"], "instance": ["linear.weight", "linear.bias", *statistics]}
     names = ["vectors"] + [
         f"{part}.controller.{name}"
         for part, level in (("position", position), ("size", size), ("vector", vector))

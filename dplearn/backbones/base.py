@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from dplearn.backbones.views import keep_notes, shared_copy
 from dplearn.checks import caller_level, is_whole
 from dplearn.config import PromptConfig
-from dplearn.controllers import masked_mean
 from dplearn.estimators import instance_losses, repeat
 from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
+from dplearn.summaries import masked_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,9 +23,10 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from dplearn.backbones.base import Backbone, evaluating, take_rows, with_rows
 from dplearn.backbones.views import Changes, changed
 from dplearn.backbones.vit import check_order_matters, image_vectors, patch_uniform, receiving
-from dplearn.controllers import LEARNED, masked_mean
+from dplearn.controllers import LEARNED
 from dplearn.length import resolve_size
 from dplearn.offload import is_offloaded
+from dplearn.summaries import masked_mean
 
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 TOWERS = ("text", "vision", "both", "coupled")

@@ -40,7 +40,8 @@ from dplearn.backbones.heads import standing_in
 from dplearn.backbones.position_space import code_term, table_term
 from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
 from dplearn.checks import caller_level
-from dplearn.controllers import LEARNED, masked_mean
+from dplearn.controllers import LEARNED
+from dplearn.summaries import masked_mean
 
 KINDS = {"vit", "deit", "dinov2"}
 POSITIONED = ("before-positions", "position-coded")  # the ways to insert in which a position is real

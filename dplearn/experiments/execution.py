@@ -129,7 +129,7 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     }
     if spec["kind"] == "no prompt":
         return tuning.zero_shot(backbone, tokenizer, task, **given)
-    settings = _settings(spec, tuning.Settings(), options)
+    settings = _settings(spec, tuning.USUAL, options)
     if spec["kind"] == "full fine-tuning":
         return tuning.fine_tune(copy.deepcopy(backbone), tokenizer, task, settings, spec["seed"], **given)
     config = PromptConfig(**spec["prompt"])

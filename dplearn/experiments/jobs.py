@@ -1,7 +1,7 @@
 """The runs of a study: what each is made of, which can start, and which values the choices of a method lead to.
 
-A job has labels (study, method, condition) and a ``spec``: all that its result depends on, and nothing else. The hash of
-the spec is the job's key, under which its result is kept: a study that is edited keeps the runs that it still has.
+A job has labels (study, method, condition) and a ``spec``: all that its result depends on, and nothing else. The hash
+of the spec is the job's key, under which its result is kept: a study that is edited keeps the runs that it still has.
 Reports depend on choices: they are known when the choices of their method are done (:func:`jobs`).
 """
 
@@ -102,6 +102,8 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
     }
     if method.kind == "prompt":
         spec["prompt"] = prompt
+        if study.headroom and purpose == "report":
+            spec["headroom"] = True
     if method.kind in ("images", "image-text"):
         spec["named"] = method.name
     if method.control:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dplearn.controllers import masked_mean
+from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task
 
 

@@ -105,8 +105,8 @@ def save(path: str | os.PathLike, rows: Sequence[dict], command: str | None = No
 def publish(path: str | os.PathLike, rows: Iterable[dict], command: str) -> None:
     """Write the rows of a study with keys as its record, one row a line, in one step.
 
-    What made a row is kept once for all rows alike ("makers", to which a row's "made" is an index). Rows of choices lose
-    their curves.
+    What made a row is kept once for all rows alike ("makers", to which a row's "made" is an index). Rows of choices
+    lose their curves.
     """
     makers: list[dict] = []
     kept = []

@@ -1,7 +1,8 @@
 """The runner of studies: works through the runs that are not done yet, with other runners of the same folder if any.
 
-It holds no list: after every result it asks the study which runs are known by now (:func:`dplearn.experiments.jobs.jobs`),
-and starts those that are neither done nor claimed (:class:`dplearn.experiments.store.Store`).
+It holds no list: after every result it asks the study which runs are known by now
+(:func:`dplearn.experiments.jobs.jobs`), and starts those that are neither done nor claimed
+(:class:`dplearn.experiments.store.Store`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs on disk: one file for each, written in one step; claims, so that several runners share a study.
 
-A folder holds the runs of one study: ``KEY.json`` is a result, ``KEY.claim`` says that somebody is at work on it. A claim
-is made by creating its file, which only one of all processes (and machines that share the folder) can do. Its owner
-touches it as long as he lives; a claim that was not touched for a while, or whose process on this machine is gone, is
+A folder holds the runs of one study: ``KEY.json`` is a result, ``KEY.claim`` says that somebody is at work on it. A
+claim is made by creating its file, which only one of all processes (and machines that share the folder) can do. Its
+owner touches it while alive; a claim that was not touched for a while, or whose process on this machine is gone, is
 taken over. So a stop at any moment loses at most the runs under way, and nothing is done twice while its owner lives.
 """
 

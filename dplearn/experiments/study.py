@@ -6,8 +6,9 @@ The files are those of the folder ``studies``. :func:`read` checks one and expan
 A file has, in this order of reading:
 
 - ``title``, ``backbones``, ``tasks``; ``splits`` (reported ones; default test and test_wordings where there are such),
-  ``baseline`` (every method is compared with it) and ``comparisons`` (further pairs, baseline first);
-- ``[settings]`` of all runs (:class:`dplearn.experiments.tuning.Settings`), ``[prompt]`` of all prompts
+  ``baseline`` (every method is compared with it) and ``comparisons`` (further pairs, baseline first), ``cue`` (what a
+  model reads before the answer word), ``headroom`` (whether reports of prompts measure what other positions give);
+- ``[settings]`` of all runs (:class:`dplearn.experiments.fitting.Settings`), ``[prompt]`` of all prompts
   (:class:`dplearn.PromptConfig`);
 - ``[choice]`` and ``[report]`` with their ``seeds``; ``[grid.learned]`` and ``[grid.fixed]`` with the values that are
   tried (of settings and prompt options), ``[verdict]`` with its margins;
@@ -135,6 +136,7 @@ class Study:
     splits: tuple[str, ...] = SPLITS
     verdict: Margins = Margins()
     cue: str | None = None
+    headroom: bool = False
     exempt: str | None = None
     text: str = ""
 
@@ -152,8 +154,10 @@ class Study:
         """The methods that run in a cell, each with the options that it has there."""
         found: dict[str, Method] = {}
         for method in self.methods:
-            places = (cell.task, method.tasks), (cell.condition.name, method.conditions), (cell.backbone, method.backbones)  # fmt: skip
-            if not all(_among(name, patterns) for name, patterns in places):
+            places = {cell.task: method.tasks, cell.backbone: method.backbones}
+            if not all(
+                _among(*place) for place in (*places.items(), (cell.condition.name, method.conditions))
+            ):
                 continue
             for one in _expanded(method, self.prompt | cell.condition.prompt | method.prompt):
                 if one.name in found:
@@ -240,7 +244,10 @@ def _expanded(method: Method, prompt: Mapping) -> Iterator[Method]:
             if option == "position" and not isinstance(values, list):
                 values = _splits(values, prompt.get("length", 20))
             each[where, option] = values
-    options = {where: {k: v for k, v in getattr(method, where).items() if k != "each"} for where in ("prompt", "settings")}  # fmt: skip
+    options = {
+        where: {name: value for name, value in getattr(method, where).items() if name != "each"}
+        for where in ("prompt", "settings")
+    }
     for values in itertools.product(*each.values()):
         one = {where: dict(options[where]) for where in options}
         for (where, option), value in zip(each, values):
@@ -308,7 +315,7 @@ def read(name: str | Path) -> Study:
 
 TOP = (
     "title", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "exempt", "settings", "prompt",
-    "choice", "report", "grid", "verdict", "condition", "method",
+    "choice", "report", "grid", "headroom", "verdict", "condition", "method",
 )  # fmt: skip
 
 
@@ -324,7 +331,9 @@ def _study(name: str, entries: dict, text: str) -> Study:
     for key in ("title", "backbones", "tasks", "report", "method"):
         if key not in entries:
             raise ValueError(f"{name}: {key!r} is missing")
-    given = {key: entries[key] for key in ("title", "baseline", "cue", "exempt") if key in entries}
+    given = {
+        key: entries[key] for key in ("title", "baseline", "cue", "headroom", "exempt") if key in entries
+    }
     given |= {key: tuple(entries[key]) for key in ("backbones", "tasks", "splits") if key in entries}
     for key in ("settings", "prompt"):
         given[key] = _options(name, key, entries.get(key, {}))
@@ -349,7 +358,7 @@ def _record(where: str, kind: type, entries: Mapping):
 
 
 def _settings_fields() -> tuple[str, ...]:
-    from dplearn.experiments.tuning import Settings
+    from dplearn.experiments.fitting import Settings
 
     return tuple(each.name for each in fields(Settings))
 
@@ -456,7 +465,7 @@ def _check_tries(study: Study, cell: Cell, methods: Sequence[Method]) -> None:
             tries[method.name] = count
     if len(set(tries.values())) > 1 and not study.exempt:
         raise ValueError(
-            f"{study.name}: methods of {cell.title} try {shown(tries)} values, expected equally many for all that try any"
+            f"{study.name}: methods of {cell.title} try {shown(tries)} values, expected equally many for all that try"
         )
 
 

@@ -1,4 +1,4 @@
-"""Train and score one method on one task: a prompt, full fine-tuning, the frozen model, a bag of words.
+"""Train and score one method on one text task: a prompt, full fine-tuning, the frozen model.
 
 Every method sees the same examples in the same budget and is scored in the same way: cross-entropy over the label words
 in training, argmax over them in evaluation. Choices are made on "validation", "test" is only reported.
@@ -8,197 +8,34 @@ from __future__ import annotations
 
 import inspect
 import math
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DataCollatorForSeq2Seq,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    get_constant_schedule_with_warmup,
-    set_seed,
-)
-from transformers.optimization import Adafactor
+from transformers import DataCollatorForSeq2Seq, set_seed
 
 from dplearn.backbones.base import token_positions
-from dplearn.checks import KeyOf, Number, OneOf
-from dplearn.choice import SCHEDULES, Chooser, schedule
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.estimators import ESTIMATORS
-from dplearn.experiments.evidence import (
+from dplearn.experiments.fitting import Settings, VectorsFirst, annealed, both, fit
+from dplearn.experiments.watching import (
     Objective,
+    TextRun,
     Watch,
-    decided,
     evidence_of,
     learned_parts,
-    right_share,
-    share_right_of,
+    positions,
+    right_shares,
+    rounded,
 )
-from dplearn.experiments.scoring import label_scores, metrics_of
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
 from dplearn.tasks.base import Task
-from dplearn.tasks.images import ImageTask
-from dplearn.training import Annealing, LabelWordLoss, parameter_groups
+from dplearn.training import LabelWordLoss
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The budget and the optimiser of one run.
-
-    steps : optimiser steps; 0 scores the untrained start.
-    batch_size : examples in each step.
-    learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
-        weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`).
-    controller_learning_rate : of position logits and controllers, and of a head that is trained with a prompt; None:
-        ``learning_rate``.
-    warmup : steps of linear warm-up, then constant.
-    clip : largest gradient norm.
-    bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
-    optimizer : of a prompt on a text model, "adafactor" or "adam".
-    schedule : of the temperature (:func:`dplearn.schedule`), from the prompt's ``temperature`` to
-        ``last_temperature`` over the run; the authors' schedule has values of its own.
-    entropy_bonus : times the mean entropy of each learned decision (nats), subtracted from the loss.
-    vectors_first : first steps in which the vectors alone are trained and decisions stay as they began.
-    train_vectors : False leaves the vectors as they began.
-    init_words : words of the backbone's vocabulary whose rows are the first values of the vectors, again and again
-        where there are more vectors; None: as the prompt's ``init`` says.
-    """
-
-    steps: int = 60
-    batch_size: int = 32
-    learning_rate: float = 0.3
-    controller_learning_rate: float | None = 0.03
-    warmup: int = 10
-    clip: float = 1.0
-    bf16: bool = False
-    optimizer: str = "adafactor"
-    schedule: str = "constant"
-    last_temperature: float = 0.5
-    entropy_bonus: float = 0.0
-    vectors_first: int = 0
-    train_vectors: bool = True
-    init_words: str | None = None
-
-    def __post_init__(self):
-        OneOf(("adafactor", "adam"))("optimizer", self.optimizer)
-        KeyOf(SCHEDULES)("schedule", self.schedule)
-        Number(positive=False)("entropy_bonus", self.entropy_bonus)
-
-    def groups(self, model: PromptedModel) -> list[dict]:
-        """What an optimiser takes for a prompted model (:func:`dplearn.parameter_groups`)."""
-        rate, controllers = self.learning_rate, self.controller_learning_rate
-        return parameter_groups(model, rate, rate if controllers is None else controllers)
-
-    def optimizer_of(self, model: PromptedModel) -> torch.optim.Optimizer:
-        """The optimiser of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(self.groups(model))
-        return Adafactor(self.groups(model), scale_parameter=False, relative_step=False, warmup_init=False)
-
-    def temperatures(self, first: float) -> Callable[[int], float]:
-        """The temperature at each step, from ``first`` on."""
-        if self.schedule == "constant":
-            return schedule("constant", value=first)
-        if self.schedule == "authors":
-            return schedule("authors")
-        return schedule(self.schedule, start=first, end=self.last_temperature, steps=max(self.steps, 1))
-
-
-def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **options) -> Trainer:
-    """The Trainer of one run; ``options`` are its own: data, loss, optimisers, callbacks."""
-    arguments = TrainingArguments(
-        output_dir=folder,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=128,
-        max_grad_norm=settings.clip,
-        bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-        save_strategy="no",
-        logging_steps=max(settings.steps // 10, 1),
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    trainer = Trainer(model=model, args=arguments, **options)
-    trainer.remove_callback(PrinterCallback)  # a study prints its own table
-    return trainer
-
-
-def score(trainer: Trainer, task: Task | ImageTask, encode: Callable, splits: Sequence[str]) -> dict:
-    """The task's metrics of the Trainer's predictions, by split, as a part of a row."""
-    return {"scores": {s: task.score(s, trainer.predict(encode(s)).predictions) for s in splits}}
-
-
-def fit(
-    model: nn.Module,
-    task: Task | ImageTask,
-    encode: Callable[[str], Sequence[dict]],
-    settings: Settings,
-    seed: int,
-    optimizer: torch.optim.Optimizer,
-    splits: Sequence[str],
-    scored: Callable[[str], tuple[dict, float]] | None = None,
-    **options,
-) -> dict:
-    """Train a model on a task and score it.
-
-    Parameters
-    ----------
-    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place.
-    encode : the examples of a split, by its name.
-    scored : metrics and cross-entropy of a split, by its name; None: the metrics of what the Trainer predicts.
-    options : of the Trainer, among them ``preprocess_logits_for_metrics``, which gives label indices (B,).
-
-    Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, the
-    cross-entropy by split where ``scored`` gives it, trained parameters, seconds of training.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
-        trainer = trainer_of(
-            model, settings, seed, folder, train_dataset=encode("train"), optimizers=schedules, **options
-        )
-        start = time.perf_counter()
-        if settings.steps:
-            trainer.train()
-        seconds = time.perf_counter() - start
-        losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
-        return {
-            "task": task.name,
-            "seed": seed,
-            "settings": asdict(settings),
-            "losses": losses,
-            **(score(trainer, task, encode, splits) if scored is None else _both(scored, splits)),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "seconds": round(seconds, 1),
-        }
-
-
-def _both(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
-    """Metrics and cross-entropies by split, as parts of a row."""
-    found = {split: scored(split) for split in splits}
-    return {
-        "scores": {split: metrics for split, (metrics, _) in found.items()},
-        "cross_entropy": {split: value for split, (_, value) in found.items()},
-    }
-
-
-def annealed(
-    model: nn.Module, temperatures: Callable[[int], float] = schedule("constant")
-) -> list[Annealing]:
-    """The callbacks that set the temperature of a prompt's learned decisions, if it has any."""
-    learned = any(isinstance(module, Chooser) for module in model.modules())
-    return [Annealing(temperatures)] if learned else []
+USUAL, FULL = Settings(), Settings(learning_rate=5e-4)
 
 
 class LastRow(nn.Module):
@@ -262,10 +99,28 @@ def _encoder(task: Task, tokenizer, answer_prefix: str, encode: Callable | None)
     return cache(partial(task.encode, tokenizer, answer_prefix=answer_prefix)) if encode is None else encode
 
 
-def _scorer(model, task: Task, encode: Callable, options: dict, bf16: bool = False) -> Callable:
-    """Metrics and cross-entropy of a model on a split, by its name; ``options`` are those of :func:`_text`."""
-    read, collate = options["compute_loss_func"].scores, options["data_collator"]
-    return lambda split: metrics_of(task, split, label_scores(model, encode(split), collate, read, bf16))
+@torch.no_grad()
+def fit_summaries(model: PromptedModel, run: TextRun, size: int = 128) -> None:
+    """Standardize what instance-level decisions look at over the whole training split, before the first step."""
+    looking = [part for part in learned_parts(model).values() if part.looks_at_input]
+    rows = run.encode("train")
+    for start in range(0, len(rows) if looking else 0, size):
+        summary = model.summarize(**run.batch(rows[start : start + size]))
+        for part in looking:
+            part.controller.observe(summary)
+
+
+def _prompted(backbone, tokenizer, config: PromptConfig, settings: Settings) -> PromptedModel:
+    """The model that a prompt method trains, on the device where it is trained."""
+    model = prompted(backbone, config, vectors=_words(backbone, tokenizer, config, settings.init_words))
+    model.loss_outside = True  # the loss over label words adds what only the model knows of it
+    model.prompt.vectors.requires_grad_(settings.train_vectors)
+    return model.to(device())
+
+
+def device() -> str:
+    """Where runs are: the accelerator, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def tune_prompt(
@@ -273,12 +128,13 @@ def tune_prompt(
     tokenizer,
     task: Task,
     config: PromptConfig,
-    settings: Settings = Settings(),
+    settings: Settings = USUAL,
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
     encode: Callable[[str], list[dict]] | None = None,
     thirds: bool = False,
+    headroom: bool = False,
 ) -> dict:
     """Tune a prompt on a frozen backbone and score it.
 
@@ -286,70 +142,41 @@ def tune_prompt(
     ----------
     encode : the encoded examples of a split, by its name; None: ``task.encode`` with ``answer_prefix``.
     thirds : score the splits at a third of the steps too.
+    headroom : measure at the end what other positions would have given.
 
     Returns a plain dict: task, seed, config, settings, losses (ten means over the run), scores by split and metric,
-    cross-entropy by split, trained parameters, seconds of training, passes (of the backbone in one step), the curves and the
-    decision report of :mod:`dplearn.experiments.evidence`, and for each split the share of instances whose prompt
-    stands at each position.
+    cross-entropy by split, trained parameters, seconds of training, passes of the backbone in one step, curves, the
+    report on decisions, and for each split the share of instances whose prompt stands at each position
+    (:mod:`dplearn.experiments.watching`).
     """
     set_seed(seed)
-    model = prompted(backbone, config, vectors=_words(backbone, tokenizer, config, settings.init_words))
-    model.loss_outside = True  # the loss over label words adds what only the model knows of it
-    if not settings.train_vectors:
-        model.prompt.vectors.requires_grad_(False)
+    model = _prompted(backbone, tokenizer, config, settings)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         settings = replace(settings, steps=0)
     encode, options = _text(model, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
-    scored = _scorer(model, task, encode, options, settings.bf16)
-    read, collate = options["compute_loss_func"].scores, options["data_collator"]
-    options["compute_loss_func"] = objective = Objective(
-        options["compute_loss_func"], model, settings.entropy_bonus
-    )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    seen = (DataCollatorForSeq2Seq(tokenizer), _decided_fields(model))
-    first = decided(model, encode(splits[0]), *seen)
-    watch = Watch(
-        model, task, encode, collate, read, seen[1], objective.mean, settings.steps, settings.bf16,
-        splits if thirds else (),
-    )  # fmt: skip
+    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
+    if settings.fit_summaries:
+        fit_summaries(model, run)
+    first = evidence_of(run, splits[0])
+    objective = options["compute_loss_func"] = Objective(run.loss, model, settings.entropy_bonus)
+    watch = Watch(run, objective.mean, settings.steps, splits if thirds else ())
     callbacks = [*annealed(model, settings.temperatures(config.temperature)), watch]
-    if settings.vectors_first:
-        callbacks.append(VectorsFirst(settings.vectors_first))
+    callbacks += [VectorsFirst(settings.vectors_first)] if settings.vectors_first else []
     optimizer = settings.optimizer_of(model)
-    row = fit(model, task, encode, settings, seed, optimizer, splits, scored, callbacks=callbacks, **options)
-    row |= {"config": config.to_dict(), "passes": passes(config), "curves": watch.curves}
+    row = fit(
+        model, task, encode, settings, seed, optimizer, splits, run.scored, callbacks=callbacks, **options
+    )
+    row |= {"config": config.to_dict(), "passes": passes(config)} | watch.found()
     row["seconds"] = round(max(row["seconds"] - watch.seconds, 0.0), 1)
-    row |= {"steps_to_90": watch.reached(), "at_a_third": watch.at_a_third}
-    if learned_parts(model):
-        labels = _labels(task, splits[0])
-        row["evidence"] = {"split": splits[0]} | evidence_of(model, encode(splits[0]), *seen, first, labels)
+    if learned_parts(model) or headroom:
+        row["evidence"] = {"split": splits[0]} | rounded(
+            evidence_of(run, splits[0], first, headroom).to_dict()
+        )
     if annealed(model):
-        row["positions"] = {split: positions(model, encode(split), *seen) for split in splits}
-    right = _right(model, task, encode, seen, splits)
-    return row if right is None else row | {"right_split": right}
-
-
-def _decided_fields(model: PromptedModel) -> tuple[str, ...]:
-    """The fields of a batch of texts that a prompt decides about."""
-    return ("input_ids", "attention_mask", *(["keep_last"] if _answers_in_its_input(model) else []))
-
-
-def _labels(task: Task, split: str) -> dict[str, Tensor]:
-    """What decisions may depend on: the labels of the examples and, where the task has such, their known types."""
-    examples = task.examples(split)
-    names = {"labels": "label"} | ({"types": "type"} if "type" in examples[0] else {})
-    return {name: torch.tensor([int(e[field]) for e in examples]) for name, field in names.items()}
-
-
-def _right(model, task: Task, encode: Callable, seen, splits: Sequence[str]) -> dict | None:
-    """Share of examples at a right split, by the name of the (data) split, on tasks that know the right ones."""
-    if share_right_of(task) is None:
-        return None
-    found = {}
-    for split in splits:
-        chosen = chosen_splits(model, encode(split), *seen)
-        found[split] = right_share(task, task.examples(split), chosen, model.prompt.length)
-    return found
+        row["positions"] = {
+            split: positions(model, encode(split), run.collate, run.fields) for split in splits
+        }
+    return row | right_shares(run, splits)
 
 
 def _words(backbone, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
@@ -375,47 +202,11 @@ def passes(config: PromptConfig) -> int:
     return min(config.samples or options, options)
 
 
-class VectorsFirst(TrainerCallback):
-    """Leave everything but the vectors as it began for the first steps."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if state.global_step < self.steps:
-            for name, parameter in getattr(model, "module", model).trainable_parameters().items():
-                if not name.endswith("vectors"):
-                    parameter.grad = None
-
-
-@torch.no_grad()
-def chosen_splits(
-    model: PromptedModel, examples: Sequence[dict], collate: Callable, fields: Sequence[str]
-) -> Tensor:
-    """The split k of each example, (N,), in evaluation. ``fields`` of a batch are what the model decides about."""
-    model.eval()
-    found = []
-    for start in range(0, len(examples), 256):
-        batch = collate([examples[i] for i in range(start, min(start + 256, len(examples)))])
-        chosen = model.decide(**{name: batch[name].to(model.device) for name in fields})
-        found.append(chosen["position"].index.cpu())
-    return torch.cat(found)
-
-
-def positions(
-    model: PromptedModel, examples: Sequence[dict], collate: Callable, fields: Sequence[str]
-) -> list[float]:
-    """Share of examples whose prompt stands at each split k = 0..l, in evaluation; see :func:`chosen_splits`."""
-    chosen = chosen_splits(model, examples, collate, fields)
-    counts = torch.bincount(chosen, minlength=model.prompt.length + 1).float()
-    return [round(share, 4) for share in (counts / counts.sum()).tolist()]
-
-
 def fine_tune(
     backbone,
     tokenizer,
     task: Task,
-    settings: Settings = Settings(learning_rate=5e-4),
+    settings: Settings = FULL,
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
@@ -430,8 +221,8 @@ def fine_tune(
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     encode, options = _text(backbone, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
     model = _answerable(backbone)
-    scored = _scorer(model, task, encode, options, settings.bf16)
-    return fit(model, task, encode, settings, seed, optimizer, splits, scored, **options)
+    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
+    return fit(model, task, encode, settings, seed, optimizer, splits, run.scored, **options)
 
 
 def zero_shot(
@@ -444,5 +235,6 @@ def zero_shot(
 ) -> dict:
     """Score the frozen backbone on the bare text, with no prompt at all. ``encode`` as in :func:`tune_prompt`."""
     encode, options = _text(backbone, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
-    model = _answerable(backbone).to("cuda" if torch.cuda.is_available() else "cpu")
-    return {"task": task.name, "trained_parameters": 0} | _both(_scorer(model, task, encode, options), splits)
+    model = _answerable(backbone).to(device())
+    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"])
+    return {"task": task.name, "trained_parameters": 0} | both(run.scored, splits)

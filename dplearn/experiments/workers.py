@@ -63,7 +63,7 @@ class Local:
 
 
 class Cluster:
-    """The workers of a Dask cluster: ``dask scheduler`` somewhere, ``dask worker ADDRESS --nthreads 1`` on each machine.
+    """The workers of a Dask cluster: ``dask scheduler``, and ``dask worker ADDRESS --nthreads 1`` on each machine.
 
     A run whose worker is lost is started on another one by the scheduler.
 

@@ -1,0 +1,45 @@
+"""Data as batches for a model that is read, not trained: a data set, a list of examples, or a loader as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+
+
+def batches_of(
+    data: Iterable[dict] | Sequence[dict],
+    collate: Callable[[list[dict]], dict] | None = None,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+) -> Iterator[dict]:
+    """Batches, in the order of the data, with their tensors on ``device``.
+
+    Parameters
+    ----------
+    data : examples (anything with a length and indices), or an iterable of batches such as a DataLoader.
+    collate : examples -> batch, such as ``DataCollatorForSeq2Seq(tokenizer, model)``; None: transformers' default, for
+        examples of one length. For examples only.
+    batch_size : examples in a batch, at least 1. For examples only.
+
+    Raises
+    ------
+    ValueError : examples of different lengths without a ``collate`` that pads them.
+    """
+    if isinstance(data, DataLoader) or not hasattr(data, "__getitem__"):
+        loader = data
+    else:
+        from transformers import default_data_collator
+
+        loader = DataLoader(data, batch_size, collate_fn=collate or default_data_collator)
+    try:
+        for batch in loader:
+            yield {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in dict(batch).items()}
+    except ValueError as error:
+        if collate is None and "expected sequence of length" in str(error):
+            raise ValueError(
+                "collate=None, and the examples have different lengths: expected a collate function that pads, such as "
+                "transformers.DataCollatorForSeq2Seq(tokenizer, model)"
+            ) from error
+        raise

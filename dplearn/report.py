@@ -1,0 +1,115 @@
+"""What a report on decisions says: numbers, a table in words, a figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dplearn.evidence import Evidence, Headroom
+
+
+@dataclass(frozen=True)
+class DecisionReport:
+    """What the decisions of a prompt did over a data set.
+
+    decisions : evidence of each learned decision, by name.  headroom : of one decision, where it was asked for.
+    probabilities : (N, n) distributions over the options of each decision.  chosen : (N,) options in evaluation.
+    losses : (N, n) of the headroom, or None.
+
+    ``print(report)`` shows a table, :meth:`figure` draws it, :meth:`to_dict` gives the numbers as JSON values.
+    """
+
+    decisions: dict[str, Evidence]
+    headroom: Headroom | None
+    probabilities: dict[str, Tensor]
+    chosen: dict[str, Tensor]
+    losses: Tensor | None = None
+    asked: str | None = None
+
+    def to_dict(self) -> dict:
+        """Plain JSON values: everything but the tensors of single inputs."""
+        return {
+            "decisions": {name: found.to_dict() for name, found in self.decisions.items()},
+            "headroom": None if self.headroom is None else {"decision": self.asked} | self.headroom.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        lines = [line for name, found in self.decisions.items() for line in _in_words(name, found)]
+        if self.headroom is not None:
+            lines += [f"{self.asked}, at every option:", *_headroom_in_words(self.headroom)]
+        return "\n".join(lines) or "nothing is decided: every part of the prompt is fixed"
+
+    def figure(self):
+        """A matplotlib figure: how many inputs get each option, and the mean loss at each option."""
+        import matplotlib.pyplot as plt
+
+        panels = len(self.decisions) + (self.headroom is not None)
+        figure, axes = plt.subplots(1, max(panels, 1), figsize=(3.6 * max(panels, 1), 3.2), squeeze=False)
+        for ax, (name, found) in zip(axes[0], self.decisions.items()):
+            ax.bar(
+                range(found.options), [100 * count / found.inputs for count in found.counts], color="#0072b2"
+            )
+            ax.set(xlabel=f"option of the {name}", ylabel="share of inputs, %", title=_title(name, found))
+        if self.headroom is not None:
+            _draw_headroom(axes[0, -1], self.asked, self.headroom)
+        figure.tight_layout()
+        return figure
+
+
+def _in_words(name: str, found: Evidence) -> list[str]:
+    moved = {None: "start not known", True: "moved", False: "NOT LEARNED"}[found.learned]
+    start = "" if found.entropy_first is None else f"{found.entropy_first:.3f} -> "
+    lines = [
+        f"{name}: {found.options} options, {found.inputs} inputs: {moved}",
+        f"  entropy (nats)      {start}{found.entropy:.3f}",
+        f"  options used        {found.used}; {found.share:.1%} of the inputs share one",
+    ]
+    if found.moved is not None:
+        changed = "" if found.changed is None else f"; {found.changed:.1%} of the inputs changed their option"
+        lines.append(f"  total variation     {found.moved:.3f}{changed}")
+    if found.information is not None:
+        lines.append(
+            f"  told about labels   {found.information:.3f} nats "
+            f"({found.expected:.3f} by chance, p = {found.chance:.3f})"
+        )
+    if found.cost is not None:
+        lines.append(
+            f"  loss                {found.loss:.4f}; dealt to other inputs {found.shuffled:.4f} "
+            f"({found.cost[0]:+.4f} ± {found.cost[1]:.4f})"
+        )
+    return lines
+
+
+def _headroom_in_words(room: Headroom) -> list[str]:
+    rows = [
+        (f"best fixed ({room.best})", room.fixed),
+        ("  chosen on the other half", room.fixed_elsewhere),
+        ("at random", room.random),
+        ("as the model decides", room.learned),
+        ("best by label, cross-fitted", room.per_group),
+        ("best by a linear function of the summary, cross-fitted", room.by_summary),
+        ("each input's smallest (optimistic)", room.oracle),
+    ]
+    width = max(len(words) for words, _ in rows)
+    lines = [f"  {words:<{width}}  {value:.4f}" for words, value in rows if value is not None]
+    return [*lines, f"  {room.verdict}"]
+
+
+def _title(name: str, found: Evidence) -> str:
+    return f"{name}: {'not learned' if found.learned is False else f'{found.used} of {found.options} used'}"
+
+
+def _draw_headroom(ax, name: str, room: Headroom) -> None:
+    ax.plot(room.options, room.means, marker="o", color="black", label="held at one option")
+    lines = {
+        "as decided": (room.learned, "#0072b2", "--"),
+        "by label": (room.per_group, "#009e73", "-."),
+        "by summary": (room.by_summary, "#d55e00", ":"),
+        "smallest": (room.oracle, "#888888", "-"),
+    }
+    for label, (value, color, style) in lines.items():
+        if value is not None:
+            ax.axhline(value, color=color, linestyle=style, label=label)
+    ax.set(xlabel=f"option of the {name}", ylabel="mean loss", title="what there is to win")
+    ax.legend(fontsize=8)

@@ -1,0 +1,298 @@
+"""A report on the decisions of a prompt: what they did over a data set, and what there was to win.
+
+    report = dplearn.decision_report(model, trainer.get_eval_dataloader(), headroom=True)
+    print(report)
+
+Every claim about a learned decision rests on these two questions: did the decision move at all, and would any decision
+have helped? The numbers are explained in :mod:`dplearn.evidence`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from dplearn.batches import batches_of
+from dplearn.checks import is_whole, refuse, shown
+from dplearn.controllers import LearnedDecision
+from dplearn.evidence import evidence
+from dplearn.evidence import headroom as headroom_of
+from dplearn.model import PromptedModel
+from dplearn.report import DecisionReport
+from dplearn.sampling import Choice
+from dplearn.vector import Mixture
+
+
+def decision_report(
+    model: PromptedModel,
+    data: Iterable[dict] | Sequence[dict],
+    *,
+    collate: Callable[[list[dict]], dict] | None = None,
+    batch_size: int = 64,
+    labels: Sequence[int] | Tensor | None = None,
+    since: DecisionReport | None = None,
+    headroom: bool | str = False,
+    options: Sequence[int] | None = None,
+    loss: Callable | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> DecisionReport:
+    """What the decisions of ``model`` do over ``data``, in evaluation, and what there is to win.
+
+    Nothing is trained or changed. Without labels in the data, losses are left out.
+
+    Parameters
+    ----------
+    model : a prompted model (:func:`dplearn.prompted`).
+    data : examples, or batches as a DataLoader gives them, such as ``trainer.get_eval_dataloader()``.
+    collate, batch_size : how examples become batches (:func:`dplearn.batches.batches_of`).
+    labels : (N,) integers that an option might depend on, such as the class or the known type of each input, in the
+        order of the data: for the mutual information, and as groups of the cross-fitted headroom.
+    since : a report on the same data from before the training. None: the start is known where decisions start without a
+        preference (``controller_init="zero"``), and else is left out.
+    headroom : run every input at every option of one decision (True: of the position) and measure the losses. Costs as
+        many passes over the data as there are options; the number is told before it starts.
+    options : which ones to try; None: all. The options of a position are the splits 0..l, those of a size 1..l, those
+        of a pool its prompts.
+    loss : (outputs, labels) -> (B,) losses, such as :meth:`dplearn.LabelWordLoss.losses`, which gets the batch's
+        "labels"; they are not shown to the model then. None: the loss of the model's own head.
+    seed : of shuffling and of halves.
+    verbose : tell the cost, and show the progress of what takes long (on standard error).
+
+    Raises
+    ------
+    TypeError : the model is no PromptedModel for one text or image (image-text models: use their own ``decide``).
+    ValueError : ``labels`` or ``since`` do not fit the data; a decision that the prompt does not have; headroom of data
+        without labels.
+
+    A prompt that was not trained yet, on three texts; no losses are asked for:
+
+    >>> from dplearn import PromptConfig, prompted, zoo
+    >>> backbone, tokenizer = zoo.load("t5-mini")
+    >>> model = prompted(backbone, PromptConfig(length=4, position="instance"))
+    >>> texts = [dict(tokenizer(text)) for text in ("anna has a cat", "pat sees kim", "a red ball")]
+    >>> print(decision_report(model, texts, collate=lambda rows: tokenizer.pad(rows, return_tensors="pt")))
+    position: 5 options, 3 inputs: NOT LEARNED
+      entropy (nats)      1.609 -> 1.609
+      options used        1; 100.0% of the inputs share one
+      total variation     0.000; 0.0% of the inputs changed their option
+    """
+    if type(model).decide is not PromptedModel.decide or not isinstance(model, PromptedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a PromptedModel that reads a text or an image"
+        )
+    asked = _asked(model, headroom, options)
+    with evaluating(model), torch.no_grad():
+        run = _Run(model, data, collate, batch_size, loss, verbose)
+        made, summaries = run.decide()
+        count = len(next(iter(made.values())).index)
+        labels = _checked_labels(labels, count)
+        first = _first(model, made, since, count)
+        own = run.losses({}) if made else None
+        if asked is not None and own is None:
+            raise ValueError("headroom needs losses, expected data with labels")
+        found = {}
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        for name in _learned(model):
+            choice = made[name]
+            dealt = None if own is None else run.losses({name: _dealt(choice, order)})
+            found[name] = evidence(
+                _probabilities(model, name, choice), choice.index, *first[name], labels, own, dealt, seed
+            )
+        room, table = None, None
+        if asked is not None:
+            tried = _options(model, asked, options)
+            table = run.at_each(asked, tried)
+            chosen = made[asked].index if asked in found else None
+            chosen = chosen if chosen is None or set(chosen.tolist()) <= set(tried) else None
+            room = headroom_of(table, tried, chosen, labels, summaries, seed)
+    probabilities = {name: _probabilities(model, name, made[name]) for name in found}
+    return DecisionReport(
+        found, room, probabilities, {name: made[name].index for name in found}, table, asked
+    )
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and the mode of before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+class _Run:
+    """Passes over the data; batches are read once and kept."""
+
+    def __init__(self, model, data, collate, batch_size, loss, verbose):
+        if not is_whole(batch_size, 1):
+            refuse("batch_size", batch_size, "an integer of at least 1")
+        names = model.known_names
+        self.model, self.loss, self.verbose = model, loss, verbose
+        self.batches = [
+            {name: value for name, value in batch.items() if names is None or name in names}
+            for batch in batches_of(data, collate, batch_size)
+        ]
+        if not self.batches:
+            raise ValueError("data is empty, expected at least one example")
+
+    def _batch(self, batch: dict) -> tuple[dict, Tensor | None]:
+        """The batch on the model's device, and the labels that its loss outside gets."""
+        moved = {n: v.to(self.model.device) if isinstance(v, Tensor) else v for n, v in batch.items()}
+        return moved, moved.pop("labels", None) if self.loss is not None else moved.get("labels")
+
+    def decide(self) -> tuple[dict[str, Choice], Tensor | None]:
+        """The choices for all inputs, and what instance-level decisions look at, if any does."""
+        made, summaries = [], []
+        for batch in self.batches:
+            batch, _ = self._batch(batch)
+            if self.model.prompt.needs_summary:
+                batch["summary"] = self.model.summarize(**batch)
+                summaries.append(batch["summary"].cpu())
+            made.append(self.model.decide(**batch))
+        choices = {}
+        for name in made[0]:
+            parts = [[None if v is None else v.cpu() for v in each[name]] for each in made]
+            choices[name] = Choice(*(None if v[0] is None else torch.cat(v) for v in zip(*parts)))
+        return choices, torch.cat(summaries) if summaries else None
+
+    def losses(self, decisions: dict[str, Choice]) -> Tensor | None:
+        """(N,) losses with these decisions, rows in the order of the data; None where the data has no labels."""
+        found, start = [], 0
+        for batch in self.batches:
+            batch, labels = self._batch(batch)
+            if labels is None:
+                return None
+            count = len(labels)
+            rows = slice(start, start + count)
+            given = {
+                n: Choice(*(None if v is None else v[rows].to(self.model.device) for v in c))
+                for n, c in decisions.items()
+            }
+            outputs = self.model(**batch, decisions=given)
+            measured = self._measured(outputs, labels)
+            found.append(measured.double().cpu())
+            start += count
+        return torch.cat(found)
+
+    def _measured(self, outputs, labels: Tensor) -> Tensor:
+        if self.loss is not None:
+            return self.loss(outputs, labels)
+        return self.model.adapter.losses(outputs["logits"], labels)
+
+    def at_each(self, name: str, options: Sequence[int]) -> Tensor:
+        """(N, n) losses with one decision held at each of the options."""
+        count = sum(len(next(iter(batch.values()))) for batch in self.batches)
+        if self.verbose:
+            print(
+                f"headroom of the {name}: {len(options)} options x {count} inputs, "
+                f"{len(options) * len(self.batches)} batches to run",
+                file=sys.stderr,
+            )
+        columns = []
+        for option in self._told(options):
+            index = torch.full((count,), option)
+            weights = None
+            if name == "vector":
+                weights = one_hot(index, self.model.prompt.vectors.shape[0]).to(
+                    self.model.prompt.vectors.dtype
+                )
+            columns.append(self.losses({name: Choice(index, weights)}))
+        return torch.stack(columns, 1)
+
+    def _told(self, options: Sequence[int]) -> Iterable[int]:
+        if not self.verbose:
+            return options
+        from tqdm import tqdm
+
+        return tqdm(options, unit="option", leave=False)
+
+
+def _asked(model: PromptedModel, headroom: bool | str, options: Sequence[int] | None) -> str | None:
+    """The decision whose headroom is measured, or None."""
+    if not headroom:
+        if options is not None:
+            refuse("options", options, "None without headroom")
+        return None
+    name = "position" if headroom is True else headroom
+    known = [part for part in model.prompt.parts if model.prompt.takes(part)]
+    if name not in known:
+        refuse("headroom", headroom, f"a decision that this prompt can make for each input, one of {known}")
+    return name
+
+
+def _options(model: PromptedModel, name: str, options: Sequence[int] | None) -> tuple[int, ...]:
+    prompt = model.prompt
+    every = {
+        "position": range(prompt.most + 1),
+        "size": range(1, prompt.length + 1),
+        "vector": range(len(prompt.vectors)),
+    }
+    every = tuple(every[name])
+    if options is None:
+        return every
+    if not options or any(not is_whole(k) or k not in every for k in options):
+        refuse("options", options, f"some of {every[0]}..{every[-1]}")
+    return tuple(options)
+
+
+def _learned(model: PromptedModel) -> list[str]:
+    return [n for n, part in model.prompt.parts.items() if isinstance(part, (LearnedDecision, Mixture))]
+
+
+def _probabilities(model: PromptedModel, name: str, choice: Choice) -> Tensor:
+    """(N, n), what is sampled from in training, or the weights of a mixture."""
+    part = model.prompt.parts[name]
+    if isinstance(part, Mixture) and part.chooser is None:
+        return choice.weights.float()
+    return choice.logits.float().softmax(-1)
+
+
+def _first(
+    model, made, since: DecisionReport | None, count: int
+) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """Distributions and choices of the start, by name of the decision; None where nobody knows them."""
+    if since is not None:
+        for name in _learned(model):
+            shape = tuple(since.probabilities[name].shape) if name in since.probabilities else None
+            wanted = (count, made[name].logits.shape[1])
+            if shape != wanted:
+                raise ValueError(
+                    f"since has {shape} for {name!r}, expected a report of this model on the same data: {wanted}"
+                )
+        return {name: (since.probabilities[name], since.chosen[name]) for name in _learned(model)}
+    if model.prompt_config.controller_init != "zero":
+        return dict.fromkeys(_learned(model), (None, None))
+    firsts = {}
+    for name in _learned(model):
+        n = made[name].logits.shape[1]
+        even = torch.full((count, n), 1 / n)
+        # Weights of a mixture have no option that evaluation takes; of equals it takes the last.
+        mixes = isinstance(model.prompt.parts[name], Mixture) and model.prompt.parts[name].chooser is None
+        firsts[name] = (even, None if mixes else torch.full((count,), n - 1))
+    return firsts
+
+
+def _dealt(choice: Choice, order: Tensor) -> Choice:
+    """The decisions of other inputs."""
+    weights = None if choice.weights is None else choice.weights[order]
+    return Choice(choice.index[order], weights)
+
+
+def _checked_labels(labels, count: int) -> Tensor | None:
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels)
+    if labels.shape != (count,) or labels.is_floating_point() or bool((labels < 0).any()):
+        raise ValueError(
+            f"labels={shown(labels.tolist())} has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected "
+            f"integers of at least 0, one for each of the {count} inputs"
+        )
+    return labels.cpu().long()
