@@ -57,7 +57,7 @@ def _running(parser: argparse.ArgumentParser) -> None:
 def main(arguments=None) -> None:
     options = _parser().parse_args(arguments)
     try:
-        status = getattr(commands, options.verb)(options)
+        status = commands.COMMANDS[options.verb](options)
     except (ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2

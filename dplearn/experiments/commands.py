@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from dplearn.experiments import jobs, records, study
+from dplearn.experiments import jobs, records, study, tables
 from dplearn.experiments.jobs import Job
 from dplearn.experiments.store import Store
-from dplearn.experiments.study import Study
+from dplearn.experiments.study import Cell, Study
+from dplearn.experiments.verdicts import Verdict
 
 
 def store_of(options, one: Study) -> Store:
@@ -32,7 +33,7 @@ def labelled_rows(options, one: Study) -> list[dict]:
     return (records.load(one.name) or {"rows": []})["rows"]
 
 
-def list(options) -> int:  # noqa: A001  the name of the command
+def list_studies(options) -> int:
     """One line for each study."""
     for name in study.names():
         one = study.read(name)
@@ -146,6 +147,96 @@ def _again(one: Study, options, given: dict) -> int:
     return int(differ > 0)
 
 
+def _cells(options, one: Study) -> Iterable[tuple[Cell, list[dict]]]:
+    """The tables of a study with their rows; cells without a reported run are left out."""
+    rows = labelled_rows(options, one)
+    for cell in one.cells():
+        own = [
+            row for row in rows
+            if row["task"] == cell.task and row.get("condition", cell.condition.name) == cell.condition.name
+            and row.get("backbone") in (None, cell.backbone)
+        ]  # fmt: skip
+        if any(row["purpose"] == "report" for row in own):
+            yield cell, own
+
+
+def _verdicts(one: Study, cell: Cell, rows: list[dict], split: str = "test") -> dict:
+    limits = one.verdict
+    return tables.judged(rows, cell.task, one.pairs(cell), limits.margin, limits.moved, split)
+
+
+def _head(one: Study) -> None:
+    print(f"# {one.name}: {one.title}\n")
+    if one.exempt:
+        print(f"Not by the protocol: {one.exempt}.\n")
+
+
+def table(options) -> int:
+    """The tables of a study, in Markdown."""
+    one = study.read(options.study)
+    _head(one)
+    for cell, rows in _cells(options, one):
+        found = _verdicts(one, cell, rows, options.split)
+        names = tables.reports(rows, cell.task)
+        baseline = one.baseline if one.baseline in names else None
+        lines = tables.compare(rows, cell.task, baseline, options.split)
+        print(f"## {cell.title}\n\n{tables.full(lines, found, baseline)}\n")
+    print(
+        f"Intervals: paired by seed, 95 %, by Holm within a table; margin {100 * one.verdict.margin:g} points."
+    )
+    return 0
+
+
+def verdict(options) -> int:
+    """What the runs allow to say, with the evidence of learning."""
+    for name in [options.study] if options.study else study.names():
+        one = study.read(name)
+        _head(one)
+        any_cell = False
+        for cell, rows in _cells(options, one):
+            any_cell = True
+            print(f"{cell.title} (margin {100 * one.verdict.margin:g} points)")
+            groups = tables.reports(rows, cell.task)
+            for (baseline, method), found in _verdicts(one, cell, rows).items():
+                print(f"  {method} against {baseline}: {_in_words(found)}")
+                for line in _evidence(method, groups.get(method, [])):
+                    print(f"    {line}")
+            print()
+        if not any_cell:
+            print("not run\n")
+    return 0
+
+
+def _in_words(found: Verdict) -> str:
+    """The sentence of a verdict with its numbers."""
+    numbers = found.difference
+    if numbers is None or numbers.seeds < 2:
+        return found.sentence()
+    half = f"{100 * numbers.half:.1f}"
+    return f"{found.sentence()} ({100 * numbers.mean:+.1f} ± {half} points, {numbers.seeds} seeds; detectable {half})"
+
+
+def _evidence(method: str, group: list[dict]) -> Iterable[str]:
+    """Lines on what became of the decisions of a method."""
+    for name, found in tables.evidence_over(group).items():
+        start = "?" if found["start"] is None else f"{found['start']:.2f}"
+        moved = "?" if found["moved"] is None else f"{found['moved']:.2f}"
+        cost = "" if found["cost"] is None else f", dealt to other inputs {found['cost']:+.3f} nats"
+        used = f"{found['used']:.1f} of {found['options']} options used, {100 * found['share']:.0f} % at one"
+        agree = f"{found['agree']} of {len(group)} runs agree on it"
+        yield f"{name}: entropy {start} → {found['end']:.2f}, moved {moved}, {used}, {agree}{cost}"
+
+
+def figure(options) -> int:
+    """Draw the curves of each table, and the scores over the conditions."""
+    from dplearn.experiments import figures
+
+    one = study.read(options.study)
+    for path in figures.draw(one, [*_cells(options, one)], Path(options.out)):
+        print(path)
+    return 0
+
+
 def publish(options) -> int:
     """Merge the runs into the record that ships with the package."""
     one = study.read(options.study)
@@ -156,3 +247,9 @@ def publish(options) -> int:
     records.publish(path, rows, f"python -m dplearn.experiments run {one.name}")
     print(f"{path}: {len(rows)} rows")
     return 0
+
+
+COMMANDS: dict[str, Callable] = {
+    "list": list_studies, "show": show, "plan": plan, "run": run, "resume": resume, "table": table,
+    "figure": figure, "verdict": verdict, "publish": publish,
+}  # fmt: skip
