@@ -12,7 +12,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
@@ -27,10 +27,11 @@ NEEDS_NO_BACKBONE = ("bag of words", "MiniLM probe")
 
 @dataclass(frozen=True)
 class Job:
-    """One run. ``labels`` say where it stands in its study, ``spec`` what is done."""
+    """One run. ``labels`` say where it stands in its study, ``spec`` what is done, ``tried`` with which values."""
 
     labels: Mapping
     spec: Mapping
+    tried: Mapping = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
@@ -44,8 +45,11 @@ class Job:
         return self.spec["purpose"]
 
     def __str__(self) -> str:
-        where = ", ".join(part for part in (self.labels["condition"], self.spec["backbone"]) if part)
-        return f"{self.purpose:6} {self.labels['task']} · {where} · {self.labels['method']} · seed {self.spec['seed']}"
+        labels, spec = self.labels, self.spec
+        where = ", ".join(part for part in (labels["condition"], spec["backbone"]) if part)
+        tried = " ".join(f"{option} {value}" for option, value in self.tried.items())
+        words = (labels["task"], where, labels["method"], tried if self.purpose == "choice" else "")
+        return f"{self.purpose:6} {' · '.join(word for word in words if word)} · seed {spec['seed']}"
 
     def command(self) -> str:
         """The command that runs this job again, whether it is recorded or not."""
@@ -111,7 +115,7 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
     if study.cue is not None:
         spec["cue"] = study.cue
     labels = {"study": study.name, "method": method.name, "condition": cell.condition.name, "task": cell.task}
-    return Job(labels, spec)
+    return Job(labels, spec, values)
 
 
 def choice_jobs(study: Study, cell: Cell, method: Method, values: Mapping) -> list[Job]:

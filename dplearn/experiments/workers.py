@@ -24,9 +24,6 @@ def _start() -> None:
             os._exit(1)  # at once: nobody waits for the run under way
 
         threading.Thread(target=end_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
 
 
 class Local:
