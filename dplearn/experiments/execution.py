@@ -133,10 +133,8 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     if spec["kind"] == "full fine-tuning":
         return tuning.fine_tune(copy.deepcopy(backbone), tokenizer, task, settings, spec["seed"], **given)
     config = PromptConfig(**spec["prompt"])
-    thirds = spec["purpose"] == "report"
-    return tuning.tune_prompt(
-        backbone, tokenizer, task, config, settings, spec["seed"], thirds=thirds, **given
-    )
+    given |= {"thirds": spec["purpose"] == "report", "headroom": spec.get("headroom", False)}
+    return tuning.tune_prompt(backbone, tokenizer, task, config, settings, spec["seed"], **given)
 
 
 def answer_prefix(backbone, tokenizer) -> str:

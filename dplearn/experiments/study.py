@@ -204,15 +204,22 @@ class Study:
         return any(prompt.get(name) in LEARNED for name in ("position", "size", "vector"))
 
     def pairs(self, cell: Cell) -> list[tuple[str, str]]:
-        """(baseline, method) for all comparisons of a cell, the family over which Holm's correction goes."""
-        names = [method.name for method in self.methods_in(cell)]
-        pairs = [(self.baseline, name) for name in names if self.baseline in names and name != self.baseline]
-        for baseline, pattern in self.comparisons:
-            if baseline in names:
-                pairs += [
-                    (baseline, name) for name in names if fnmatchcase(name, pattern) and name != baseline
-                ]
-        return list(dict.fromkeys(pairs))
+        """(baseline, method) for all comparisons of a cell, the family over which Holm's correction goes.
+
+        The best of a list is not compared with the methods of its list, one of which it is.
+        """
+        listed = {method.name: method.of for method in self.methods_in(cell)}
+        wanted = [(self.baseline, "*"), *self.comparisons]
+        pairs = [
+            (baseline, name)
+            for baseline, pattern in wanted
+            for name in listed
+            if baseline in listed and baseline != name and fnmatchcase(name, pattern)
+        ]
+        return [
+            (baseline, name) for baseline, name in dict.fromkeys(pairs)
+            if not _among(name, listed[baseline]) and not _among(baseline, listed[name])
+        ]  # fmt: skip
 
 
 def _among(name: str, patterns: Sequence[str]) -> bool:

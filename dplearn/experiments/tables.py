@@ -30,6 +30,7 @@ class Line(NamedTuple):
     chosen, tries, edges : the values that were chosen on validation, out of how many, and which lie at an edge.
     to_90 : median step at which nine of ten validation answers were right, and in how many runs.
     passes : forward passes of the backbone in a training step.
+    gap : mean over the runs of the loss (nats) at the best one split minus that as decided, on the trained prompt.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Line(NamedTuple):
     edges: tuple[str, ...] = ()
     to_90: tuple[float, int] | None = None
     passes: int = 1
+    gap: float | None = None
 
 
 def compare(rows: Iterable[dict], task: str, baseline: str | None, split: str = "test") -> list[Line]:
@@ -96,6 +98,7 @@ def _line(method: str, group: list[dict], others: list[dict], is_baseline: bool,
         edges=tuple(group[0].get("edges", ())),
         to_90=(statistics.median(reached), len(reached)) if reached else None,
         passes=group[0].get("passes", 1),
+        gap=_mean(group, lambda row: row["evidence"]["headroom"]["fixed"] - row["evidence"]["headroom"]["learned"]),
     )
 
 
@@ -232,6 +235,7 @@ def full(lines: Sequence[Line], found: Mapping[tuple[str, str], Verdict], baseli
         "options used": lambda line: _each(line, lambda e: f"{e['used']:.1f} of {e['options']}"),
         "at the most used, %": lambda line: _each(line, lambda e: f"{100 * e['share']:.0f}"),
         "dealt out, nats": lambda line: _each(line, lambda e: _number(e["cost"], "{:+.3f}")),
+        "won by deciding, nats": lambda line: _number(line.gap, "{:+.3f}"),
         "steps to 90 %": lambda line: f"{line.to_90[0]:.0f} ({line.to_90[1]})" if line.to_90 else "",
         "chosen": _chosen,
         "passes": lambda line: str(line.passes),
