@@ -79,7 +79,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
     name, kind, source = backbone["name_or_path"], backbone["class"], origin(backbone["name_or_path"])
     base = [f'base_model: "{name}"'] if source == "hub" else []
     which = {
-        "zoo": f"the frozen `{name}`, which ships with dplearn ({kind})",
+        "zoo": f"the frozen `{name}`, which dplearn.zoo loads ({kind})",
         "hub": f"the frozen `{name}` ({kind})",
         "folder": f"a frozen {kind} that was loaded from a folder",
         "unknown": f"a frozen {kind} without a name",

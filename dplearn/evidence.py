@@ -195,9 +195,11 @@ class Headroom:
             )
         how = "cross-fitted" if crossed else "at most, by each input's smallest loss"
         text = f"Deciding for each input gains {gain:.3f} ± {half:.3f} over the best fixed option ({self.best}), {how}"
-        return text + (
-            "." if self.closed is None else f"; the learned decision closes {self.closed:.0%} of this."
-        )
+        if self.closed is None:
+            return f"{text}."
+        if self.closed < 0:
+            return f"{text}; the learned decision is worse than this fixed option."
+        return f"{text}; the learned decision closes {self.closed:.0%} of this."
 
 
 def headroom(

@@ -36,7 +36,7 @@ HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 
 
 @contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[bool]:
+def locked(folder: str | os.PathLike, patience: float | None = None) -> Iterator[bool]:
     """Keep other writers of a folder waiting while the block runs, and remove what killed ones left behind.
 
     Gives whether there is a lock: not on Windows, nor on some network file systems. It is on the folder itself, so no
@@ -44,9 +44,9 @@ def locked(folder: str | os.PathLike) -> Iterator[bool]:
 
     Raises
     ------
-    TimeoutError : another process has held the folder for a minute.
+    TimeoutError : another process has held the folder for ``patience`` seconds (None: a minute).
     """
-    handle = _lock(Path(folder))
+    handle = _lock(Path(folder), PATIENCE if patience is None else patience)
     try:
         remove_stale(Path(folder).glob("*".join(TEMPORARY)), handle is not None)
         yield handle is not None
@@ -56,10 +56,10 @@ def locked(folder: str | os.PathLike) -> Iterator[bool]:
             os.close(handle)
 
 
-def _lock(folder: Path) -> int | None:
+def _lock(folder: Path, patience: float) -> int | None:
     if fcntl is None:
         return None
-    handle, end = os.open(folder, os.O_RDONLY), time.monotonic() + PATIENCE
+    handle, end = os.open(folder, os.O_RDONLY), time.monotonic() + patience
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +71,7 @@ def _lock(folder: Path) -> int | None:
             if time.monotonic() > end:
                 os.close(handle)
                 raise TimeoutError(
-                    f"folder={str(folder)!r} has been locked by another writer for {PATIENCE:g} seconds"
+                    f"folder={str(folder)!r} has been locked by another writer for {patience:g} seconds"
                 ) from None
         except BaseException:
             os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import Backbone, Boundary, Reading, adapt
+from dplearn.batches import batches_of
 from dplearn.checks import shown
 from dplearn.config import PromptConfig
-from dplearn.controllers import FixedDecision
+from dplearn.controllers import FixedDecision, InstanceController
 from dplearn.conventions import OURS, class_for, losses_named
 from dplearn.estimators import draw, repeat, surrogate
 from dplearn.named_prompts import NamedPrompts
@@ -190,6 +192,34 @@ class PromptedModel(NamedPrompts):
         given, boundary = self._taken_apart(batch, sees=True)[:2]
         reading = self.adapter.read(given, boundary, self.prompt_config, self._size())
         return self.adapter.summarize(reading, self.prompt_config)
+
+    @torch.no_grad()
+    def fit_summaries(
+        self,
+        data: Iterable[dict] | Sequence[dict],
+        collate: Callable[[list[dict]], dict] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """Compute what summaries are standardized by from all training inputs, before the training.
+
+        Without it, the statistics start with the first batch and grow. What was there before is forgotten; what is seen
+        in training is still added. Does nothing where no decision looks at the input, or none is standardized.
+
+        Parameters
+        ----------
+        data : the training examples, or batches as a DataLoader gives them. (In several processes: each its share.)
+        collate, batch_size : how examples become batches (:func:`dplearn.batches.batches_of`).
+        """
+        controllers = [
+            m for m in self.prompt.modules() if isinstance(m, InstanceController) and m.standardizer
+        ]
+        for controller in controllers:
+            controller.standardizer.reset()
+        for batch in batches_of(data, collate, batch_size, self.device) if controllers else ():
+            names = [name for name in batch if self.known_names is None or name in self.known_names]
+            summary = self.summarize(**{name: batch[name] for name in names})
+            for controller in controllers:
+                controller.observe(summary)
 
     @torch.no_grad()
     def generate(self, input_ids=None, attention_mask=None, **options) -> Tensor:

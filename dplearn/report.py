@@ -87,7 +87,7 @@ def _headroom_in_words(room: Headroom) -> list[str]:
         ("  chosen on the other half", room.fixed_elsewhere),
         ("at random", room.random),
         ("as the model decides", room.learned),
-        ("best by label, cross-fitted", room.per_group),
+        ("best by group, cross-fitted", room.per_group),
         ("best by a linear function of the summary, cross-fitted", room.by_summary),
         ("each input's smallest (optimistic)", room.oracle),
     ]
@@ -104,7 +104,7 @@ def _draw_headroom(ax, name: str, room: Headroom) -> None:
     ax.plot(room.options, room.means, marker="o", color="black", label="held at one option")
     lines = {
         "as decided": (room.learned, "#0072b2", "--"),
-        "by label": (room.per_group, "#009e73", "-."),
+        "by group": (room.per_group, "#009e73", "-."),
         "by summary": (room.by_summary, "#d55e00", ":"),
         "smallest": (room.oracle, "#888888", "-"),
     }

@@ -35,6 +35,7 @@ def decision_report(
     collate: Callable[[list[dict]], dict] | None = None,
     batch_size: int = 64,
     labels: Sequence[int] | Tensor | None = None,
+    groups: Sequence[int] | Tensor | None = None,
     since: DecisionReport | None = None,
     headroom: bool | str = False,
     options: Sequence[int] | None = None,
@@ -52,7 +53,9 @@ def decision_report(
     data : examples, or batches as a DataLoader gives them, such as ``trainer.get_eval_dataloader()``.
     collate, batch_size : how examples become batches (:func:`dplearn.batches.batches_of`).
     labels : (N,) integers that an option might depend on, such as the class or the known type of each input, in the
-        order of the data: for the mutual information, and as groups of the cross-fitted headroom.
+        order of the data: for the mutual information.
+    groups : (N,) integers that are known without the answer, such as the type of each input or which texts are
+        paraphrases: the headroom then has the best option of each group, cross-fitted.
     since : a report on the same data from before the training. None: the start is known where decisions start without a
         preference (``controller_init="zero"``), and else is left out.
     headroom : run every input at every option of one decision (True: of the position) and measure the losses. Costs as
@@ -67,8 +70,8 @@ def decision_report(
     Raises
     ------
     TypeError : the model is no PromptedModel for one text or image (image-text models: use their own ``decide``).
-    ValueError : ``labels`` or ``since`` do not fit the data; a decision that the prompt does not have; headroom of data
-        without labels.
+    ValueError : ``labels``, ``groups`` or ``since`` do not fit the data; a decision that the prompt does not have;
+        headroom of data without labels.
 
     A prompt that was not trained yet, on three texts; no losses are asked for:
 
@@ -82,7 +85,7 @@ def decision_report(
       options used        1; 100.0% of the inputs share one
       total variation     0.000; 0.0% of the inputs changed their option
     """
-    if type(model).decide is not PromptedModel.decide or not isinstance(model, PromptedModel):
+    if not isinstance(model, PromptedModel) or type(model).decide is not PromptedModel.decide:
         raise TypeError(
             f"model is a {type(model).__name__}, expected a PromptedModel that reads a text or an image"
         )
@@ -91,7 +94,7 @@ def decision_report(
         run = _Run(model, data, collate, batch_size, loss, verbose)
         made, summaries = run.decide()
         count = len(next(iter(made.values())).index)
-        labels = _checked_labels(labels, count)
+        labels, groups = _integers("labels", labels, count), _integers("groups", groups, count)
         first = _first(model, made, since, count)
         own = run.losses({}) if made else None
         if asked is not None and own is None:
@@ -110,7 +113,7 @@ def decision_report(
             table = run.at_each(asked, tried)
             chosen = made[asked].index if asked in found else None
             chosen = chosen if chosen is None or set(chosen.tolist()) <= set(tried) else None
-            room = headroom_of(table, tried, chosen, labels, summaries, seed)
+            room = headroom_of(table, tried, chosen, groups, summaries, seed)
     probabilities = {name: _probabilities(model, name, made[name]) for name in found}
     return DecisionReport(
         found, room, probabilities, {name: made[name].index for name in found}, table, asked
@@ -286,13 +289,14 @@ def _dealt(choice: Choice, order: Tensor) -> Choice:
     return Choice(choice.index[order], weights)
 
 
-def _checked_labels(labels, count: int) -> Tensor | None:
-    if labels is None:
+def _integers(name: str, values, count: int) -> Tensor | None:
+    """Integers of at least 0, one for each input."""
+    if values is None:
         return None
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(values)
     if labels.shape != (count,) or labels.is_floating_point() or bool((labels < 0).any()):
         raise ValueError(
-            f"labels={shown(labels.tolist())} has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected "
+            f"{name}={shown(labels.tolist())} has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected "
             f"integers of at least 0, one for each of the {count} inputs"
         )
     return labels.cpu().long()

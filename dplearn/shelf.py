@@ -1,12 +1,12 @@
-"""The shelf of backbones that ship with the package: their names, verified loading, and where another name comes from.
+"""The shelf of backbones: their names, verified loading, and where another name comes from.
 
+Some ship with this package, some are in other pip packages (:mod:`dplearn.packaged`).
 :mod:`dplearn.zoo` shows this to users. It stands apart, below everything else, since cards and checkpoints ask for the
 names, and what made the backbones is far above them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from dplearn import packaged
 from dplearn.checks import is_whole
 
 FOLDER = Path(__file__).parent / "zoo"
@@ -23,16 +24,23 @@ ALSO_NEEDED = {
     "t5": ("tokenizer.json", "tokenizer_config.json"),
     "vit": ("preprocessor_config.json",),
     "clip": ("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    "llama": ("tokenizer.json", "tokenizer_config.json"),
+    "bert": ("tokenizer.json", "tokenizer_config.json"),
 }
 
 
-def names() -> tuple[str, ...]:
-    """The backbones that are there: folders whose files have recorded hashes.
-
-    >>> "t5-mini" in names()
-    True
-    """
+def shipped() -> tuple[str, ...]:
+    """The backbones that ship with this package: folders whose files have recorded hashes."""
     return tuple(sorted(path.parent.name for path in FOLDER.glob("*/sha256.json")))
+
+
+def names() -> tuple[str, ...]:
+    """The backbones that :func:`load` knows: those that ship, then those of other pip packages, installed or not.
+
+    >>> "t5-mini" in names(), "smollm2-135m-instruct" in names()
+    (True, True)
+    """
+    return *shipped(), *sorted(packaged.PACKAGED)
 
 
 def origin(name: str | None) -> str:
@@ -55,14 +63,17 @@ def origin(name: str | None) -> str:
 
 
 def folder_of(name) -> Path:
-    """The folder of a backbone; an unknown name is an error that lists the names."""
+    """The folder of a backbone; an unknown name is an error that lists the names.
+
+    Raises what :func:`dplearn.packaged.folder_of` raises for a backbone of another package.
+    """
     if name not in names():
         raise ValueError(f"name={name!r}: expected one of {list(names())}")
-    return FOLDER / name
+    return packaged.folder_of(name) if name in packaged.PACKAGED else FOLDER / name
 
 
 def model_type(folder: Path) -> str:
-    """The kind of a backbone, from its config: "t5", "vit" or "clip"."""
+    """The kind of a backbone, from its config: "t5", "vit", "clip", "llama" or "bert"."""
     found = json.loads((folder / "config.json").read_text())["model_type"]
     if found not in ALSO_NEEDED:
         raise ValueError(
@@ -78,7 +89,7 @@ def verify(folder: Path) -> None:
     for file, wanted in recorded.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: reinstall the package")
-        found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        found = packaged.sha256(folder / file)
         if found != wanted:
             raise ValueError(
                 f"{folder / file} is damaged or was changed: its SHA-256 is {found}, expected {wanted}; "
@@ -97,17 +108,29 @@ def _require(folder, recorded, files):
 
 def load_folder(folder: Path, dtype=torch.float32, num_labels: int | None = None):
     """(model in evaluation mode, tokenizer or processor) from a verified folder; arguments as in `load`."""
-    import transformers
+    _check_dtype(dtype)
+    verify(folder)
+    return _from_folder(folder, folder.name, dtype, num_labels)
 
+
+def _check_dtype(dtype) -> None:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: expected a floating point torch dtype such as torch.float32")
-    verify(folder)
+
+
+def _from_folder(folder: Path, name: str, dtype, num_labels: int | None):
+    """As `load_folder`, of files that were compared with their hashes already."""
+    import transformers
+
     kind = model_type(folder)
-    check_labels(folder.name, kind, num_labels)
+    check_labels(name, kind, num_labels)
+    encoder = "AutoModel" if num_labels is None else "AutoModelForSequenceClassification"
     cls = {
         "t5": transformers.AutoModelForSeq2SeqLM,
         "vit": transformers.AutoModelForImageClassification,
         "clip": transformers.AutoModel,
+        "llama": transformers.AutoModelForCausalLM,
+        "bert": getattr(transformers, encoder),
     }[kind]
     with _no_progress_bar():
         if num_labels is None:
@@ -115,7 +138,7 @@ def load_folder(folder: Path, dtype=torch.float32, num_labels: int | None = None
         else:
             model = with_labels(cls, folder, num_labels, dtype=dtype)
     # What a checkpoint of a prompt records: a name, not a path of this machine.
-    model.name_or_path = folder.name
+    model.name_or_path = name
     return model.eval(), _processor(folder, kind)
 
 
@@ -123,7 +146,7 @@ def check_labels(name, kind, num_labels) -> None:
     """Raise ValueError where a backbone cannot have a head for so many labels."""
     if num_labels is None:
         return
-    if kind != "vit":
+    if kind not in ("vit", "bert"):
         raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
     if not is_whole(num_labels, 2):
         raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
@@ -182,13 +205,15 @@ def _processor(folder, kind):
         return ViTImageProcessorPil.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return (
-        tokenizer if kind == "t5" else CLIPProcessor(CLIPImageProcessorPil.from_pretrained(folder), tokenizer)
+        tokenizer
+        if kind != "clip"
+        else CLIPProcessor(CLIPImageProcessorPil.from_pretrained(folder), tokenizer)
     )
 
 
 @contextmanager
 def _no_progress_bar():
-    """transformers shows a bar for every load; for four megabytes it is noise."""
+    """transformers shows a bar for every load; for a second of work it is noise."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -204,12 +229,23 @@ def load(name: str, dtype=torch.float32, num_labels: int | None = None):
     """(model, tokenizer) of a backbone, checked against its SHA-256, in evaluation mode.
 
     For vit-mini the second is the image processor, for clip-mini the processor (tokenizer and image processor).
+    smollm2-135m-instruct and minilm-l6 are real models of other pip packages: the first is converted once, which takes
+    up to a minute and 540 MB in the user's cache (:mod:`dplearn.packaged`).
 
-    num_labels : classes of the head of vit-mini. Another number than its own gives a fresh head, drawn from torch's
-        global generator as in transformers: seed it before. An error for backbones without a classification head.
+    num_labels : classes of the head of vit-mini, or of a classifier on minilm-l6, which is a bare encoder without it.
+        Another number than the model's own gives a fresh head, drawn from torch's global generator as in transformers:
+        seed it before. An error for backbones without a classification head.
+
+    Raises
+    ------
+    ModuleNotFoundError : a backbone of another package that is not installed; the message has the line for pip.
+    ValueError : an unknown name, damaged files, an unusable dtype or number of labels.
 
     >>> model, tokenizer = load("t5-mini")
     >>> tokenizer.tokenize("Anna has a red ball.")
     ['▁anna', '▁has', '▁a', '▁red', '▁ball', '▁.']
     """
-    return load_folder(folder_of(name), dtype, num_labels)
+    if name not in packaged.PACKAGED:
+        return load_folder(folder_of(name), dtype, num_labels)
+    _check_dtype(dtype)
+    return _from_folder(packaged.folder_of(name), name, dtype, num_labels)

@@ -20,7 +20,14 @@ def jobs(count, seconds, log):
     """So many jobs; all choices but for the last three, which become known when these are done."""
     labels = {"study": "fake", "method": "wait", "condition": "", "task": "toy/wait"}
     specs = [
-        {"backbone": None, "task": "toy/wait", "kind": "fake", "seed": seed, "seconds": seconds, "log": str(log)}
+        {
+            "backbone": None,
+            "task": "toy/wait",
+            "kind": "fake",
+            "seed": seed,
+            "seconds": seconds,
+            "log": str(log),
+        }
         for seed in range(count)
     ]
     return [
@@ -38,7 +45,11 @@ def work(spec, options):
     with open(spec["log"], "a") as file:  # one short line: appended in one piece
         file.write(f"{spec['seed']} {os.getpid()}\n")
     time.sleep(spec["seconds"])
-    return {"seed": spec["seed"], "purpose": spec["purpose"], "scores": {"test": {"accuracy": spec["seed"] / 100}}}
+    return {
+        "seed": spec["seed"],
+        "purpose": spec["purpose"],
+        "scores": {"test": {"accuracy": spec["seed"] / 100}},
+    }
 
 
 class Threads:

@@ -10,8 +10,9 @@ from project import ROOT
 FLOORS = [
     # mathematics, checks, files
     {"batches", "checks", "evidence", "offload", "version"},
-    {"report", "files", "conventions", "insertion", "sampling", "fits", "shelf"},
-    {"estimators"},
+    {"report", "files", "conventions", "insertion", "sampling", "fits"},
+    {"estimators", "packaged"},
+    {"shelf"},
     {"choice", "settings", "summaries"},
     # parts
     {"controllers", "options", "checkpoint"},

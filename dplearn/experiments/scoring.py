@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-BATCH = 128
+BATCH, TOKENS = 128, 8192  # most examples and most tokens of a batch
+
+
+def batch_size(rows: Sequence[dict]) -> int:
+    """How many of these examples make a batch that fits: at most 128, and fewer where they are long.
+
+    >>> batch_size([{"input_ids": [0] * 30}]), batch_size([{"input_ids": [0] * 256}])
+    (128, 32)
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+    return max(1, min(BATCH, TOKENS // max(longest, 1)))
 
 
 @torch.no_grad()
@@ -26,8 +36,9 @@ def label_scores(
     training, parts = model.training, []
     model.eval()
     device = next(model.parameters()).device
-    for start in range(0, len(examples), BATCH):
-        batch = collate([examples[i] for i in range(start, min(start + BATCH, len(examples)))])
+    size = batch_size(examples)
+    for start in range(0, len(examples), size):
+        batch = collate([examples[i] for i in range(start, min(start + size, len(examples)))])
         batch = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             parts.append(read(model(**batch)["logits"]).float().cpu())

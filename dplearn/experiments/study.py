@@ -7,7 +7,9 @@ A file has, in this order of reading:
 
 - ``title``, ``backbones``, ``tasks``; ``splits`` (reported ones; default test and test_wordings where there are such),
   ``baseline`` (every method is compared with it) and ``comparisons`` (further pairs, baseline first), ``cue`` (what a
-  model reads before the answer word), ``headroom`` (whether reports of prompts measure what other positions give);
+  model reads before the answer word; of a condition, too), ``max_length`` (most tokens of an input), ``headroom``
+  (whether reports of prompts measure what other positions give), ``looks`` (how closely runs are looked at:
+  :class:`dplearn.experiments.watching.Looks`);
 - ``[settings]`` of all runs (:class:`dplearn.experiments.fitting.Settings`), ``[prompt]`` of all prompts
   (:class:`dplearn.PromptConfig`);
 - ``[choice]`` and ``[report]`` with their ``seeds``; ``[grid.learned]`` and ``[grid.fixed]`` with the values that are
@@ -74,6 +76,7 @@ class Condition:
     prompt: Mapping = field(default_factory=dict)
     settings: Mapping = field(default_factory=dict)
     grid: Mapping = field(default_factory=dict)
+    cue: str | None = None
     tasks: tuple[str, ...] = ALL
     backbones: tuple[str, ...] = ALL
 
@@ -136,7 +139,9 @@ class Study:
     splits: tuple[str, ...] = SPLITS
     verdict: Margins = Margins()
     cue: str | None = None
+    max_length: int | None = None
     headroom: bool = False
+    looks: Mapping = field(default_factory=dict)
     exempt: str | None = None
     text: str = ""
 
@@ -320,9 +325,10 @@ def read(name: str | Path) -> Study:
     return study
 
 
+PLAIN = ("title", "baseline", "cue", "max_length", "headroom", "looks", "exempt")
 TOP = (
-    "title", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "exempt", "settings", "prompt",
-    "choice", "report", "grid", "headroom", "verdict", "condition", "method",
+    "title", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "max_length", "exempt", "settings",
+    "prompt", "choice", "report", "grid", "headroom", "looks", "verdict", "condition", "method",
 )  # fmt: skip
 
 
@@ -338,9 +344,7 @@ def _study(name: str, entries: dict, text: str) -> Study:
     for key in ("title", "backbones", "tasks", "report", "method"):
         if key not in entries:
             raise ValueError(f"{name}: {key!r} is missing")
-    given = {
-        key: entries[key] for key in ("title", "baseline", "cue", "headroom", "exempt") if key in entries
-    }
+    given = {key: entries[key] for key in PLAIN if key in entries}
     given |= {key: tuple(entries[key]) for key in ("backbones", "tasks", "splits") if key in entries}
     for key in ("settings", "prompt"):
         given[key] = _options(name, key, entries.get(key, {}))
@@ -407,6 +411,7 @@ def _condition(study: str, entry: Mapping) -> Condition:
     _known(where, entry, (*(each.name for each in fields(Condition)), "each"))
     given = {key: tuple(entry[key]) for key in ("tasks", "backbones") if key in entry}
     grid = {name: _axes(f"{where}: grid.{name}", axes) for name, axes in entry.get("grid", {}).items()}
+    given |= {key: entry[key] for key in ("cue",) if key in entry}
     return Condition(entry.get("name", ""), **_with_each(where, entry), grid=grid, **given)
 
 
@@ -432,6 +437,9 @@ def _method(study: str, entry: Mapping) -> Method:
 
 def _check(study: Study) -> None:
     """Raise ValueError where a study breaks the protocol, or asks for what no prompt has."""
+    from dplearn.experiments.watching import Looks
+
+    _known(f"{study.name}: looks", study.looks, [each.name for each in fields(Looks)])
     both = set(study.seeds) & set(study.choice.seeds)
     if both or not study.seeds or not all(is_whole(s, 0) for s in (*study.seeds, *study.choice.seeds)):
         raise ValueError(

@@ -98,7 +98,9 @@ def _line(method: str, group: list[dict], others: list[dict], is_baseline: bool,
         edges=tuple(group[0].get("edges", ())),
         to_90=(statistics.median(reached), len(reached)) if reached else None,
         passes=group[0].get("passes", 1),
-        gap=_mean(group, lambda row: row["evidence"]["headroom"]["fixed"] - row["evidence"]["headroom"]["learned"]),
+        gap=_mean(
+            group, lambda row: row["evidence"]["headroom"]["fixed"] - row["evidence"]["headroom"]["learned"]
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from dplearn.config import DECISIONS, PromptConfig
 from dplearn.estimators import ESTIMATORS
 from dplearn.experiments.fitting import Settings, VectorsFirst, annealed, both, fit
 from dplearn.experiments.watching import (
+    Looks,
     Objective,
     TextRun,
     Watch,
@@ -35,7 +36,9 @@ from dplearn.model import PromptedModel
 from dplearn.tasks.base import Task
 from dplearn.training import LabelWordLoss
 
-USUAL, FULL = Settings(), Settings(learning_rate=5e-4)
+USUAL, FULL, LOOKS = Settings(), Settings(learning_rate=5e-4), Looks()
+# The name of a split and the model that reads it -> the examples as that model reads them (as Task.encode).
+Encode = Callable[[str, nn.Module], Sequence[dict]]
 
 
 class LastRow(nn.Module):
@@ -71,32 +74,15 @@ def _answerable(backbone: nn.Module) -> nn.Module:
     return LastRow(backbone) if _answers_in_its_input(backbone) else backbone
 
 
-def _one_sequence(rows: list[dict], prompted: bool) -> list[dict]:
-    """Examples for a decoder-only model: what stands before the answer word is input, and behind a prompt."""
-    joined = []
-    for row in rows:
-        cue, answer = row["labels"][:-1], row["labels"][-1:]
-        ids = [*row["input_ids"], *cue]
-        joined.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": answer})
-        if prompted:
-            joined[-1]["keep_last"] = len(cue)
-    return joined
-
-
-def _text(model, tokenizer, task: Task, encode: Callable) -> tuple[Callable, dict]:
-    """How the splits of a text task are encoded for a model, and what the Trainer needs for them."""
-    loss = LabelWordLoss(task.word_ids(tokenizer))
+def _text(model, tokenizer, task: Task, answer_prefix: str, encode: Encode | None) -> tuple[Callable, dict]:
+    """How the splits of a text task are encoded for a model, each once, and what the Trainer needs for them."""
+    loss = LabelWordLoss(task.word_ids(tokenizer, model))
     options = {"data_collator": DataCollatorForSeq2Seq(tokenizer, model), "compute_loss_func": loss}
-    if not _answers_in_its_input(model):
-        return encode, options
-    options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
-    given = isinstance(model, PromptedModel)
-    return cache(lambda split: _one_sequence(encode(split), given)), options
-
-
-def _encoder(task: Task, tokenizer, answer_prefix: str, encode: Callable | None) -> Callable:
-    """How the splits of a task are encoded, each once, where nothing else is said."""
-    return cache(partial(task.encode, tokenizer, answer_prefix=answer_prefix)) if encode is None else encode
+    if _answers_in_its_input(model):
+        options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
+    if encode is None:
+        encode = partial(task.encode, tokenizer, answer_prefix=answer_prefix)
+    return cache(lambda split: encode(split, model)), options
 
 
 @torch.no_grad()
@@ -132,16 +118,16 @@ def tune_prompt(
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
-    encode: Callable[[str], list[dict]] | None = None,
-    thirds: bool = False,
+    encode: Encode | None = None,
+    looks: Looks = LOOKS,
     headroom: bool = False,
 ) -> dict:
     """Tune a prompt on a frozen backbone and score it.
 
     Parameters
     ----------
-    encode : the encoded examples of a split, by its name; None: ``task.encode`` with ``answer_prefix``.
-    thirds : score the splits at a third of the steps too.
+    encode : split and model -> encoded examples; None: ``task.encode`` with ``answer_prefix``.
+    looks : how often and at how many examples the run is looked at.
     headroom : measure at the end what other positions would have given.
 
     Returns a plain dict: task, seed, config, settings, losses (ten means over the run), scores by split and metric,
@@ -153,13 +139,13 @@ def tune_prompt(
     model = _prompted(backbone, tokenizer, config, settings)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         settings = replace(settings, steps=0)
-    encode, options = _text(model, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
+    encode, options = _text(model, tokenizer, task, answer_prefix, encode)
     run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
     if settings.fit_summaries:
         fit_summaries(model, run)
-    first = evidence_of(run, splits[0])
+    first = evidence_of(run, splits[0], looks.report)
     objective = options["compute_loss_func"] = Objective(run.loss, model, settings.entropy_bonus)
-    watch = Watch(run, objective.mean, settings.steps, splits if thirds else ())
+    watch = Watch(run, objective.mean, settings.steps, looks, splits)
     callbacks = [*annealed(model, settings.temperatures(config.temperature)), watch]
     callbacks += [VectorsFirst(settings.vectors_first)] if settings.vectors_first else []
     optimizer = settings.optimizer_of(model)
@@ -170,7 +156,7 @@ def tune_prompt(
     row["seconds"] = round(max(row["seconds"] - watch.seconds, 0.0), 1)
     if learned_parts(model) or headroom:
         row["evidence"] = {"split": splits[0]} | rounded(
-            evidence_of(run, splits[0], first, headroom).to_dict()
+            evidence_of(run, splits[0], looks.report, first, headroom).to_dict()
         )
     if annealed(model):
         row["positions"] = {
@@ -210,7 +196,7 @@ def fine_tune(
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
-    encode: Callable[[str], list[dict]] | None = None,
+    encode: Encode | None = None,
 ) -> dict:
     """Train all weights of ``backbone`` (changed in place) on the task without any prompt, and score it.
 
@@ -219,7 +205,7 @@ def fine_tune(
     set_seed(seed)
     backbone.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    encode, options = _text(backbone, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
+    encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
     model = _answerable(backbone)
     run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
     return fit(model, task, encode, settings, seed, optimizer, splits, run.scored, **options)
@@ -231,10 +217,10 @@ def zero_shot(
     task: Task,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
-    encode: Callable[[str], list[dict]] | None = None,
+    encode: Encode | None = None,
 ) -> dict:
     """Score the frozen backbone on the bare text, with no prompt at all. ``encode`` as in :func:`tune_prompt`."""
-    encode, options = _text(backbone, tokenizer, task, _encoder(task, tokenizer, answer_prefix, encode))
+    encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
     model = _answerable(backbone).to(device())
     run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"])
     return {"task": task.name, "trained_parameters": 0} | both(run.scored, splits)

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from dplearn.controllers import LearnedDecision
 from dplearn.evidence import entropy
-from dplearn.experiments.scoring import BATCH, label_scores, metrics_of
+from dplearn.experiments.scoring import BATCH, batch_size, label_scores, metrics_of
 from dplearn.model import PromptedModel
 from dplearn.report import DecisionReport
 from dplearn.reporting import decision_report
@@ -29,9 +29,6 @@ from dplearn.tasks.base import Task
 from dplearn.training import LabelWordLoss
 from dplearn.vector import Mixture
 
-POINTS = 20  # of a curve, besides the start
-SUBSET = 64  # inputs of the validation split that curves look at
-INPUTS = 256  # that a decision report looks at
 HEADROOM = 9  # splits at which it holds a prompt, at most
 REACHED = 0.9
 
@@ -109,7 +106,7 @@ def share_right_of(task) -> Callable | None:
     return None if module is None else getattr(import_module(module), "share_right", None)
 
 
-def some(examples: Sequence, count: int = INPUTS) -> list[int]:
+def some(examples: Sequence, count: int) -> list[int]:
     """Indices of at most so many examples, evenly spread over all.
 
     >>> some("abcdef", 3), some("ab", 3)
@@ -162,15 +159,15 @@ class TextRun:
 
 
 def evidence_of(
-    run: TextRun, split: str, since: DecisionReport | None = None, headroom: bool = False
+    run: TextRun, split: str, count: int, since: DecisionReport | None = None, headroom: bool = False
 ) -> DecisionReport:
-    """The report on the decisions of a run over (at most 256) examples of a split.
+    """The report on the decisions of a run over at most ``count`` examples of a split.
 
     since : the report of its start, None there: then nothing but distributions is asked for.
     headroom : hold the prompt at (up to nine of) its splits too.
     """
     rows, examples = run.encode(split), run.task.examples(split)
-    chosen = some(rows, INPUTS)
+    chosen = some(rows, count)
     rows = [dict(rows[i]) for i in chosen]
     asked = {}
     if since is None:
@@ -183,30 +180,57 @@ def evidence_of(
         splits = range(run.model.prompt.most + 1)
         asked |= {"headroom": True, "options": [splits[i] for i in some(splits, HEADROOM)]}
     return decision_report(
-        run.model, rows, collate=run.collate, batch_size=BATCH, loss=run.loss.losses, verbose=False, **asked
+        run.model,
+        rows,
+        collate=run.collate,
+        batch_size=batch_size(rows),
+        loss=run.loss.losses,
+        verbose=False,
+        **asked,
     )
 
 
+@dataclass(frozen=True)
+class Looks:
+    """How closely a run is looked at; less where a model is large.
+
+    points : of a curve, besides the start.  subset : validation examples that curves look at, always the same.
+    report : most examples of the report on decisions.  thirds : score the splits at a third of the steps too.
+    """
+
+    points: int = 20
+    subset: int = 64
+    report: int = 256
+    thirds: bool = False
+
+
 class Watch(TrainerCallback):
-    """Looks at a run about twenty times, on the same few validation examples, and once at a third of its steps.
+    """Looks at a run a few times, on the same few validation examples, and once at a third of its steps.
 
     It draws no random numbers: a run that is watched is the same run.
 
     Parameters
     ----------
     loss : gives the mean training loss since it was asked last.
-    splits : what is scored at a third of the steps; none: nothing.
+    splits : what is scored at a third of the steps.
     """
 
-    def __init__(self, run: TextRun, loss: Callable[[], float], steps: int, splits: Sequence[str] = ()):
-        self.run, self.loss, self.splits = run, loss, splits
-        self.points = {round(i * steps / POINTS) for i in range(POINTS + 1)}
+    def __init__(
+        self,
+        run: TextRun,
+        loss: Callable[[], float],
+        steps: int,
+        looks: Looks = Looks(),
+        splits: Sequence[str] = (),
+    ):
+        self.run, self.loss, self.splits = run, loss, splits if looks.thirds else ()
+        self.points = {round(i * steps / looks.points) for i in range(looks.points + 1)}
         self.third, self.seconds = steps // 3, 0.0
         self.curves: dict[str, list] = {"steps": [], "loss": [], "score": [], "cross_entropy": []}
         self.at_a_third: dict | None = None
         rows, examples = run.encode("validation"), run.task.examples("validation")
-        self.rows = [rows[i] for i in some(rows, SUBSET)]
-        self.examples = [examples[i] for i in some(examples, SUBSET)]
+        self.rows = [rows[i] for i in some(rows, looks.subset)]
+        self.examples = [examples[i] for i in some(examples, looks.subset)]
         self.labels = torch.tensor([example["label"] for example in self.examples])
 
     def on_train_begin(self, args, state, control, **kwargs):

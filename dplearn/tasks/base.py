@@ -7,39 +7,12 @@ losses live in `dplearn.training`.
 """
 
 import random
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dplearn.checks import is_whole
+from dplearn.tasks.encoding import CLASSIFIER, Encoded, encode, fill, form_of, template_fields, word_id
 from dplearn.tasks.metrics import METRICS
-
-
-def template_fields(template: str) -> tuple[str, ...]:
-    """The field names of a format string, in order, each once.
-
-    >>> template_fields("question: {question} answer: {answer}. text: {text}")
-    ('question', 'answer', 'text')
-    """
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    return tuple(dict.fromkeys(names))
-
-
-def cut(text: str, length: int) -> str:
-    """The longest start of `text` with at most `length` characters that does not end inside a word.
-
-    A first word that is itself too long is cut inside, so that something of it is kept.
-
-    >>> cut("a red ball", 9), cut("a red ball", 5), cut("unbelievable", 2)
-    ('a red', 'a red', 'un')
-    """
-    if len(text) <= length:
-        return text
-    head = text[:length]
-    inside_word = not text[length].isspace() and not head[-1:].isspace()
-    if inside_word and len(head.split()) > 1:
-        head = head.rsplit(maxsplit=1)[0]
-    return head.rstrip()
 
 
 def _is_index(value, size: int) -> bool:
@@ -49,14 +22,6 @@ def _is_index(value, size: int) -> bool:
 def _check_positive(argument: str, value):
     if not is_whole(value, 1):
         raise ValueError(f"{argument}={value!r}: expected an integer of at least 1")
-
-
-def _known_tokens(tokenizer, text: str, what: str) -> list[int]:
-    """The tokens of a label word or an answer prefix; an unknown token among them is an error."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.unk_token_id in ids:
-        raise ValueError(f"{what} {text!r} has tokens {ids}: expected text that this tokenizer knows")
-    return ids
 
 
 @dataclass(frozen=True)
@@ -71,6 +36,9 @@ class Task:
               (an int) and, where the metric groups examples, "group"
     metric    a key of `dplearn.tasks.metrics.METRICS`
     source    where the data is from, with its version or hash
+    cuttable  the fields that `encode` may shorten, such as the passage of a question; (): any
+    pair      for classifiers, format strings over fields of the template: one text, or two that are read as a pair;
+              (): the filled template
     """
 
     name: str
@@ -80,6 +48,8 @@ class Task:
     splits: Mapping[str, Sequence[Mapping]]
     metric: str
     source: str
+    cuttable: tuple[str, ...] = ()
+    pair: tuple[str, ...] = ()
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
@@ -94,6 +64,7 @@ class Task:
                 f"{self.name}: template={self.template!r}: expected a format string with named "
                 "fields, such as 'premise: {premise}'"
             )
+        self._check_parts()
         if self.metric not in METRICS:
             raise ValueError(f"{self.name}: metric={self.metric!r}: expected one of {sorted(METRICS)}")
         if "train" not in self.splits:
@@ -103,6 +74,19 @@ class Task:
                 raise ValueError(f"{self.name}: split {split!r} is empty: expected at least one example")
             for number, example in enumerate(examples):
                 self._check_example(example, f"{self.name}: example {number} of split {split!r}")
+
+    def _check_parts(self):
+        unknown = [field for field in self.cuttable if field not in self.fields]
+        if unknown:
+            raise ValueError(
+                f"{self.name}: cuttable={self.cuttable!r}: expected fields of the template, {list(self.fields)}"
+            )
+        named = [template_fields(part) for part in self.pair]
+        if len(named) > 2 or not all(names and set(names) <= set(self.fields) for names in named):
+            raise ValueError(
+                f"{self.name}: pair={self.pair!r}: expected at most two format strings over fields of the template, "
+                f"{list(self.fields)}"
+            )
 
     def _check_example(self, example, where):
         for field in self.fields:
@@ -135,94 +119,108 @@ class Task:
 
     def text(self, example: Mapping) -> str:
         """The filled template."""
-        missing = [field for field in self.fields if field not in example]
-        if missing:
-            raise ValueError(
-                f"{self.name}: example with fields {sorted(example)} lacks {missing}: expected all fields "
-                f"of the template, {list(self.fields)}"
-            )
-        return self.template.format_map({field: example[field] for field in self.fields})
+        return fill(self.name, self.template, example)
 
-    def word_ids(self, tokenizer) -> list[int]:
-        """The first token id of each label word, in label order; they must be known and distinct."""
-        ids = []
+    def word_ids(self, tokenizer, model=None) -> list[int]:
+        """The token id of each label word, in label order; they must be known and distinct.
+
+        Encoder-decoder (and `model` None): the word's first token. Decoder-only: the word with the space before it, as
+        it follows a text, which must be one token.
+        """
+        form, ids = form_of(model), []
+        if form == CLASSIFIER:
+            raise ValueError(f"{self.name}: model is a classifier: expected one that answers with a word")
         for word in self.words:
-            first = _known_tokens(tokenizer, word, f"{self.name}: word")[0]
-            if first in ids:
+            found = word_id(tokenizer, word, f"{self.name}: word", form)
+            if found in ids:
                 raise ValueError(
-                    f"{self.name}: words {self.words[ids.index(first)]!r} and {word!r} both start with token "
-                    f"{first}: expected a distinct first token for each word"
+                    f"{self.name}: words {self.words[ids.index(found)]!r} and {word!r} both start with token "
+                    f"{found}: expected a distinct first token for each word"
                 )
-            ids.append(first)
+            ids.append(found)
         return ids
 
-    def encode(self, tokenizer, split: str, max_length: int = 480, answer_prefix: str = "") -> list[dict]:
-        """Token ids of a split: dicts with "input_ids", "attention_mask" and "labels", not padded.
+    def encode(
+        self, tokenizer, split: str, model=None, *, max_length: int = 480, answer_prefix: str = ""
+    ) -> Encoded:
+        """The examples of a split as a model reads them: a list of dicts of token ids, not padded.
 
-        labels = tokens of `answer_prefix` (for T5 "<extra_id_0>") followed by the first token of the label
-        word, so the answer position is the last one. max_length counts all tokens, the end-of-sequence token
-        too. Where an input is longer, its longest text field is cut at a word (then the two longest to the
-        same number of characters, and so on). The template itself stays whole, its end included.
+        tokenizer      of the model
+        split          name of a split
+        model          who reads them, bare or with a prompt; None: an encoder-decoder
+        max_length     most tokens of an input, special ones and the cue too. Where an input is longer, the longest of
+                       the `cuttable` fields is cut at a word (then the two longest to the same number of characters,
+                       and so on); everything else stays whole. How many were cut is the result's `cut`, and logged
+        answer_prefix  what stands before the answer word
+
+        Encoder-decoder: "input_ids", "attention_mask" and "labels", the tokens of `answer_prefix` (for T5
+        "<extra_id_0>") followed by the first token of the label word, so the answer position is the last one.
+
+        Decoder-only: `answer_prefix` is a cue that ends the input, such as " answer:", and may have fields itself
+        (" question: {question} answer:"). "labels" is the label word alone, with the space before it. For a prompted
+        model "keep_last" is the number of tokens of the cue: the prompt surrounds the template, the cue stays behind.
+
+        Classifier (...ForSequenceClassification): what the tokenizer gives for the texts of `pair`, and "labels", the
+        index of the label.
+
+        Batches: `DataCollatorForSeq2Seq` for the first two, `DataCollatorWithPadding` for a classifier. Loss and
+        predictions of the first two: `LabelWordLoss(task.word_ids(tokenizer, model))`.
+
+        Raises ValueError for an unknown split, a `max_length` that the uncut parts exceed, a word that the tokenizer
+        does not know or (decoder-only) splits, and an `answer_prefix` that does not suit the model; TypeError for a
+        model without a head that could answer.
         """
         _check_positive("max_length", max_length)
-        examples = self.examples(split)
-        words = self.word_ids(tokenizer)
-        prefix = _known_tokens(tokenizer, answer_prefix, "answer_prefix") if answer_prefix else []
-        inputs = tokenizer([self.text(example) for example in examples], verbose=False)["input_ids"]
-        rows = []
-        for example, ids in zip(examples, inputs):
-            if len(ids) > max_length:
-                ids = self._shorten(tokenizer, example, max_length)
-            answer = [*prefix, words[example["label"]]]
-            rows.append({"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": answer})
-        return rows
+        return encode(self, tokenizer, split, model, max_length, answer_prefix)
 
-    def _shorten(self, tokenizer, example, max_length):
-        """Token ids of the template, every field cut to the largest number of characters that fits."""
+    def few_shot(self, per_label: int | None = None, seed: int = 0, *, total: int | None = None) -> "Task":
+        """The same task with fewer training examples, drawn without replacement.
 
-        def tokens(limit):
-            short = {field: cut(example[field], limit) for field in self.fields}
-            return tokenizer(self.text(short), verbose=False)["input_ids"]
+        per_label  so many of each label
+        total      or so many in all, whatever their labels; where the metric groups examples, so many groups with all
+                   their examples. Of a fixed set of that size, such as FewGLUE's 32, it is all of them
+        seed       of the draw, which uses `random.Random(seed).random()` alone: Python keeps it the same
 
-        low, high = 0, max(len(example[field]) for field in self.fields)
-        best = tokens(low)
-        if len(best) > max_length:
-            raise ValueError(
-                f"{self.name}: max_length={max_length}: expected at least {len(best)}, the tokens of the "
-                f"template {self.template!r} with empty fields"
-            )
-        while low + 1 < high:  # `low` fits, `high` does not: halve the gap
-            middle = (low + high) // 2
-            ids = tokens(middle)
-            if len(ids) <= max_length:
-                low, best = middle, ids
-            else:
-                high = middle
-        return best
-
-    def few_shot(self, per_label: int, seed: int) -> "Task":
-        """The same task with `per_label` training examples of each label, drawn without replacement.
-
-        Only "train" is reduced, the other splits are the same objects. The examples keep their order. The
-        draw uses `random.Random(seed).random()` alone, which Python keeps the same between versions.
+        Only "train" is reduced, the other splits are the same objects. The examples keep their order.
         """
-        _check_positive("per_label", per_label)
-        train = self.splits["train"]
-        generator = random.Random(seed)
+        if (per_label is None) == (total is None):
+            raise ValueError(f"per_label={per_label!r} and total={total!r}: expected one of them")
+        train, generator = self.splits["train"], random.Random(seed)
         keys = [generator.random() for _ in train]
+        if total is None:
+            _check_positive("per_label", per_label)
+            chosen, how = self._of_each_label(per_label, keys), f"{per_label} per label"
+        else:
+            _check_positive("total", total)
+            chosen, how = self._in_all(total, keys), f"{total} in all"
+        splits = {**self.splits, "train": tuple(train[i] for i in sorted(chosen))}
+        return replace(self, splits=splits, source=f"{self.source}; train: {how}, seed {seed}")
+
+    def _of_each_label(self, per_label, keys) -> list[int]:
         chosen = []
         for label, name in enumerate(self.labels):
-            members = [i for i, example in enumerate(train) if example["label"] == label]
+            members = [i for i, example in enumerate(self.splits["train"]) if example["label"] == label]
             if len(members) < per_label:
                 raise ValueError(
                     f"{self.name}: per_label={per_label}: expected at most {len(members)}, the training "
-                    f"examples of label {name!r}"
+                    f"examples of label {name!r} (total= counts all labels together)"
                 )
             chosen += sorted(members, key=keys.__getitem__)[:per_label]
-        splits = {**self.splits, "train": tuple(train[i] for i in sorted(chosen))}
-        return replace(
-            self, splits=splits, source=f"{self.source}; train: {per_label} per label, seed {seed}"
-        )
+        return chosen
+
+    def _in_all(self, total, keys) -> list[int]:
+        train = self.splits["train"]
+        grouped = METRICS[self.metric].grouped
+        units: dict = {}
+        for i, example in enumerate(train):
+            units.setdefault(example["group"] if grouped else i, []).append(i)
+        if len(units) < total:
+            raise ValueError(
+                f"{self.name}: total={total}: expected at most {len(units)}, the "
+                f"{'groups' if grouped else 'examples'} of train"
+            )
+        drawn = sorted(units.values(), key=lambda members: keys[members[0]])[:total]
+        return [i for members in drawn for i in members]
 
     def score(self, split: str, predictions) -> dict[str, float]:
         """The metric for one predicted label index per example; the first value is the headline."""

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from dplearn.tasks.base import Task, template_fields
+from dplearn.tasks.base import Task
+from dplearn.tasks.encoding import template_fields
 from dplearn.tasks.metrics import harmonic_mean
 
 NEW = "test_new"  # the split of the new classes, see ImageTask.base_to_new

@@ -2,6 +2,7 @@
 
     load("superglue/rte")                   the parquet repository of the hub, at a fixed revision
     load("superglue/rte", path="folder")    files as SuperGLUE distributes them, or as `datasets` saves them
+    load("superglue/rte", path="folder", validation="dev32.jsonl")    FewGLUE (Schick and Schütze 2021)
 
 SuperGLUE's own test split has no labels, so it is never used here. Two protocols say what is used instead:
 
@@ -9,6 +10,9 @@ SuperGLUE's own test split has no labels, so it is never used here. Two protocol
                kept as "test", for the report. No number is chosen and reported on the same examples.
     "paper"    "train" and the official "validation" alone: the paper's code chooses the best step on the
                validation set and reports that same number, which is optimistic.
+
+A file named by `validation` takes the place of the part of train: all of train is trained on, choices are made on the
+file, and the official validation set is "test". So FewGLUE's fixed 32 training examples stay 32.
 
 Templates and answer words are those of the paper's code (its template 0). Label order is SuperGLUE's own.
 """
@@ -21,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dplearn.checks import is_whole
-from dplearn.tasks.base import Task, template_fields
+from dplearn.tasks.base import Task
+from dplearn.tasks.encoding import template_fields
 
 HUB = "aps/super_glue"  # SuperGLUE's repository; "super_glue" is its old name
 REVISION = (
@@ -36,7 +41,9 @@ FILES = {"train": ("train",), "validation": ("val", "validation")}  # split -> h
 class Recipe:
     """One SuperGLUE task: the name of its folder and everything that turns rows into a `Task`.
 
-    context  the field whose text examples may share; a holdout never has a context in common with train
+    context   the field whose text examples may share; a holdout never has a context in common with train
+    cuttable  the long fields, which an input that is too long is shortened by: never the question or the hypothesis
+    pair      the two texts that a classifier reads
     """
 
     folder: str
@@ -44,18 +51,30 @@ class Recipe:
     words: tuple[str, ...]
     template: str
     context: str
+    cuttable: tuple[str, ...]
+    pair: tuple[str, str]
     metric: str = "accuracy"
 
 
 TRUTH = ("False", "True")
 RECIPES = {
-    "boolq": Recipe("BoolQ", TRUTH, ("no", "yes"), "hypothesis: {question}. premise: {passage}", "passage"),
+    "boolq": Recipe(
+        "BoolQ",
+        TRUTH,
+        ("no", "yes"),
+        "hypothesis: {question}. premise: {passage}",
+        "passage",
+        ("passage",),
+        ("{question}", "{passage}"),
+    ),
     "multirc": Recipe(
         "MultiRC",
         TRUTH,
         ("no", "yes"),
         "question: {question} answer: {answer}. paragraph: {paragraph}",
         "paragraph",
+        ("paragraph",),
+        ("{question} {answer}", "{paragraph}"),
         "f1a_em",
     ),
     "rte": Recipe(
@@ -64,6 +83,8 @@ RECIPES = {
         ("yes", "no"),
         "sentence1: {premise} sentence2: {hypothesis}",
         "premise",
+        ("premise",),
+        ("{premise}", "{hypothesis}"),
     ),
     "cb": Recipe(
         "CB",
@@ -71,10 +92,18 @@ RECIPES = {
         ("yes", "no", "maybe"),
         "hypothesis: {hypothesis}. premise: {premise}",
         "premise",
+        ("premise",),
+        ("{premise}", "{hypothesis}"),
         "accuracy_f1",
     ),
     "wic": Recipe(
-        "WiC", TRUTH, ("no", "yes"), "sentence1: {sentence1} sentence2: {sentence2} word: {word}", "word"
+        "WiC",
+        TRUTH,
+        ("no", "yes"),
+        "sentence1: {sentence1} sentence2: {sentence2} word: {word}",
+        "word",
+        ("sentence1", "sentence2"),
+        ("{word}: {sentence1}", "{sentence2}"),
     ),
 }
 NAMES = tuple(f"superglue/{key}" for key in RECIPES)
@@ -88,24 +117,37 @@ def load(
     seed: int = 0,
     revision: str = REVISION,
     cache_dir: str | Path | None = None,
+    validation: str | None = None,
 ) -> Task:
     """A SuperGLUE task.
 
-    path       folder with the task's files (or with a folder such as "RTE" that has them): train.jsonl and
-               val.jsonl, parquet files, or what `DatasetDict.save_to_disk` writes. None: the hub
-    protocol   "holdout" or "paper", see the head of this module
-    holdout    the share of train that becomes "validation" (0.2 when None; only for "holdout"): by label, and
-               whole contexts (a paragraph with all its questions) at a time
-    seed       of the holdout
-    revision   of the hub repository
-    cache_dir  where `datasets` keeps its files (its own default when None)
+    path        folder with the task's files (or with a folder such as "RTE" that has them): train.jsonl and
+                val.jsonl, parquet files, or what `DatasetDict.save_to_disk` writes. None: the hub
+    protocol    "holdout" or "paper", see the head of this module
+    holdout     the share of train that becomes "validation" (0.2 when None; only for "holdout"): by label, and
+                whole contexts (a paragraph with all its questions) at a time
+    seed        of the holdout
+    revision    of the hub repository
+    cache_dir   where `datasets` keeps its files (its own default when None)
+    validation  name of a file beside train.jsonl, such as "dev32.jsonl", that becomes "validation" instead of a holdout
     """
-    share = _check_options(name, protocol, holdout)
+    share = _check_options(name, path, protocol, holdout, validation)
     key = name.partition("/")[2]
     recipe = RECIPES[key]
-    rows = _from_hub(key, revision, cache_dir) if path is None else _from_path(recipe, Path(path), cache_dir)
-    official = {split: list(_examples(key, rows[split], split)) for split in FILES}
-    if protocol == "paper":
+    if path is None:
+        rows = _from_hub(key, revision, cache_dir)
+    else:
+        rows = _from_path(recipe, Path(path), cache_dir, validation)
+    wanted = [*FILES, *([] if validation is None else [validation])]
+    official = {split: list(_examples(key, rows[split], split)) for split in wanted}
+    if validation is not None:
+        splits = {
+            "train": official["train"],
+            "validation": official[validation],
+            "test": official["validation"],
+        }
+        note = f"validation {validation}, test the official validation set"
+    elif protocol == "paper":
         splits = official
         note = "protocol paper: choices and report on the official validation set, no test split"
     else:
@@ -117,10 +159,20 @@ def load(
     origin = f"{HUB} revision {revision}" if path is None else "local files"
     digest = hashlib.sha256(json.dumps(official, sort_keys=True).encode()).hexdigest()[:16]
     source = f"SuperGLUE {recipe.folder} from {origin}, sha256 {digest}, {note}"
-    return Task(name, recipe.labels, recipe.words, recipe.template, splits, recipe.metric, source)
+    return Task(
+        name,
+        recipe.labels,
+        recipe.words,
+        recipe.template,
+        splits,
+        recipe.metric,
+        source,
+        recipe.cuttable,
+        recipe.pair,
+    )
 
 
-def _check_options(name, protocol, holdout) -> float:
+def _check_options(name, path, protocol, holdout, validation) -> float:
     """The share of train to hold out, after a check of the options that `load` was called with."""
     if name not in NAMES:
         raise ValueError(f"name={name!r}: expected one of {list(NAMES)}")
@@ -128,6 +180,14 @@ def _check_options(name, protocol, holdout) -> float:
         raise ValueError(f"protocol={protocol!r}: expected one of {list(PROTOCOLS)}")
     if protocol == "paper" and holdout is not None:
         raise ValueError(f"holdout={holdout!r}: expected None, because protocol 'paper' keeps all of train")
+    if validation is not None:
+        if path is None or holdout is not None or protocol != "holdout":
+            raise ValueError(
+                f"validation={validation!r}: expected None without a path=, with a holdout= or with another protocol "
+                "than 'holdout': the file takes the place of a part of train"
+            )
+        if not isinstance(validation, str) or Path(validation).suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"validation={validation!r}: expected a file's name, such as 'dev32.jsonl'")
     share = HOLDOUT if holdout is None else holdout
     if not isinstance(share, (int, float)) or not 0 < share < 1:
         raise ValueError(f"holdout={holdout!r}: expected a share between 0 and 1, both excluded")
@@ -178,12 +238,12 @@ def _from_hub(key, revision, cache_dir):
         ) from error
 
 
-def _from_path(recipe: Recipe, path: Path, cache_dir) -> Mapping:
+def _from_path(recipe: Recipe, path: Path, cache_dir, validation: str | None) -> Mapping:
     """Rows of the local splits; the task's own folder may be `path` or a folder in it."""
     if not path.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: expected a folder with the files of {recipe.folder}")
     for folder in (path / recipe.folder, path / recipe.folder.lower(), path):
-        if (folder / "dataset_dict.json").is_file():
+        if (folder / "dataset_dict.json").is_file() and validation is None:
             return _saved(folder)
         files = {split: _split_files(folder, stems) for split, stems in FILES.items()}
         if any(files.values()):
@@ -194,7 +254,14 @@ def _from_path(recipe: Recipe, path: Path, cache_dir) -> Mapping:
             f"path={str(path)!r}: no {' and no '.join(missing)} data of {recipe.folder}: expected "
             "train.jsonl and val.jsonl, or train and validation parquet files, or a saved DatasetDict"
         )
-    return {split: _read(files[split], cache_dir) for split in FILES}
+    if validation is not None:
+        files[validation] = [folder / validation]
+        if not files[validation][0].is_file():
+            there = sorted(file.name for file in folder.iterdir() if file.suffix in (".jsonl", ".parquet"))
+            raise FileNotFoundError(
+                f"validation={validation!r}: no such file in the folder of {recipe.folder}, expected one of {there}"
+            )
+    return {split: _read(found, cache_dir) for split, found in files.items()}
 
 
 def _saved(folder):

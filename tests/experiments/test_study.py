@@ -113,7 +113,10 @@ def test_a_file_expands_to_cells_and_methods(tmp_path):
 def test_every_method_has_as_many_choice_runs_and_reports_wait_for_their_choices(tmp_path):
     one = read(tmp_path)
     known = jobs.jobs(one, {})
-    assert {job.purpose for job in known} == {"choice"} and jobs.count(one) == {"choice": len(known), "report": 50}
+    assert {job.purpose for job in known} == {"choice"} and jobs.count(one) == {
+        "choice": len(known),
+        "report": 50,
+    }
     counts = records.by([dict(job.labels) for job in known], "condition", "task", "method")
     assert {len(group) for group in counts.values()} == {4 * 3}
     prefix = [job for job in known if job.labels["method"] == "prefix"]
@@ -152,18 +155,22 @@ def test_a_choice_at_the_edge_widens_the_grid(tmp_path):
 
     rows = finished(one, value)
     reports = [row for row in jobs.labelled(one, rows) if row["purpose"] == "report"]
-    (prefix,) = {(row["chosen"]["learning_rate"], row["tries"]) for row in reports if row["method"] == "prefix"}
+    (prefix,) = {
+        (row["chosen"]["learning_rate"], row["tries"]) for row in reports if row["method"] == "prefix"
+    }
     assert prefix == (pytest.approx(0.4 * (4 / 3) ** 2, rel=1e-3), 6)  # twice beyond 0.3, 0.4
     assert all("learning_rate" in row["edges"] for row in reports if row["method"] == "prefix")
 
 
 def test_choices_can_be_shared_by_tasks_and_conditions(tmp_path):
-    text = TEXT.replace("seeds = [101, 102, 103]", 'seeds = [101, 102, 103]\ntasks = ["world/color"]\nconditions = ["l = 4"]')
+    text = TEXT.replace(
+        "seeds = [101, 102, 103]", 'seeds = [101, 102, 103]\ntasks = ["world/color"]\nconditions = ["l = 4"]'
+    )
     one = read(tmp_path, text.replace('conditions = ["l = 2"]', ""))
     known = jobs.jobs(one, {})
-    assert {(job.labels["task"], job.labels["condition"]) for job in known if job.labels["method"] == "prefix"} == {
-        ("world/color", "l = 4")
-    }
+    assert {
+        (job.labels["task"], job.labels["condition"]) for job in known if job.labels["method"] == "prefix"
+    } == {("world/color", "l = 4")}
     rows = finished(one, lambda job: job.spec["settings"].get("learning_rate", 0))
     assert {row["task"] for row in jobs.labelled(one, rows) if row["purpose"] == "report"} == set(one.tasks)
 
@@ -178,7 +185,9 @@ def test_the_best_fixed_split_is_chosen_on_validation_alone(tmp_path):
 
     rows = [row for row in jobs.labelled(one, finished(one, value)) if row["condition"] == "l = 2"]
     best = [row for row in rows if row["method"] == "best fixed split" and row["task"] == "world/color"]
-    assert [row["seed"] for row in best] == [1, 2] and all(row["scores"]["test"]["accuracy"] == 0.55 for row in best)
+    assert [row["seed"] for row in best] == [1, 2] and all(
+        row["scores"]["test"]["accuracy"] == 0.55 for row in best
+    )
     assert {row["chosen"]["method"] for row in best} == {"k = 1"} and {row["tries"] for row in best} == {16}
 
 
@@ -253,7 +262,9 @@ def test_every_study_that_ships_keeps_to_the_protocol_or_says_why_not(name):
         assert one.verdict.margin > 0
     counts = {}
     for cell in one.cells():
-        tries = {len(jobs.points_of(one.grid_of(cell, m))) for m in one.methods_in(cell) if m.kind != "best of"}
+        tries = {
+            len(jobs.points_of(one.grid_of(cell, m))) for m in one.methods_in(cell) if m.kind != "best of"
+        }
         counts[cell.title] = tries - {1}
     assert all(len(tries) <= 1 for tries in counts.values())
 
@@ -272,13 +283,21 @@ def test_the_files_of_recorded_studies_are_what_was_recorded(name):
         for row in rows
     }
     found = [
-        place(job.labels["method"], job.labels["task"], job.spec["seed"], "choice", job.spec["settings"].get(axis))
+        place(
+            job.labels["method"],
+            job.labels["task"],
+            job.spec["seed"],
+            "choice",
+            job.spec["settings"].get(axis),
+        )
         for job in jobs.jobs(one, {})
         if job.purpose == "choice"
     ]
     for cell in one.cells():
         for method in one.methods_in(cell):
-            found += [place(method.name, cell.task, seed, "report", None) for seed in jobs.seeds_of(one, method)]
+            found += [
+                place(method.name, cell.task, seed, "report", None) for seed in jobs.seeds_of(one, method)
+            ]
     assert sorted(found, key=str) == sorted(wanted, key=str)
 
 
@@ -286,7 +305,9 @@ def test_the_files_of_recorded_studies_are_what_was_recorded(name):
 def test_the_prompts_and_settings_of_recorded_studies_are_those_of_the_record(name):
     """But for options that came later, and for defaults that the files pin to what they were."""
     one = study.read(name)
-    rows = {(row["method"], row["task"]): row for row in records.load(name)["rows"] if row["purpose"] == "report"}
+    rows = {
+        (row["method"], row["task"]): row for row in records.load(name)["rows"] if row["purpose"] == "report"
+    }
     for cell in one.cells():
         for method in one.methods_in(cell):
             row = rows[method.name, cell.task]
@@ -296,7 +317,9 @@ def test_the_prompts_and_settings_of_recorded_studies_are_those_of_the_record(na
                 assert known.items() <= row["config"].items()
             chosen = {"learning_rate"} if one.grid_of(cell, method) else set()
             if "settings" in row:
-                assert {k: v for k, v in settings.items() if k not in chosen}.items() <= row["settings"].items()
+                assert {k: v for k, v in settings.items() if k not in chosen}.items() <= row[
+                    "settings"
+                ].items()
 
 
 def test_the_named_methods_of_images_are_those_of_their_modules():

@@ -22,7 +22,9 @@ def test_a_difference_has_scipys_interval_and_paired_p(gains, level):
     assume(statistics.stdev(gains) > 1e-6)
     found = difference(gains, level)
     low, high = stats.t.interval(1 - level, len(gains) - 1, loc=np.mean(gains), scale=stats.sem(gains))
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(
+        (low, high), rel=1e-6, abs=1e-9
+    )
     reference = stats.ttest_rel(gains, np.zeros(len(gains))).pvalue
     assert found.p == pytest.approx(reference, rel=1e-6, abs=1e-12)
     assert found.excludes_zero == (reference < level)
@@ -66,7 +68,10 @@ def test_exactly_one_sentence_is_said_and_it_is_the_right_one(gains, margin):
         assert verdict.kind == ("better" if low > 0 else "worse")
         assert verdict.sentence(1, 6) == f"{verdict.kind} by {abs(found.mean):.6f} ± {found.half:.6f}"
     elif -margin <= low and high <= margin:
-        assert verdict.kind == "no difference" and verdict.sentence(1, 3) == f"no difference larger than {margin:.3f}"
+        assert (
+            verdict.kind == "no difference"
+            and verdict.sentence(1, 3) == f"no difference larger than {margin:.3f}"
+        )
     else:
         assert verdict.kind == "cannot tell" and verdict.sentence().startswith("cannot tell (would need ")
 

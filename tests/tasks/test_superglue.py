@@ -4,13 +4,16 @@ The files in tests/tasks/data/superglue are invented sentences in SuperGLUE's ow
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import datasets
 import pytest
+from project import ROOT
 
 from dplearn.tasks import load, names
+from dplearn.tasks.encoding import template_fields
 from dplearn.tasks.superglue import HUB, RECIPES, REVISION, carve, label_index
 
 DATA = Path(__file__).parent / "data" / "superglue"
@@ -274,6 +277,90 @@ def test_few_shot_reduces_the_rest_of_train_alone():
         small.splits["validation"] is task.splits["validation"]
         and small.splits["test"] is task.splits["test"]
     )
+
+
+# --- a named validation file: FewGLUE -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fewglue(tmp_path):
+    """The invented rows in FewGLUE's layout: all of train, a development file of as many rows, the official set."""
+    for recipe in RECIPES.values():
+        shutil.copytree(DATA / recipe.folder, tmp_path / recipe.folder)
+        write(tmp_path / recipe.folder, "dev32", rows_of(recipe.folder, "train")[::-1])
+    return tmp_path
+
+
+@pytest.mark.parametrize("key", RECIPES)
+def test_a_named_file_is_validation_and_train_stays_whole(key, fewglue):
+    task = load(f"superglue/{key}", path=fewglue, validation="dev32.jsonl")
+    paper = load(f"superglue/{key}", path=DATA, protocol="paper")
+    assert list(task.splits) == ["train", "validation", "test"]
+    assert task.splits["train"] == paper.splits["train"] and task.splits["test"] == paper.splits["validation"]
+    assert sorted(map(json.dumps, task.splits["validation"])) == sorted(map(json.dumps, task.splits["train"]))
+    assert "validation dev32.jsonl, test the official validation set" in task.source
+    # FewGLUE's set is fixed: so many rows in all, in MultiRC questions, with labels as they fall.
+    units = len({e["group"] for e in task.splits["train"]}) if key == "multirc" else len(task.splits["train"])
+    assert list(task.few_shot(total=units).splits["train"]) == task.splits["train"]
+
+
+def test_the_source_names_the_data_of_the_file_too(fewglue):
+    one = load("superglue/cb", path=fewglue, validation="dev32.jsonl").source
+    write(fewglue / "CB", "dev32", rows_of("CB", "train"))
+    assert one != load("superglue/cb", path=fewglue, validation="dev32.jsonl").source
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"path": None}, {"holdout": 0.3}, {"protocol": "paper"}, {"validation": "dev32"}, {"validation": 32}],
+)
+def test_a_named_file_needs_a_folder_and_takes_the_holdouts_place(options, fewglue):
+    with pytest.raises(ValueError, match="validation=.*: expected"):
+        load("superglue/cb", **{"path": fewglue, "validation": "dev32.jsonl"} | options)
+
+
+def test_a_named_file_that_is_not_there(fewglue):
+    with pytest.raises(
+        FileNotFoundError, match=r"validation='dev.jsonl': .* of CB, expected one of \['dev32.jsonl', 'tr"
+    ):
+        load("superglue/cb", path=fewglue, validation="dev.jsonl")
+
+
+@pytest.mark.parametrize("key", RECIPES)
+def test_what_is_cut_and_what_a_classifier_reads_are_fields_of_the_template(key):
+    task = load(f"superglue/{key}", path=DATA)
+    never = {
+        "boolq": "question",
+        "multirc": "question",
+        "rte": "hypothesis",
+        "cb": "hypothesis",
+        "wic": "word",
+    }[key]
+    assert task.cuttable and never not in task.cuttable
+    assert {field for part in task.pair for field in template_fields(part)} == set(task.fields)
+
+
+# --- the real files, where they are -----------------------------------------------------------------------------
+
+REAL = Path(os.environ.get("DPLEARN_DATA", ROOT.parent / "shared" / "data")) / "superglue"
+SIZES = {  # examples of train, dev32, val; MultiRC's are answers
+    "boolq": (32, 32, 3270),
+    "cb": (32, 32, 56),
+    "multirc": (154, 167, 4848),
+    "rte": (32, 32, 277),
+    "wic": (32, 32, 638),
+}
+
+
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason="no real files: DPLEARN_DATA names the folder that has superglue/"
+)
+@pytest.mark.parametrize("key", RECIPES)
+def test_the_real_files(key):
+    task = load(f"superglue/{key}", path=REAL, validation="dev32.jsonl")
+    assert tuple(len(task.splits[split]) for split in ("train", "validation", "test")) == SIZES[key]
+    assert list(task.few_shot(total=32).splits["train"]) == task.splits["train"]
+    assert all(task.text(example) for example in task.splits["test"][:20])
 
 
 # --- errors -------------------------------------------------------------------------------------------------

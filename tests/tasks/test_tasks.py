@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import dplearn.tasks
-from dplearn.tasks.base import Task, cut, template_fields
+from dplearn.tasks.base import Task
+from dplearn.tasks.encoding import cut, template_fields
 from dplearn.tasks.metrics import METRICS
 
 WORDS = "yes no maybe question: paragraph: end . a b c dog cat bird".split()
