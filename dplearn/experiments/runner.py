@@ -121,7 +121,12 @@ class Runner:
             if len(self._flying) >= self.workers.count:
                 break
             if job.key not in flying and self.store.claim(job.key):
-                self._flying[self.workers.submit(self.work, dict(job.spec), self.options)] = job
+                try:
+                    future = self.workers.submit(self.work, dict(job.spec), self.options)
+                except BaseException:
+                    self.store.release(job.key)
+                    raise
+                self._flying[future] = job
 
     def _land(self, future: Future, progress: Progress, jobs: list[Job]) -> None:
         """Keep the result of a run that ended; start it again where its process was killed."""
