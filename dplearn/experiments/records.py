@@ -121,7 +121,9 @@ def publish(path: str | os.PathLike, rows: Iterable[dict], command: str) -> None
         )
     head = json.dumps({"provenance": provenance(command), "makers": makers}, indent=1)[:-2]
     lines = ",\n".join(json.dumps(row) for row in kept)
-    write(Path(path), f'{head},\n "rows": [\n{lines}\n]}}\n'.encode())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, f'{head},\n "rows": [\n{lines}\n]}}\n'.encode())
 
 
 def load(name: str) -> dict | None:

@@ -63,7 +63,9 @@ def test_curves_start_untrained_and_end_with_what_the_run_became():
     assert curves["loss"][0] is None and curves["loss"][1:] == pytest.approx(row["losses"], abs=1e-3)
     found = row["evidence"]
     assert found["split"] == "validation" and found["decisions"]["position"]["inputs"] == 30
-    assert found["decisions"]["position"]["entropy"] == pytest.approx(curves["entropy_position"][-1], abs=1e-3)
+    assert found["decisions"]["position"]["entropy"] == pytest.approx(
+        curves["entropy_position"][-1], abs=1e-3
+    )
     assert sum(found["decisions"]["position"]["counts"]) == 30
 
 
@@ -103,7 +105,9 @@ def test_a_prompt_can_be_given_and_left_alone():
     assert torch.equal(seen[1].prompt.vectors, table[[WORDS.index(w) for w in "ab"]])
     assert learned["trained_parameters"] == 3 * (tiny.WIDTH + 1)
     assert learned["evidence"]["decisions"]["position"]["moved"] > 0
-    with pytest.raises(ValueError, match="init_words='zebra' has tokens .*expected words that this tokenizer knows"):
+    with pytest.raises(
+        ValueError, match="init_words='zebra' has tokens .*expected words that this tokenizer knows"
+    ):
         tuned(config, init_words="zebra")
 
 
@@ -149,7 +153,12 @@ def test_optimizers_have_the_rates_of_vectors_and_decisions():
         settings = fitting.Settings(optimizer=name, learning_rate=0.2, controller_learning_rate=0.01)
         optimizer = settings.optimizer_of(model)
         assert type(optimizer) is kind and [group["lr"] for group in optimizer.param_groups] == [0.2, 0.01]
-    for wrong in ({"optimizer": "sgd"}, {"schedule": "cosine"}, {"entropy_bonus": -1.0}, {"vectors_first": -1}):
+    for wrong in (
+        {"optimizer": "sgd"},
+        {"schedule": "cosine"},
+        {"entropy_bonus": -1.0},
+        {"vectors_first": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             fitting.Settings(**wrong)
 
@@ -180,7 +189,9 @@ def test_the_right_splits_of_place_tasks_are_counted():
     assert row["right_split"] == {"validation": 1.0} and row["scores"]["validation"]["accuracy"] > 0.95
     behind = execution.run_job(spec | {"prompt": {"length": 1, "position": "postfix"}})
     assert behind["right_split"] == {"validation": 0.0} and behind["scores"]["validation"]["accuracy"] < 0.1
-    assert row["made"]["torch"] == torch.__version__ and row["peak_memory_mb"] > 100 and row["wall_seconds"] > 0
+    assert (
+        row["made"]["torch"] == torch.__version__ and row["peak_memory_mb"] > 100 and row["wall_seconds"] > 0
+    )
     assert watching.share_right_of(task()) is None and "right_split" not in tuned(steps=0)
 
 
