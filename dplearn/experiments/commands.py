@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dplearn.experiments import jobs, records, study, tables
 from dplearn.experiments.jobs import Job
+from dplearn.experiments.parts import Cell, Study
 from dplearn.experiments.store import Store
-from dplearn.experiments.study import Cell, Study
 from dplearn.experiments.verdicts import Verdict
 
 

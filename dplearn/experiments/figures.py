@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dplearn import plots
+from dplearn.experiments.parts import Cell, Study
 from dplearn.experiments.records import headline
-from dplearn.experiments.study import Cell, Study
 from dplearn.experiments.tables import reports
 
 PANELS = {

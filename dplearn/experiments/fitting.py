@@ -1,6 +1,7 @@
 """One training run with the Trainer of transformers: budget and optimiser, the loop, the scores that become a row.
 
-Texts (:mod:`.tuning`), images (:mod:`.images`) and image-text models (:mod:`.image_text`) train in the same way.
+Texts (:mod:`dplearn.experiments.tuning`), images (:mod:`dplearn.experiments.images`) and image-text models
+(:mod:`dplearn.experiments.image_text`) train in the same way.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from functools import cached_property
 
 from dplearn.checks import is_number
 from dplearn.config import OPTIONS
+from dplearn.experiments.parts import Cell, Method, Study, among
 from dplearn.experiments.records import headline
-from dplearn.experiments.study import Cell, Method, Study
 
 CHOICE_SPLITS = ("validation",)
 NEEDS_NO_BACKBONE = ("bag of words", "MiniLM probe")
@@ -125,8 +125,11 @@ def choice_jobs(study: Study, cell: Cell, method: Method, values: Mapping) -> li
         one for one in study.conditions
         if (one.name in study.choice.conditions if study.choice.conditions else one is cell.condition)
     ]  # fmt: skip
-    tasks = study.choice.tasks or (cell.task,)
-    places = [Cell(cell.backbone, condition, task) for condition in conditions for task in tasks]
+    places = [
+        Cell(cell.backbone, condition, task)
+        for condition in conditions
+        for task in [task for task in study.choice.tasks if among(task, condition.tasks)] or [cell.task]
+    ]
     return [
         job_of(study, place, method, seed, "choice", values)
         for place in places for seed in study.choice.seeds

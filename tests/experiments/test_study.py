@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dplearn.experiments import jobs, records, study
-from dplearn.experiments.study import Cell
+from dplearn.experiments.parts import Cell
 
 TEXT = """
 title = "a try"

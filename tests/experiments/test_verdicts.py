@@ -38,7 +38,7 @@ def closed_testing(ps, alpha=0.05):
     return [all(falls[s] for s in subsets if i in s) for i in every]
 
 
-@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=6))
+@given(st.lists(st.floats(0.001, 0.06) | st.floats(1e-6, 1), min_size=1, max_size=6))
 def test_levels_are_those_of_holms_procedure(ps):
     levels = holm_levels(ps)
     assert [p <= level for p, level in zip(ps, levels)] == closed_testing(ps)
