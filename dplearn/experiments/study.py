@@ -17,8 +17,8 @@ A file has, in this order of reading:
   tried (of settings and prompt options), ``[verdict]`` with its margins;
 - ``[[condition]]``: every method runs in each of them, and is compared within it alone;
 - ``[[method]]``: ``name``, ``prompt`` and ``settings`` of its own, ``each`` (options whose values are crossed, one
-  method for each; the name has them in braces, and ``each.named`` is for the name alone), ``grid``, and where it runs (``tasks``, ``conditions``, ``backbones``,
-  patterns as of files).
+  method for each; the name has them in braces, and ``each.named`` is for the name alone), ``grid``, and where it runs
+  (``tasks``, ``conditions``, ``backbones``, patterns as of files).
 
 A study that was recorded before these rules says so in ``exempt``.
 """

@@ -85,17 +85,6 @@ def _text(model, tokenizer, task: Task, answer_prefix: str, encode: Encode | Non
     return cache(lambda split: encode(split, model)), options
 
 
-@torch.no_grad()
-def fit_summaries(model: PromptedModel, run: TextRun, size: int = 128) -> None:
-    """Standardize what instance-level decisions look at over the whole training split, before the first step."""
-    looking = [part for part in learned_parts(model).values() if part.looks_at_input]
-    rows = run.encode("train")
-    for start in range(0, len(rows) if looking else 0, size):
-        summary = model.summarize(**run.batch(rows[start : start + size]))
-        for part in looking:
-            part.controller.observe(summary)
-
-
 def _prompted(backbone, tokenizer, config: PromptConfig, settings: Settings) -> PromptedModel:
     """The model that a prompt method trains, on the device where it is trained."""
     model = prompted(backbone, config, vectors=_words(backbone, tokenizer, config, settings.init_words))
@@ -142,7 +131,7 @@ def tune_prompt(
     encode, options = _text(model, tokenizer, task, answer_prefix, encode)
     run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
     if settings.fit_summaries:
-        fit_summaries(model, run)
+        model.fit_summaries(run.decided_about("train"), run.collate)
     first = evidence_of(run, splits[0], looks.report)
     objective = options["compute_loss_func"] = Objective(run.loss, model, settings.entropy_bonus)
     watch = Watch(run, objective.mean, settings.steps, looks, splits)

@@ -138,10 +138,9 @@ class TextRun:
         behind = () if self.model.config.is_encoder_decoder else ("keep_last",)
         return ("input_ids", "attention_mask", *behind)
 
-    def batch(self, rows: Sequence[dict]) -> dict[str, Tensor]:
-        """Examples as a prompt decides about them, on the model's device."""
-        batch = self.collate([dict(row) for row in rows])
-        return {name: batch[name].to(self.model.device) for name in self.fields}
+    def decided_about(self, split: str) -> list[dict]:
+        """The examples of a split without their answers, as a prompt decides about them."""
+        return [{name: row[name] for name in self.fields} for row in self.encode(split)]
 
     def scores(self, rows: Sequence[dict]) -> Tensor:
         """Logits of the label words, (N, labels)."""
