@@ -27,11 +27,15 @@ NEEDS_NO_BACKBONE = ("bag of words", "MiniLM probe")
 
 @dataclass(frozen=True)
 class Job:
-    """One run. ``labels`` say where it stands in its study, ``spec`` what is done, ``tried`` with which values."""
+    """One run. ``labels`` say where it stands in its study, ``spec`` what is done, ``tried`` with which values.
+
+    source : by what the study is called on the command line, its name or the path of its file.
+    """
 
     labels: Mapping
     spec: Mapping
     tried: Mapping = field(default_factory=dict)
+    source: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -54,7 +58,7 @@ class Job:
     def command(self) -> str:
         """The command that runs this job again, whether it is recorded or not."""
         only = f"{self.labels['method']}/{self.labels['task']}/{self.spec['seed']}"
-        parts = ["python -m dplearn.experiments run", self.labels["study"], f"--only {only!r}"]
+        parts = ["python -m dplearn.experiments run", self.source, f"--only {only!r}"]
         if self.labels["condition"]:
             parts.append(f"--condition {self.labels['condition']!r}")
         return " ".join([*parts, f"--purpose {self.purpose}", "--again"])
@@ -116,7 +120,7 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
     given = {"cue": cue, "max_length": study.max_length, "looks": dict(study.looks) or None}
     spec |= {name: value for name, value in given.items() if value is not None}
     labels = {"study": study.name, "method": method.name, "condition": cell.condition.name, "task": cell.task}
-    return Job(labels, spec, values)
+    return Job(labels, spec, values, study.source)
 
 
 def choice_jobs(study: Study, cell: Cell, method: Method, values: Mapping) -> list[Job]:

@@ -115,6 +115,7 @@ class Study:
     looks: Mapping = field(default_factory=dict)
     exempt: str | None = None
     text: str = ""
+    source: str = ""
 
     def cells(self) -> Iterator[Cell]:
         """The tables of the study, in order."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from dplearn.checks import is_number, is_whole, shown
@@ -69,7 +69,7 @@ def read(name: str | Path) -> Study:
         entries = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name} is no TOML: {error}") from None
-    study = _study(path.stem, entries, text)
+    study = replace(_study(path.stem, entries, text), source=str(name))
     _check(study)
     return study
 

@@ -131,7 +131,7 @@ def test_a_run_that_fails_is_told_with_its_command_and_does_not_stop_the_others(
     assert [job.spec["seed"] for job in runner.run()] == [1]
     (told,) = [text for text in said if "FAILED" in text]
     assert "ValueError: this one never works" in told
-    assert "run fake --only 'wait/toy/wait/1' --purpose report --again" in told
+    assert "--only 'wait/toy/wait/1' --purpose report --again" in told
     assert len(Store(tmp_path / "runs").rows()) == 3 and not list((tmp_path / "runs").glob("*.claim"))
 
 

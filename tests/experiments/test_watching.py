@@ -69,6 +69,22 @@ def test_curves_start_untrained_and_end_with_what_the_run_became():
     assert sum(found["decisions"]["position"]["counts"]) == 30
 
 
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
+def test_a_decoder_only_model_learns_from_answers_of_one_token(make):
+    """The Trainer counts no label there; a loss divided by that count was infinite."""
+    config = dp.PromptConfig(length=2, position="instance")
+    backbone = make(seed=1, dtype=torch.float32)
+    row = tuned(
+        config, backbone=backbone, answer_prefix="b g", steps=20, batch_size=60, optimizer="adam", warmup=0
+    )
+    assert all(math.isfinite(loss) for loss in row["losses"]) and row["losses"][-1] < row["losses"][0]
+    still = tuned(config, backbone=backbone, answer_prefix="b g", steps=1, batch_size=60, learning_rate=1e-9)
+    untrained = tuned(config, backbone=backbone, answer_prefix="b g", steps=0, splits=("train", "test"))
+    assert (
+        abs(still["losses"][0] - untrained["cross_entropy"]["train"]) < 0.5
+    )  # one batch of all, places sampled
+
+
 def test_cross_entropy_is_that_of_the_label_words():
     backbone, tok, data = tiny.t5(dtype=torch.float32), tokenizer(), task()
     row, losses = tuning.zero_shot(backbone, tok, data), []
