@@ -117,11 +117,10 @@ class LabelWordLoss:
         if draws is not None:  # several decisions were tried for each instance (dplearn.estimators)
             losses = surrogate(losses.view(-1, len(labels)), draws)
         losses = losses + outputs.get("penalty", 0.0)  # the cost of a learned size
-        return (
-            losses.mean()
-            if num_items_in_batch is None
-            else losses.sum() * labels.shape[1] / num_items_in_batch
-        )
+        # A decoder-only model's labels are counted from the second column on: where the answer is alone, none is.
+        if num_items_in_batch is None or num_items_in_batch == 0:
+            return losses.mean()
+        return losses.sum() * labels.shape[1] / num_items_in_batch
 
 
 def parameter_groups(

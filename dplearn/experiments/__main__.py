@@ -1,29 +1,71 @@
-"""Run a study: `python -m dplearn.experiments STUDY`. Finished runs are kept: a stopped study goes on."""
+"""Studies: list, show, plan, run, resume, table, figure, verdict, publish.
+
+A study is a file of the folder `studies`, or a .toml file of your own. Its runs are kept in runs/STUDY, one file for
+each, so that a stopped study goes on, and so that several processes or machines on one folder share the work.
+"""
 
 import argparse
+import sys
 
-from dplearn.experiments import records, studies
+from dplearn.experiments import commands
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dplearn.experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, words: str, several: bool = False) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=words, description=words)
+        added.add_argument("study", nargs="?" if several else None, help="name of a study, or a .toml file")
+        added.add_argument(
+            "--runs", default="runs", help="folder of the runs; STUDY is added (default: runs)"
+        )
+        return added
+
+    listing = verbs.add_parser("list", help="the studies, with what is recorded of them")
+    listing.add_argument("--runs", default="runs", help="folder of the runs (default: runs)")
+    verb("show", "what a study compares, and its file")
+    verb("plan", "how many runs there are, and about how long they take")
+    for name, words in (("run", "run what is not done yet"), ("resume", "go on with a study that was begun")):
+        _running(verb(name, words))
+    table = verb("table", "the tables of a study, in Markdown")
+    table.add_argument("--split", default="test", help="the split of the scores (default: test)")
+    figure = verb("figure", "draw curves and scores over the conditions")
+    figure.add_argument("--out", default="figures", help="folder of the images (default: figures)")
+    verb("verdict", "what the runs allow to say, with the evidence of learning", several=True)
+    verb("publish", "merge the runs into the record that ships with the package")
+    return parser
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--jobs", type=int, default=1, help="processes on this machine, one thread each (default 1)")
+    add("--scheduler", metavar="ADDRESS", help="send the runs to this Dask scheduler instead")
+    add(
+        "--only", metavar="METHOD/TASK/SEED", help="these runs alone; patterns as of files, METHOD alone: all"
+    )
+    add("--condition", help="runs of this condition alone (a pattern)")
+    add("--purpose", choices=("choice", "report"), help="choices or reports alone")
+    add("--again", action="store_true", help="run what is recorded again and compare; writes nothing")
+    add("--bf16", action="store_true", help="bfloat16 matrix products; faster where the processor has them")
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dplearn.experiments", description=__doc__)
-    parser.add_argument("study", choices=sorted(studies.STUDIES), help="what to run")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at the same time, one thread each (default 1)"
-    )
-    parser.add_argument(
-        "--bf16", action="store_true", help="bfloat16 matrix products; faster where the processor has them"
-    )
-    parser.add_argument("--out", help="the record to write; default: the record that ships with the package")
-    parser.add_argument("--list", action="store_true", help="print the runs of the study and stop")
-    options = parser.parse_args(arguments)
-    study = studies.STUDIES[options.study]
-    jobs = study()
-    if options.list:
-        for job in jobs:
-            print(job)
-        return
-    studies.run(jobs, options.out or records.FOLDER / f"{options.study}.json", options.jobs, options.bf16)
+    options = _parser().parse_args(arguments)
+    try:
+        status = commands.COMMANDS[options.verb](options)
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("stopped; finished runs are kept, `resume` goes on", file=sys.stderr)
+        status = 130
+    if status:
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

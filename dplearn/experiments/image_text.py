@@ -20,8 +20,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from dplearn import zoo
 from dplearn.config import PromptConfig
-from dplearn.experiments import images, tuning
-from dplearn.experiments.tuning import Settings
+from dplearn.experiments import fitting, images
+from dplearn.experiments.fitting import Settings
 from dplearn.loading import prompted
 from dplearn.tasks.images import NEW, ImageTask
 
@@ -119,7 +119,7 @@ def tune(
 ) -> dict:
     """Train one of ``METHODS`` on the base classes of ``task`` and score it, on the new classes too where it can.
 
-    Returns a row as :func:`dplearn.experiments.tuning.fit`, with the config of a prompt and, where a position was
+    Returns a row as :func:`dplearn.experiments.fitting.fit`, with the config of a prompt and, where a position was
     learned, ``positions``: the share of texts at each split.
 
     Raises
@@ -152,7 +152,7 @@ def tune(
         def encode(split: str):
             return features.cache_images(pixels(split))
 
-        return tuning.fit(
+        return fitting.fit(
             model, task, encode, settings, seed, images.optimizer_of(model, settings), splits,
             preprocess_logits_for_metrics=images.predictions,
         )  # fmt: skip
@@ -178,9 +178,9 @@ def tune(
 
     if method == ZERO_SHOT:
         settings = replace(settings, steps=0)
-    row = tuning.fit(
+    row = fitting.fit(
         model, task, encode, settings, seed, images.optimizer_of(model, settings), splits,
-        callbacks=tuning.annealed(model), preprocess_logits_for_metrics=images.predictions,
+        callbacks=fitting.annealed(model), preprocess_logits_for_metrics=images.predictions,
     )  # fmt: skip
     if method == ZERO_SHOT:
         row["trained_parameters"] = 0

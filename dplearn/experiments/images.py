@@ -21,8 +21,9 @@ from transformers import default_data_collator, set_seed
 from dplearn import zoo
 from dplearn.backbones.heads import head_of
 from dplearn.config import PromptConfig
-from dplearn.experiments import tuning
-from dplearn.experiments.tuning import Settings
+from dplearn.experiments import fitting
+from dplearn.experiments.fitting import Settings
+from dplearn.experiments.watching import positions
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
 from dplearn.tasks.images import ImageTask
@@ -125,7 +126,7 @@ def fit(
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
 ) -> dict:
-    """Train a model on an image task and score it; see :func:`dplearn.experiments.tuning.fit` for what is returned.
+    """Train a model on an image task and score it; see :func:`dplearn.experiments.fitting.fit` for what is returned.
 
     model : takes ``pixel_values`` (B, channels, height, width) and ``labels`` (B,), gives ``loss`` and ``logits``.
     processor : turns images into pixel values; it runs once for each image.
@@ -135,8 +136,8 @@ def fit(
     def encode(split: str):
         return task.encode(processor, split, in_memory=True)
 
-    callbacks = tuning.annealed(model)
-    row = tuning.fit(
+    callbacks = fitting.annealed(model)
+    row = fitting.fit(
         model, task, encode, settings, seed, optimizer_of(model, settings), splits,
         callbacks=callbacks, preprocess_logits_for_metrics=predictions,
     )  # fmt: skip
@@ -144,7 +145,7 @@ def fit(
         row["config"] = model.prompt_config.to_dict()
     if callbacks:
         row["positions"] = {
-            split: tuning.positions(model, encode(split), default_data_collator, ("pixel_values",))
+            split: positions(model, encode(split), default_data_collator, ("pixel_values",))
             for split in splits
         }
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -43,6 +44,39 @@ def provenance(command: str) -> dict:
     }
 
 
+class Peak:
+    """The most memory that a run takes: of the device where there is one, else of this process.
+
+    On Linux the process's mark is set back at the start; elsewhere it is that of all runs of the process so far.
+    """
+
+    def __init__(self):
+        import torch
+
+        self.device = torch.cuda.is_available()
+        if self.device:
+            torch.cuda.reset_peak_memory_stats()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def megabytes(self) -> int | None:
+        """So far, in 10^6 bytes; None where the system does not tell."""
+        import torch
+
+        if self.device:
+            return round(torch.cuda.max_memory_allocated() / 1e6)
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return round(int(line.split()[1]) * 1024 / 1e6)
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
 def _commit() -> str:
     """The git commit of the working copy, with "+" where files differ from it, or "unknown" outside a checkout."""
 
@@ -68,10 +102,40 @@ def save(path: str | os.PathLike, rows: Sequence[dict], command: str | None = No
     write(path, text.encode())
 
 
+def publish(path: str | os.PathLike, rows: Iterable[dict], command: str) -> None:
+    """Write the rows of a study with keys as its record, one row a line, in one step.
+
+    What made a row is kept once for all rows alike ("makers", to which a row's "made" is an index). Rows of choices
+    lose their curves.
+    """
+    makers: list[dict] = []
+    kept = []
+    for row in rows:
+        made = row.get("made")
+        if isinstance(made, dict):
+            if made not in makers:
+                makers.append(made)
+            row = row | {"made": makers.index(made)}
+        kept.append(
+            {name: value for name, value in row.items() if row["purpose"] != "choice" or name != "curves"}
+        )
+    head = json.dumps({"provenance": provenance(command), "makers": makers}, indent=1)[:-2]
+    lines = ",\n".join(json.dumps(row) for row in kept)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, f'{head},\n "rows": [\n{lines}\n]}}\n'.encode())
+
+
 def load(name: str) -> dict | None:
     """The record ``name`` that ships with the package: {"provenance": …, "rows": […]}; None where it was not run."""
     path = FOLDER / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    for row in record["rows"] if "makers" in record else ():
+        if isinstance(row.get("made"), int):
+            row["made"] = record["makers"][row["made"]]
+    return record
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

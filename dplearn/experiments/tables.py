@@ -1,12 +1,18 @@
-"""Tables of records: one line for each method, with its spread over seeds and its difference from a baseline."""
+"""Tables of records: one line for each method, with its spread over seeds and its difference from a baseline.
+
+:func:`compare` is the one comparison; :func:`markdown`, :func:`full` and :func:`base_to_new` write it down.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from dplearn.controllers import LEARNED
+from dplearn.experiments import verdicts
 from dplearn.experiments.records import by, headline, interval, paired
+from dplearn.experiments.verdicts import Verdict
 from dplearn.tasks.metrics import harmonic_mean
 
 
@@ -15,9 +21,16 @@ class Line(NamedTuple):
 
     mean, spread : of the first metric over the seeds; the spread is the standard deviation of one run.
     difference : (mean, half-width of the 95 % interval) of the differences from the baseline, seed by seed; None for
-        the baseline itself and below two common seeds.
+        the baseline itself and below two common seeds. (Alone: verdicts have intervals by Holm.)
     rates : the learning rates of the runs, chosen on validation.
     seconds : of training, the mean over the runs.
+    cross_entropy, third, right : means over the runs of the cross-entropy, of the first metric at a third of the steps
+        and of the share of inputs at a right split; None where the runs have none.
+    evidence : what became of each learned decision, by name (:func:`evidence_over`).
+    chosen, tries, edges : the values that were chosen on validation, out of how many, and which lie at an edge.
+    to_90 : median step at which nine of ten validation answers were right, and in how many runs.
+    passes : forward passes of the backbone in a training step.
+    gap : mean over the runs of the loss (nats) at the best one split minus that as decided, on the trained prompt.
     """
 
     method: str
@@ -28,36 +41,160 @@ class Line(NamedTuple):
     difference: tuple[float, float] | None
     rates: tuple[float, ...]
     seconds: float
+    cross_entropy: float | None = None
+    third: float | None = None
+    right: float | None = None
+    evidence: Mapping[str, Mapping] = {}
+    chosen: Mapping = {}
+    tries: int = 1
+    edges: tuple[str, ...] = ()
+    to_90: tuple[float, int] | None = None
+    passes: int = 1
+    gap: float | None = None
 
 
-def compare(rows: Iterable[dict], task: str, baseline: str, split: str = "test") -> list[Line]:
-    """The methods of a record on one task, in order of appearance, each against ``baseline``.
+def compare(rows: Iterable[dict], task: str, baseline: str | None, split: str = "test") -> list[Line]:
+    """The methods of a record on one task, in order of appearance, each against ``baseline`` (None: against none).
 
     Raises
     ------
     ValueError : no run of the baseline is reported on the task.
     """
-    reports = [row for row in rows if row["purpose"] == "report" and row["task"] == task]
-    groups = {method: group for (method,), group in by(reports, "method").items()}
-    if baseline not in groups:
+    groups = reports(rows, task)
+    if baseline is not None and baseline not in groups:
         raise ValueError(f"baseline={baseline!r} has no runs on {task!r}, expected one of {list(groups)}")
-    lines = []
-    for method, group in groups.items():
-        scores = [headline(row, split) for row in group]
-        gains = [] if method == baseline else paired(group, groups[baseline], split)
-        lines.append(
-            Line(
-                method,
-                len(group),
-                group[0]["trained_parameters"],
-                statistics.mean(scores),
-                statistics.stdev(scores) if len(scores) > 1 else 0.0,
-                interval(gains) if len(gains) > 1 else None,
-                tuple(sorted({row["settings"]["learning_rate"] for row in group})),
-                statistics.mean(row["seconds"] for row in group),
-            )
-        )
-    return lines
+    return [
+        _line(method, group, groups.get(baseline, []), method == baseline, split)
+        for method, group in groups.items()
+    ]
+
+
+def reports(rows: Iterable[dict], task: str) -> dict[str, list[dict]]:
+    """The reported runs of each method on a task."""
+    found = [row for row in rows if row["purpose"] == "report" and row["task"] == task]
+    return {method: group for (method,), group in by(found, "method").items()}
+
+
+def _line(method: str, group: list[dict], others: list[dict], is_baseline: bool, split: str) -> Line:
+    scores = [headline(row, split) for row in group]
+    gains = [] if is_baseline else paired(group, others, split)
+    reached = [row["steps_to_90"] for row in group if row.get("steps_to_90") is not None]
+    known = "settings" in group[0]
+    return Line(
+        method,
+        len(group),
+        group[0].get("trained_parameters", 0),
+        statistics.mean(scores),
+        statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        interval(gains) if len(gains) > 1 else None,
+        tuple(sorted({row["settings"]["learning_rate"] for row in group})) if known else (),
+        statistics.mean(row.get("seconds", 0) for row in group),
+        cross_entropy=_mean(group, lambda row: row["cross_entropy"][split]),
+        third=_mean(group, lambda row: next(iter(row["at_a_third"][split].values()))),
+        right=_mean(group, lambda row: row["right_split"][split]),
+        evidence=evidence_over(group),
+        chosen=group[0].get("chosen", {}),
+        tries=group[0].get("tries", 1),
+        edges=tuple(group[0].get("edges", ())),
+        to_90=(statistics.median(reached), len(reached)) if reached else None,
+        passes=group[0].get("passes", 1),
+        gap=_mean(
+            group, lambda row: row["evidence"]["headroom"]["fixed"] - row["evidence"]["headroom"]["learned"]
+        ),
+    )
+
+
+def _mean(group: Sequence[dict], value: Callable[[dict], float]) -> float | None:
+    """The mean over the runs that have the value, or None."""
+    values = []
+    for row in group:
+        try:
+            values.append(value(row))
+        except (KeyError, TypeError):  # not recorded, or recorded as None
+            continue
+    return statistics.mean(values) if values else None
+
+
+def evidence_over(group: Sequence[dict]) -> dict[str, dict]:
+    """What became of the decisions of a method over its runs, by name.
+
+    Means of the entropies (``start``, ``end``), of the options in use (``used``) and of the share of inputs at the most
+    used one; the median total variation (``moved``); in how many runs most inputs get the same option (``agree``); the
+    mean cost of dealing decisions to other inputs, in nats.
+    """
+    found: dict[str, dict] = {}
+    decided = [row["evidence"]["decisions"] for row in group if row.get("evidence")]
+    for name in decided[0] if decided else ():
+        runs = [each[name] for each in decided]
+        most = [max(range(len(run["counts"])), key=run["counts"].__getitem__) for run in runs]
+        costs = [run["cost"][0] for run in runs if run["cost"] is not None]
+        moved = [run["moved"] for run in runs if run["moved"] is not None]
+        found[name] = {
+            "options": runs[0]["options"],
+            "start": _mean(runs, lambda run: run["entropy_first"] + 0.0),
+            "end": statistics.mean(run["entropy"] for run in runs),
+            "moved": statistics.median(moved) if moved else None,
+            "used": statistics.mean(run["used"] for run in runs),
+            "share": statistics.mean(run["share"] for run in runs),
+            "agree": max(map(most.count, most)),
+            "cost": statistics.mean(costs) if costs else None,
+        }
+    return found
+
+
+def moved(line_evidence: Mapping[str, Mapping], least: float) -> tuple[bool | None, str]:
+    """Whether a method's decisions moved, and which evidence says that they did not; None: nothing is known."""
+    known = {name: found["moved"] for name, found in line_evidence.items() if found["moved"] is not None}
+    if not known:
+        return None, ""
+    still = [
+        f"{name} moved by {value:.2f} (total variation)" for name, value in known.items() if value < least
+    ]
+    return not still, "; ".join(still)
+
+
+def judged(
+    rows: Iterable[dict],
+    task: str,
+    pairs: Sequence[tuple[str, str]],
+    margin: float,
+    least: float,
+    split: str = "test",
+) -> dict[tuple[str, str], Verdict]:
+    """The verdicts of one table, a family for Holm: (baseline, method) -> verdict.
+
+    Parameters
+    ----------
+    margin : differences up to this do not matter.
+    least : total variation below which a decision was not learned.
+    """
+    groups = reports(rows, task)
+    gains = {
+        pair: paired(groups[pair[1]], groups[pair[0]], split)
+        for pair in pairs
+        if pair[0] in groups and pair[1] in groups
+    }
+    found = verdicts.family({pair: values for pair, values in gains.items() if values})
+    return {pair: _verdict(groups, pair, found.get(pair), margin, least) for pair in pairs}
+
+
+def _verdict(groups: Mapping, pair: tuple[str, str], found, margin: float, least: float) -> Verdict:
+    missing = [name for name in pair if name not in groups]
+    if missing:
+        return verdicts.judge(None, margin, why=f"no runs of {' and '.join(missing)}")
+    for name in pair[::-1]:
+        evidence = evidence_over(groups[name])
+        if not evidence and _learns(groups[name][0]):
+            return Verdict("not tested", found, margin, note=f"{name} has no report on its decisions")
+        learned, why = moved(evidence, least)
+        if learned is False:
+            return verdicts.judge(found, margin, False, f"{name}: {why}")
+    return verdicts.judge(found, margin)
+
+
+def _learns(row: Mapping) -> bool:
+    """Whether a run had a learned decision, by its prompt's options."""
+    return any(row.get("config", {}).get(name) in LEARNED for name in ("position", "size", "vector"))
 
 
 def markdown(lines: Sequence[Line], baseline: str) -> str:
@@ -75,6 +212,72 @@ def markdown(lines: Sequence[Line], baseline: str) -> str:
         cells = line.method, f"{line.parameters:,}", _percent(line.mean, line.spread), _gain(line.difference)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def full(lines: Sequence[Line], found: Mapping[tuple[str, str], Verdict], baseline: str | None) -> str:
+    """The lines as a wide Markdown table: scores, verdicts against the baseline, evidence of learning, cost.
+
+    Columns that no line has anything for are left out. Differences are in points, with their half-width at Holm's
+    level, which is the detectable effect at this number of seeds.
+    """
+    columns: dict[str, Callable[[Line], str]] = {
+        "method": lambda line: line.method,
+        "seeds": lambda line: str(line.runs),
+        "parameters": lambda line: f"{line.parameters:,}",
+        "mean ± sd, %": lambda line: _percent(line.mean, line.spread),
+        "cross-entropy": lambda line: _number(line.cross_entropy, "{:.3f}"),
+        "at a third of the steps, %": lambda line: _number(line.third, "{:.1f}", 100),
+        "right split, %": lambda line: _number(line.right, "{:.1f}", 100),
+        f"minus {baseline}": lambda line: _holm(found.get((baseline, line.method))),
+        "verdict": lambda line: _said(found.get((baseline, line.method))),
+        "entropy of π": lambda line: _each(
+            line, lambda e: f"{_number(e['start'], '{:.2f}') or '?'} → {e['end']:.2f}"
+        ),
+        "moved": lambda line: _each(line, lambda e: _number(e["moved"], "{:.2f}") or "?"),
+        "options used": lambda line: _each(line, lambda e: f"{e['used']:.1f} of {e['options']}"),
+        "at the most used, %": lambda line: _each(line, lambda e: f"{100 * e['share']:.0f}"),
+        "dealt out, nats": lambda line: _each(line, lambda e: _number(e["cost"], "{:+.3f}")),
+        "won by deciding, nats": lambda line: _number(line.gap, "{:+.3f}"),
+        "steps to 90 %": lambda line: f"{line.to_90[0]:.0f} ({line.to_90[1]})" if line.to_90 else "",
+        "chosen": _chosen,
+        "passes": lambda line: str(line.passes),
+        "seconds": lambda line: f"{line.seconds:.0f}",
+    }
+    cells = {name: [cell(line) for line in lines] for name, cell in columns.items()}
+    cells = {name: column for name, column in cells.items() if any(column)}
+    rows = ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+    rows += ["| " + " | ".join(row) + " |" for row in zip(*cells.values())]
+    return "\n".join(rows)
+
+
+def _number(value: float | None, form: str, times: float = 1) -> str:
+    return "" if value is None else form.format(times * value)
+
+
+def _each(line: Line, words: Callable[[Mapping], str]) -> str:
+    """Words on each learned decision of a method; names where there are several."""
+    several = len(line.evidence) > 1
+    found = [(name, words(evidence)) for name, evidence in line.evidence.items()]
+    return ", ".join(f"{name} {text}" if several else text for name, text in found if text)
+
+
+def _chosen(line: Line) -> str:
+    """Values that were chosen, those at an edge of the grid marked, and out of how many tries."""
+    words = [
+        f"{name} {value}{' (edge)' if name in line.edges else ''}" for name, value in line.chosen.items()
+    ]
+    return f"{', '.join(words)} of {line.tries}" if words else ""
+
+
+def _holm(verdict: Verdict | None) -> str:
+    found = None if verdict is None else verdict.difference
+    if found is None:
+        return ""
+    return _percent(found.mean, found.half, "+") if found.seeds > 1 else f"{100 * found.mean:+.1f}"
+
+
+def _said(verdict: Verdict | None) -> str:
+    return "" if verdict is None else verdict.sentence()
 
 
 def base_to_new(rows: Iterable[dict], task: str, methods: Sequence[str], baseline: str) -> str:

@@ -1,4 +1,4 @@
-"""Train and score one method on one task: a prompt, full fine-tuning, the frozen model, a bag of words.
+"""Train and score one method on one text task: a prompt, full fine-tuning, the frozen model.
 
 Every method sees the same examples in the same budget and is scored in the same way: cross-entropy over the label words
 in training, argmax over them in evaluation. Choices are made on "validation", "test" is only reported.
@@ -7,139 +7,38 @@ in training, argmax over them in evaluation. Choices are made on "validation", "
 from __future__ import annotations
 
 import inspect
-import tempfile
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DataCollatorForSeq2Seq,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    get_constant_schedule_with_warmup,
-    set_seed,
-)
-from transformers.optimization import Adafactor
+from transformers import DataCollatorForSeq2Seq, set_seed
 
-from dplearn import shelf
 from dplearn.backbones.base import token_positions
-from dplearn.choice import Chooser, schedule
-from dplearn.config import PromptConfig
+from dplearn.config import DECISIONS, PromptConfig
+from dplearn.estimators import ESTIMATORS
+from dplearn.experiments.fitting import Settings, VectorsFirst, annealed, both, fit
+from dplearn.experiments.watching import (
+    Looks,
+    Objective,
+    TextRun,
+    Watch,
+    evidence_of,
+    learned_parts,
+    positions,
+    right_shares,
+    rounded,
+)
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
-from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task
-from dplearn.tasks.images import ImageTask
-from dplearn.training import Annealing, LabelWordLoss, parameter_groups
+from dplearn.training import LabelWordLoss
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The budget and the optimiser of one run.
-
-    steps : optimiser steps; 0 scores the untrained start.
-    batch_size : examples in each step.
-    learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
-        weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`).
-    controller_learning_rate : of position logits and controllers, and of a head that is trained with a prompt; None:
-        ``learning_rate``.
-    warmup : steps of linear warm-up, then constant.
-    clip : largest gradient norm.
-    bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
-    """
-
-    steps: int = 60
-    batch_size: int = 32
-    learning_rate: float = 0.3
-    controller_learning_rate: float | None = 0.03
-    warmup: int = 10
-    clip: float = 1.0
-    bf16: bool = False
-
-    def groups(self, model: PromptedModel) -> list[dict]:
-        """What an optimiser takes for a prompted model (:func:`dplearn.parameter_groups`)."""
-        rate, controllers = self.learning_rate, self.controller_learning_rate
-        return parameter_groups(model, rate, rate if controllers is None else controllers)
-
-
-def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **options) -> Trainer:
-    """The Trainer of one run; ``options`` are its own: data, loss, optimisers, callbacks."""
-    arguments = TrainingArguments(
-        output_dir=folder,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=128,
-        max_grad_norm=settings.clip,
-        bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-        save_strategy="no",
-        logging_steps=max(settings.steps // 10, 1),
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    trainer = Trainer(model=model, args=arguments, **options)
-    trainer.remove_callback(PrinterCallback)  # a study prints its own table
-    return trainer
-
-
-def score(trainer: Trainer, task: Task | ImageTask, encode: Callable, splits: Sequence[str]) -> dict:
-    """The task's metrics of the Trainer's predictions, by split."""
-    return {split: task.score(split, trainer.predict(encode(split)).predictions) for split in splits}
-
-
-def fit(
-    model: nn.Module,
-    task: Task | ImageTask,
-    encode: Callable[[str], Sequence[dict]],
-    settings: Settings,
-    seed: int,
-    optimizer: torch.optim.Optimizer,
-    splits: Sequence[str],
-    **options,
-) -> dict:
-    """Train a model on a task and score it.
-
-    Parameters
-    ----------
-    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place.
-    encode : the examples of a split, by its name.
-    options : of the Trainer, among them ``preprocess_logits_for_metrics``, which gives label indices (B,).
-
-    Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, trained
-    parameters, seconds of training.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
-        trainer = trainer_of(
-            model, settings, seed, folder, train_dataset=encode("train"), optimizers=schedules, **options
-        )
-        start = time.perf_counter()
-        if settings.steps:
-            trainer.train()
-        seconds = time.perf_counter() - start
-        losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
-        return {
-            "task": task.name,
-            "seed": seed,
-            "settings": asdict(settings),
-            "losses": losses,
-            "scores": score(trainer, task, encode, splits),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "seconds": round(seconds, 1),
-        }
-
-
-def annealed(model: nn.Module, temperature: str = "constant") -> list[Annealing]:
-    """The callbacks that set the temperature of a prompt's learned decisions, if it has any."""
-    learned = any(isinstance(module, Chooser) for module in model.modules())
-    return [Annealing(schedule(temperature))] if learned else []
+USUAL, FULL, LOOKS = Settings(), Settings(learning_rate=5e-4), Looks()
+# The name of a split and the model that reads it -> the examples as that model reads them (as Task.encode).
+Encode = Callable[[str, nn.Module], Sequence[dict]]
 
 
 class LastRow(nn.Module):
@@ -175,17 +74,28 @@ def _answerable(backbone: nn.Module) -> nn.Module:
     return LastRow(backbone) if _answers_in_its_input(backbone) else backbone
 
 
-def _text(model, tokenizer, task: Task, answer_prefix: str) -> tuple[Callable, dict]:
-    """How the splits of a text task are encoded, and what the Trainer needs for them."""
+def _text(model, tokenizer, task: Task, answer_prefix: str, encode: Encode | None) -> tuple[Callable, dict]:
+    """How the splits of a text task are encoded for a model, each once, and what the Trainer needs for them."""
     loss = LabelWordLoss(task.word_ids(tokenizer, model))
-    options = {
-        "data_collator": DataCollatorForSeq2Seq(tokenizer, model),
-        "compute_loss_func": loss,
-        "preprocess_logits_for_metrics": loss.predictions,
-    }
+    options = {"data_collator": DataCollatorForSeq2Seq(tokenizer, model), "compute_loss_func": loss}
     if _answers_in_its_input(model):
         options["data_collator"] = DataCollatorForSeq2Seq(tokenizer)  # there are no decoder inputs to make
-    return partial(task.encode, tokenizer, model=model, answer_prefix=answer_prefix), options
+    if encode is None:
+        encode = partial(task.encode, tokenizer, answer_prefix=answer_prefix)
+    return cache(lambda split: encode(split, model)), options
+
+
+def _prompted(backbone, tokenizer, config: PromptConfig, settings: Settings) -> PromptedModel:
+    """The model that a prompt method trains, on the device where it is trained."""
+    model = prompted(backbone, config, vectors=_words(backbone, tokenizer, config, settings.init_words))
+    model.loss_outside = True  # the loss over label words adds what only the model knows of it
+    model.prompt.vectors.requires_grad_(settings.train_vectors)
+    return model.to(device())
+
+
+def device() -> str:
+    """Where runs are: the accelerator, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def tune_prompt(
@@ -193,71 +103,101 @@ def tune_prompt(
     tokenizer,
     task: Task,
     config: PromptConfig,
-    settings: Settings = Settings(),
+    settings: Settings = USUAL,
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
-    temperature: str = "constant",
+    encode: Encode | None = None,
+    looks: Looks = LOOKS,
+    headroom: bool = False,
 ) -> dict:
     """Tune a prompt on a frozen backbone and score it.
 
-    ``temperature`` names the annealing schedule of learned decisions (:func:`dplearn.schedule`).
+    Parameters
+    ----------
+    encode : split and model -> encoded examples; None: ``task.encode`` with ``answer_prefix``.
+    looks : how often and at how many examples the run is looked at.
+    headroom : measure at the end what other positions would have given.
 
     Returns a plain dict: task, seed, config, settings, losses (ten means over the run), scores by split and metric,
-    trained parameters, seconds, and for each split the share of instances whose prompt stands at each position.
+    cross-entropy by split, trained parameters, seconds of training, passes of the backbone in one step, curves, the
+    report on decisions, and for each split the share of instances whose prompt stands at each position
+    (:mod:`dplearn.experiments.watching`).
     """
     set_seed(seed)
-    model = prompted(backbone, config)
-    model.loss_outside = True  # the loss over label words adds what only the model knows of it
-    optimizer = Adafactor(
-        settings.groups(model),
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
+    model = _prompted(backbone, tokenizer, config, settings)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        settings = replace(settings, steps=0)
+    encode, options = _text(model, tokenizer, task, answer_prefix, encode)
+    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
+    if settings.fit_summaries:
+        model.fit_summaries(run.decided_about("train"), run.collate)
+    first = evidence_of(run, splits[0], looks.report)
+    objective = options["compute_loss_func"] = Objective(run.loss, model, settings.entropy_bonus)
+    watch = Watch(run, objective.mean, settings.steps, looks, splits)
+    callbacks = [*annealed(model, settings.temperatures(config.temperature)), watch]
+    callbacks += [VectorsFirst(settings.vectors_first)] if settings.vectors_first else []
+    optimizer = settings.optimizer_of(model)
+    row = fit(
+        model, task, encode, settings, seed, optimizer, splits, run.scored, callbacks=callbacks, **options
     )
-    encode, options = _text(model, tokenizer, task, answer_prefix)
-    callbacks = annealed(model, temperature)
-    row = fit(model, task, encode, settings, seed, optimizer, splits, callbacks=callbacks, **options)
-    row["config"] = config.to_dict()
-    if callbacks:
-        collate = DataCollatorForSeq2Seq(tokenizer)
-        fields = ("input_ids", "attention_mask", *(["keep_last"] if _answers_in_its_input(model) else []))
-        row["positions"] = {split: positions(model, encode(split), collate, fields) for split in splits}
-    return row
+    row |= {"config": config.to_dict(), "passes": passes(config)} | watch.found()
+    row["seconds"] = round(max(row["seconds"] - watch.seconds, 0.0), 1)
+    if learned_parts(model) or headroom:
+        row["evidence"] = {"split": splits[0]} | rounded(
+            evidence_of(run, splits[0], looks.report, first, headroom).to_dict()
+        )
+    if annealed(model):
+        row["positions"] = {
+            split: positions(model, encode(split), run.collate, run.fields) for split in splits
+        }
+    return row | right_shares(run, splits)
 
 
-@torch.no_grad()
-def positions(
-    model: PromptedModel, examples: Sequence[dict], collate: Callable, fields: Sequence[str]
-) -> list[float]:
-    """Share of examples whose prompt stands at each split k = 0..l, in evaluation.
+def _words(backbone, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
+    """First values of a prompt that starts from words, ``config.shape`` times d; None where it does not."""
+    if words is None:
+        return None
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    if not ids or tokenizer.unk_token_id in ids:
+        raise ValueError(f"init_words={words!r} has tokens {ids}, expected words that this tokenizer knows")
+    rows = backbone.get_input_embeddings()(torch.tensor(ids, device=backbone.device)).detach().float().cpu()
+    count = math.prod(config.shape)
+    return rows.repeat(-(-count // len(rows)), 1)[:count].view(*config.shape, -1)
 
-    ``fields`` of a batch are what the model decides about.
-    """
-    model.eval()
-    counts = torch.zeros(model.prompt.length + 1)
-    for start in range(0, len(examples), 256):
-        batch = collate([examples[i] for i in range(start, min(start + 256, len(examples)))])
-        chosen = model.decide(**{name: batch[name].to(model.device) for name in fields})
-        counts += torch.bincount(chosen["position"].index.cpu(), minlength=len(counts))
-    return [round(share, 4) for share in (counts / counts.sum()).tolist()]
+
+def passes(config: PromptConfig) -> int:
+    """Forward passes of the backbone in one training step: the options that an estimator tries."""
+    row, learned = ESTIMATORS[config.estimator], [n for n, d in DECISIONS.items() if d.sampled(config)]
+    if not row.compares_losses or not learned:
+        return 1
+    if row.joint:
+        return config.samples or row.usual_samples
+    options = config.pool_size if learned == ["vector"] else config.length + 1
+    return min(config.samples or options, options)
 
 
 def fine_tune(
     backbone,
     tokenizer,
     task: Task,
-    settings: Settings = Settings(learning_rate=5e-4),
+    settings: Settings = FULL,
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
+    encode: Encode | None = None,
 ) -> dict:
-    """Train all weights of ``backbone`` (changed in place) on the task without any prompt, and score it."""
+    """Train all weights of ``backbone`` (changed in place) on the task without any prompt, and score it.
+
+    ``encode`` as in :func:`tune_prompt`.
+    """
     set_seed(seed)
     backbone.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    encode, options = _text(backbone, tokenizer, task, answer_prefix)
-    return fit(_answerable(backbone), task, encode, settings, seed, optimizer, splits, **options)
+    encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
+    model = _answerable(backbone)
+    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
+    return fit(model, task, encode, settings, seed, optimizer, splits, run.scored, **options)
 
 
 def zero_shot(
@@ -266,89 +206,10 @@ def zero_shot(
     task: Task,
     splits: Sequence[str] = ("validation", "test"),
     answer_prefix: str = "",
+    encode: Encode | None = None,
 ) -> dict:
-    """Score the frozen backbone on the bare text, with no prompt at all."""
-    encode, options = _text(backbone, tokenizer, task, answer_prefix)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(_answerable(backbone.eval()), Settings(), 0, folder, **options)
-        return {
-            "task": task.name,
-            "scores": score(trainer, task, encode, splits),
-            "trained_parameters": 0,
-        }
-
-
-def bag_of_words(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
-    """Logistic regression on counts of words and word pairs of each text field.
-
-    What it solves needs no pretrained model. Fields have vocabularies of their own, so that it knows which text a word
-    stood in. Its strength is chosen on validation.
-    """
-    import numpy as np
-    from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    counters = {}
-    for field in task.fields:
-        counter = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
-        counters[field] = counter.fit([example[field] for example in task.examples("train")])
-
-    def features(split):
-        columns = [
-            counter.transform([e[field] for e in task.examples(split)]) for field, counter in counters.items()
-        ]
-        return hstack(columns).tocsr().astype(np.float64)
-
-    return _probe(task, features, splits)
-
-
-def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
-    """Logistic regression on sentence vectors of MiniLM, a real encoder of 22 million parameters.
-
-    A text field becomes the masked mean of the encoder's last hidden states; two fields u, v are joined as
-    (u, v, |u - v|, u v). Needs the extra ``real``, a package that carries the weights; strength chosen on validation.
-
-    Raises
-    ------
-    ModuleNotFoundError : the extra is not installed.
-    """
-    import numpy as np
-
-    encoder, tokenizer = shelf.load("minilm-l6")
-
-    @torch.no_grad()
-    def vectors(texts):
-        parts = []
-        for start in range(0, len(texts), 64):
-            batch = tokenizer(
-                texts[start : start + 64], padding=True, truncation=True, max_length=128, return_tensors="pt"
-            )
-            parts.append(masked_mean(encoder(**batch).last_hidden_state, batch["attention_mask"]))
-        return torch.nn.functional.normalize(torch.cat(parts), dim=1).numpy()
-
-    def features(split):
-        columns = [vectors([example[field] for example in task.examples(split)]) for field in task.fields]
-        if len(columns) == 2:
-            columns += [np.abs(columns[0] - columns[1]), columns[0] * columns[1]]
-        return np.concatenate(columns, axis=1)
-
-    return _probe(task, features, splits, strengths=(1.0, 10.0, 100.0))
-
-
-def _probe(
-    task: Task, features, splits: Sequence[str], strengths: Sequence[float] = (0.01, 0.1, 1.0)
-) -> dict:
-    """Fit a linear classifier on ``features(split)``; the inverse penalty is chosen on validation."""
-    from sklearn.linear_model import LogisticRegression
-
-    matrices = {split: features(split) for split in {"train", "validation", *splits}}
-    labels = [example["label"] for example in task.examples("train")]
-
-    def score(model, split):
-        return task.score(split, model.predict(matrices[split]))
-
-    models = [
-        LogisticRegression(C=strength, max_iter=2000).fit(matrices["train"], labels) for strength in strengths
-    ]
-    best = max(models, key=lambda model: next(iter(score(model, "validation").values())))
-    return {"task": task.name, "scores": {split: score(best, split) for split in splits}}
+    """Score the frozen backbone on the bare text, with no prompt at all. ``encode`` as in :func:`tune_prompt`."""
+    encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
+    model = _answerable(backbone).to(device())
+    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"])
+    return {"task": task.name, "trained_parameters": 0} | both(run.scored, splits)

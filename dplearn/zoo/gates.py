@@ -2,7 +2,7 @@
 
 Five gates (see the model card): 1 right with an instruction, 2 at chance without, 3 prompts reach the skill and full
 fine-tuning is no worse, 4 neither words alone nor random layers do, 5 a real-text task gains from pretraining.
-The tuning runs are recorded by `python -m dplearn.experiments gates`; zero-shot accuracy is computed on the spot.
+The tuning runs are recorded by `python -m dplearn.experiments run gates`; zero-shot accuracy is computed on the spot.
 """
 
 import json
@@ -118,7 +118,7 @@ def report(name: str, run: bool = True) -> str:
     if not record or not any(row["method"] == PROMPT for row in record["rows"]):
         lines += [
             "",
-            "gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments gates)",
+            "gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments run gates)",
         ]
     lines += [""] + [f"{'holds ' if holds else 'FAILS '} gate {gate}: {why}" for gate, holds, why in verdicts]
     return "\n".join(lines)

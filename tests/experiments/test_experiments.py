@@ -5,12 +5,11 @@ import json
 import pytest
 import tiny
 import torch
-from inline import Inline
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import dplearn as dp
-from dplearn.experiments import records, studies, tuning
+from dplearn.experiments import fitting, probes, records, tuning
 from dplearn.tasks.base import Task
 
 WORDS = ["<pad>", "</s>", "<unk>", "yes", "no", *"abcdefgh"]
@@ -41,7 +40,7 @@ def task(count=60):
     return Task("toy/a", ("absent", "present"), ("no", "yes"), "{text}", splits, "accuracy", "made here")
 
 
-SETTINGS = tuning.Settings(steps=3, batch_size=8)
+SETTINGS = fitting.Settings(steps=3, batch_size=8)
 
 
 def by_hand(model, split="test"):
@@ -108,7 +107,7 @@ def test_fine_tuning_a_decoder_only_model_reads_what_it_is_scored_on(predicted):
     backbone, data, tok = tiny.gpt2(dtype=torch.float32), task(), tokenizer()
     rows = data.encode(tok, "test")
     before = [next_word(backbone, row) for row in rows]
-    settings = tuning.Settings(steps=25, batch_size=30, learning_rate=1e-2, warmup=0)
+    settings = fitting.Settings(steps=25, batch_size=30, learning_rate=1e-2, warmup=0)
     row = tuning.fine_tune(backbone, tok, data, settings)
     assert predicted["test"] == [next_word(backbone.eval(), row) for row in rows] != before
     assert row["losses"][-1] < 0.8 * row["losses"][0]
@@ -118,7 +117,7 @@ def test_fine_tuning_a_decoder_only_model_reads_what_it_is_scored_on(predicted):
 def test_tune_prompt_on_a_decoder_only_model_keeps_the_cue_behind_the_prompt(position, predicted):
     backbone, data, tok = tiny.gpt2(seed=1, dtype=torch.float32), task(), tokenizer()
     config = dp.PromptConfig(length=3, position=position)
-    tuning.tune_prompt(backbone, tok, data, config, tuning.Settings(steps=0), 5, answer_prefix="b g")
+    tuning.tune_prompt(backbone, tok, data, config, fitting.Settings(steps=0), 5, answer_prefix="b g")
     torch.manual_seed(5)
     model, wanted = dp.prompted(backbone, config).eval(), []
     for row in data.encode(tok, "test", answer_prefix="b g"):
@@ -154,7 +153,7 @@ def test_tune_prompt_is_reproducible_and_reports_what_it_did(position):
 def test_no_steps_score_the_untrained_prompt():
     backbone = tiny.t5(dtype=torch.float32)
     row = tuning.tune_prompt(
-        backbone, tokenizer(), task(), dp.PromptConfig(length=4), tuning.Settings(steps=0), seed=3
+        backbone, tokenizer(), task(), dp.PromptConfig(length=4), fitting.Settings(steps=0), seed=3
     )
     torch.manual_seed(3)
     untrained = dp.prompted(backbone, dp.PromptConfig(length=4)).eval()
@@ -164,7 +163,7 @@ def test_no_steps_score_the_untrained_prompt():
 def test_fine_tuning_trains_all_weights_and_scores_the_trained_model():
     backbone = tiny.t5(dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in backbone.named_parameters()}
-    settings = tuning.Settings(steps=3, batch_size=8, learning_rate=1e-2)
+    settings = fitting.Settings(steps=3, batch_size=8, learning_rate=1e-2)
     row = tuning.fine_tune(backbone, tokenizer(), task(), settings)
     assert all(not torch.equal(before[name], tensor) for name, tensor in backbone.named_parameters())
     assert row["trained_parameters"] == sum(p.numel() for p in backbone.parameters())
@@ -172,7 +171,7 @@ def test_fine_tuning_trains_all_weights_and_scores_the_trained_model():
 
 
 def test_a_bag_of_words_finds_the_word_and_nothing_else():
-    assert tuning.bag_of_words(task())["scores"]["test"]["accuracy"] == 1.0
+    assert probes.bag_of_words(task())["scores"]["test"]["accuracy"] == 1.0
     order = [{"text": "a b" if i % 2 else "b a", "label": i % 2} for i in range(40)]
     parity = [
         {"text": " ".join("ab"[(i >> j) & 1] + str(j) for j in range(3)), "label": bin(i).count("1") % 2}
@@ -182,7 +181,7 @@ def test_a_bag_of_words_finds_the_word_and_nothing_else():
     for data in (order, parity):
         splits = {"train": data, "validation": data, "test": data}
         toy = Task("toy/b", ("x", "y"), ("no", "yes"), "{text}", splits, "accuracy", "made here")
-        scores.append(tuning.bag_of_words(toy)["scores"]["test"]["accuracy"])
+        scores.append(probes.bag_of_words(toy)["scores"]["test"]["accuracy"])
     assert scores[0] == 1.0  # pairs of words are counted too
     assert scores[1] <= 0.75  # an exclusive or of three is not seen
 
@@ -204,8 +203,8 @@ def test_minilm_probe_reads_sentence_vectors(monkeypatch):
         )
     ).eval()
     tok = tokenizer()
-    monkeypatch.setattr(tuning.shelf, "load", {"minilm-l6": (bert, tok)}.__getitem__)
-    data, found = task(), tuning.minilm_probe(task())["scores"]
+    monkeypatch.setattr(probes.shelf, "load", {"minilm-l6": (bert, tok)}.__getitem__)
+    data, found = task(), probes.minilm_probe(task())["scores"]
 
     def vectors(split):
         rows = []
@@ -258,73 +257,3 @@ def test_a_study_that_was_not_run_has_no_record():
 def test_rows_are_grouped_in_order():
     rows = [{"m": "b", "s": 1}, {"m": "a", "s": 2}, {"m": "b", "s": 3}]
     assert records.by(rows, "m") == {("b",): [rows[0], rows[2]], ("a",): [rows[1]]}
-
-
-# --- studies ---
-
-
-def fake_job(job):
-    rate = job.get("learning_rate", 0.3)
-    score = 0.9 if rate == 0.1 else 0.6
-    splits = ("validation",) if job["purpose"] == "choice" else ("validation", "test")
-    return job | {
-        "settings": {"learning_rate": rate},
-        "scores": {split: {"accuracy": score} for split in splits},
-    }
-
-
-@pytest.fixture
-def inline(monkeypatch):
-    Inline.calls = 0
-    monkeypatch.setattr(studies, "ProcessPoolExecutor", Inline)
-    monkeypatch.setattr(studies, "run_job", fake_job)
-    return Inline
-
-
-def test_choices_are_made_before_reports_and_used_by_them(tmp_path, inline):
-    jobs = studies.position()
-    studies.run(jobs, tmp_path / "r.json")
-    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
-    reports = [row for row in rows if row["purpose"] == "report"]
-    assert len(rows) == len(jobs) and {row["settings"]["learning_rate"] for row in reports} == {0.1}
-    assert all("test" not in row["scores"] for row in rows if row["purpose"] == "choice")
-
-
-def test_a_stopped_study_goes_on_where_it_was(tmp_path, inline):
-    jobs = studies.position()
-    studies.run(jobs[:10], tmp_path / "r.json")
-    studies.run(jobs, tmp_path / "r.json")
-    assert inline.calls == len(jobs)
-    studies.run(jobs, tmp_path / "r.json")
-    assert inline.calls == len(jobs)
-
-
-def test_a_report_without_choices_is_refused():
-    with pytest.raises(ValueError, match="no choice runs for method='prefix' on task='t'"):
-        studies.chosen_rate([], {"method": "prefix", "task": "t"})
-
-
-@pytest.mark.parametrize("name", studies.STUDIES)
-def test_every_study_gives_each_method_the_same_budget(name):
-    jobs = studies.STUDIES[name]()
-    keys = [studies._key(job) for job in jobs]
-    assert len(set(keys)) == len(keys)
-    assert not {job["seed"] for job in jobs if job["purpose"] == "choice"} & {
-        job["seed"] for job in jobs if job["purpose"] == "report"
-    }
-    counts: dict[tuple, int] = {}
-    for job in jobs:
-        if job["method"] not in ("bag of words", "no prompt", "MiniLM probe", "zero-shot"):
-            counts[job["method"], job["task"], job["purpose"]] = (
-                counts.get((job["method"], job["task"], job["purpose"]), 0) + 1
-            )
-    for purpose in {key[2] for key in counts}:
-        assert len({count for key, count in counts.items() if key[2] == purpose}) == 1
-    assert counts
-
-
-def test_the_command_lists_a_study(capsys):
-    from dplearn.experiments.__main__ import main
-
-    main(["position", "--list"])
-    assert len(capsys.readouterr().out.splitlines()) == len(studies.position())

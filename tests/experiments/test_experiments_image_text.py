@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 import dplearn as dp
 from dplearn import zoo
-from dplearn.experiments import image_text, images, records, studies, tables
-from dplearn.experiments.tuning import Settings
+from dplearn.experiments import execution, image_text, images, jobs, records, tables
+from dplearn.experiments.fitting import Settings
+from dplearn.experiments.study import read
 from dplearn.tasks.images import ImageSplit, ImageTask
 
 SETTINGS = Settings(steps=2, batch_size=8, learning_rate=0.01, controller_learning_rate=None)
@@ -155,23 +156,28 @@ def test_choice_runs_see_the_validation_images_of_base_classes_alone(monkeypatch
     monkeypatch.setattr(ImageTask, "encode", watched)
     monkeypatch.setattr(dp.tasks, "load", lambda name: task())
     monkeypatch.setattr(image_text, "SETTINGS", SETTINGS)
-    jobs = studies.clip()
+    execution._task.cache_clear()
+    known = jobs.jobs(read("clip"), {})
     for method in ("prefix", "linear probe", "full fine-tuning"):
-        job = next(job for job in jobs if job["method"] == method and job["purpose"] == "choice")
-        assert set(studies.run_job(job)["scores"]) == {"validation"}
+        job = next(job for job in known if job.labels["method"] == method and job.purpose == "choice")
+        assert set(execution.run_job(job.spec)["scores"]) == {"validation"}
     assert set(asked) == {("train", 3), ("validation", 3)}
-    report = next(job for job in jobs if job["method"] == "prefix" and job["purpose"] == "report")
-    assert set(studies.run_job(report | {"learning_rate": 0.01})["scores"]) == {"test", "test_new"}
+    choices = [job for job in known if job.labels["method"] == "prefix"]
+    rows = {job.key: {"scores": {"validation": {"accuracy": 0.5}}} for job in choices}
+    reports = [job for job in jobs.jobs(read("clip"), rows) if job.labels["method"] == "prefix"]
+    report = next(job for job in reports if job.purpose == "report")
+    assert set(execution.run_job(report.spec)["scores"]) == {"test", "test_new"}
+    execution._task.cache_clear()
 
 
 def test_the_study_gives_every_method_a_choice_and_five_seeds():
-    jobs = studies.clip()
-    for method in image_text.METHODS:
-        own = [job for job in jobs if job["method"] == method]
-        reports = [job for job in own if job["purpose"] == "report"]
-        assert {job["seed"] for job in reports} == {1, 2, 3, 4, 5} and len(reports) == 5
-        rates = {job["learning_rate"] for job in own if job["purpose"] == "choice"}
-        assert len(rates) == {"zero-shot": 0}.get(method, 4)
+    clip = read("clip")
+    (cell,) = clip.cells()
+    methods = {method.name: method for method in clip.methods_in(cell)}
+    for name in image_text.METHODS:
+        assert jobs.seeds_of(clip, methods[name]) == (1, 2, 3, 4, 5)
+        rates = clip.grid_of(cell, methods[name]).get("learning_rate", [])
+        assert len(rates) == {"zero-shot": 0}.get(name, 4)
 
 
 def rows():
@@ -226,9 +232,9 @@ def test_the_cards_tables_are_those_of_the_records(study, backbone, methods):
         (m, s) for m in methods for s in (1, 2, 3, 4, 5)
     }
     if study == "clip":
-        assert tables.base_to_new(rows, studies.CLIP_TASK, methods, "zero-shot") in card
+        assert tables.base_to_new(rows, "images/icons", methods, "zero-shot") in card
     else:
-        for name in studies.IMAGE_TASKS:
+        for name in read("vit").tasks:
             lines = {line.method: line for line in tables.compare(rows, name, images.PROBE)}
             assert tables.markdown([lines[method] for method in methods], images.PROBE) in card
     assert record["provenance"]["command"] == f"python -m dplearn.experiments {study}"

@@ -1,0 +1,255 @@
+"""What each command of `python -m dplearn.experiments` does; it returns the exit status."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from dplearn.experiments import jobs, records, study, tables
+from dplearn.experiments.jobs import Job
+from dplearn.experiments.parts import Cell, Study
+from dplearn.experiments.store import Store
+from dplearn.experiments.verdicts import Verdict
+
+
+def store_of(options, one: Study) -> Store:
+    """Where the runs of a study lie."""
+    return Store(Path(options.runs) / one.name)
+
+
+def rows_of(options, one: Study) -> dict[str, dict]:
+    """The rows of a study by key: those of its runs, and of its published record those that have keys."""
+    published = records.load(one.name) or {"rows": []}
+    return {row["key"]: row for row in published["rows"] if "key" in row} | store_of(options, one).rows()
+
+
+def labelled_rows(options, one: Study) -> list[dict]:
+    """The rows of a study as tables read them; a record of before the keys is taken as it is."""
+    rows = rows_of(options, one)
+    if rows:
+        return list(jobs.labelled(one, rows))
+    return (records.load(one.name) or {"rows": []})["rows"]
+
+
+def list_studies(options) -> int:
+    """One line for each study."""
+    for name in study.names():
+        one = study.read(name)
+        counts, done = jobs.count(one), len(store_of(options, one).rows())
+        published = records.load(name)
+        state = [f"{done} runs here"] if done else []
+        state += [f"{len(published['rows'])} published"] if published else []
+        print(
+            f"{name:18} {counts['choice']:5} choices {counts['report']:5} reports  {', '.join(state) or 'not run'}"
+        )
+        print(f"  {one.title}")
+    return 0
+
+
+def show(options) -> int:
+    """A study in words, then its file."""
+    one = study.read(options.study)
+    print(f"{one.name}: {one.title}")
+    if one.exempt:
+        print(f"not by the protocol: {one.exempt}")
+    for cell in one.cells():
+        print(f"\n{cell.title}")
+        for method in one.methods_in(cell):
+            axes = one.grid_of(cell, method) if method.kind != "best of" else {}
+            tried = ", ".join(f"{option} in {values}" for option, values in axes.items())
+            print(f"  {method.name}" + (f": {tried}" if tried else ""))
+    counts = jobs.count(one)
+    print(f"\n{counts['choice']} choice runs, {counts['report']} report runs\n\n{one.text}", end="")
+    return 0
+
+
+def plan(options) -> int:
+    """How many runs are done and open, and the hours that the open ones take on one process."""
+    one = study.read(options.study)
+    rows, counts = rows_of(options, one), jobs.count(one)
+    known = jobs.jobs(one, rows)
+    done = [job for job in known if job.key in rows]
+    total = counts["choice"] + counts["report"]
+    print(
+        f"{one.name}: {counts['choice']} choice runs and {counts['report']} report runs; {len(done)} of them done"
+    )
+    seconds = [rows[job.key].get("wall_seconds", rows[job.key].get("seconds", 0)) for job in done]
+    if seconds:
+        hours = statistics.mean(seconds) * (total - len(done)) / 3600
+        print(
+            f"about {hours:.1f} hours of one process are left ({statistics.mean(seconds):.1f} s a run so far)"
+        )
+    else:
+        print("no run is done: `run --only METHOD/TASK/SEED --jobs 1` measures one")
+    return 0
+
+
+def _known(one: Study, options, rows) -> Iterable[Job]:
+    known = jobs.jobs(one, rows)
+    return [job for job in known if job.matches(options.only, options.condition, options.purpose)]
+
+
+def run(options) -> int:
+    """Run what is not done yet; 1 where runs failed."""
+    from dplearn.experiments.runner import Runner
+    from dplearn.experiments.workers import Cluster, Local
+
+    one = study.read(options.study)
+    given = {"bf16": True} if options.bf16 else {}
+    if options.again:
+        return _again(one, options, given)
+    workers = Cluster(options.scheduler) if options.scheduler else Local(options.jobs)
+    known: Callable = partial(_known, one, options)
+    failed = Runner(known, store_of(options, one), workers, options=given).run()
+    left = [job for job in known(store_of(options, one).rows()) if job not in failed]
+    if not left and not failed:
+        print(
+            f"no run matches; those of a report are known when its choices are done: {one.name} has", end=" "
+        )
+        print(sorted({job.labels["method"] for job in jobs.jobs(one, {})}))
+        return 1
+    return 1 if failed else 0
+
+
+def resume(options) -> int:
+    """As `run`, for a study that was begun."""
+    one = study.read(options.study)
+    if not store_of(options, one).folder.is_dir():
+        raise ValueError(
+            f"{one.name} was not begun in {options.runs!r}, expected a folder {one.name} in it: `run` starts it"
+        )
+    return run(options)
+
+
+def _again(one: Study, options, given: dict) -> int:
+    """Run jobs in this process and print their scores beside the recorded ones; 1 where some differ."""
+    from dplearn.experiments.execution import run_job
+
+    rows = rows_of(options, one)
+    known = [*_known(one, options, rows)]
+    if not known:
+        raise ValueError("no run matches --only, --condition and --purpose (a report needs its choices)")
+    differ = 0
+    for job in known:
+        found = run_job(dict(job.spec), given)["scores"]
+        recorded = rows.get(job.key, {}).get("scores")
+        differ += recorded is not None and found != recorded
+        word = (
+            "not recorded"
+            if recorded is None
+            else "as recorded"
+            if found == recorded
+            else f"recorded {recorded}"
+        )
+        print(f"{job}: {found} ({word})")
+    return int(differ > 0)
+
+
+def _cells(options, one: Study) -> Iterable[tuple[Cell, list[dict]]]:
+    """The tables of a study with their rows; cells without a reported run are left out."""
+    rows = labelled_rows(options, one)
+    for cell in one.cells():
+        own = [
+            row for row in rows
+            if row["task"] == cell.task and row.get("condition", cell.condition.name) == cell.condition.name
+            and row.get("backbone") in (None, cell.backbone)
+        ]  # fmt: skip
+        if any(row["purpose"] == "report" for row in own):
+            yield cell, own
+
+
+def _verdicts(one: Study, cell: Cell, rows: list[dict], split: str = "test") -> dict:
+    limits = one.verdict
+    return tables.judged(rows, cell.task, one.pairs(cell), limits.margin, limits.moved, split)
+
+
+def _head(one: Study) -> None:
+    print(f"# {one.name}: {one.title}\n")
+    if one.exempt:
+        print(f"Not by the protocol: {one.exempt}.\n")
+
+
+def table(options) -> int:
+    """The tables of a study, in Markdown."""
+    one = study.read(options.study)
+    _head(one)
+    for cell, rows in _cells(options, one):
+        found = _verdicts(one, cell, rows, options.split)
+        names = tables.reports(rows, cell.task)
+        baseline = one.baseline if one.baseline in names else None
+        lines = tables.compare(rows, cell.task, baseline, options.split)
+        print(f"## {cell.title}\n\n{tables.full(lines, found, baseline)}\n")
+    print(
+        f"Intervals: paired by seed, 95 %, by Holm within a table; margin {100 * one.verdict.margin:g} points."
+    )
+    return 0
+
+
+def verdict(options) -> int:
+    """What the runs allow to say, with the evidence of learning."""
+    for name in [options.study] if options.study else study.names():
+        one = study.read(name)
+        _head(one)
+        any_cell = False
+        for cell, rows in _cells(options, one):
+            any_cell = True
+            print(f"{cell.title} (margin {100 * one.verdict.margin:g} points)")
+            groups = tables.reports(rows, cell.task)
+            for (baseline, method), found in _verdicts(one, cell, rows).items():
+                print(f"  {method} against {baseline}: {_in_words(found)}")
+                for line in _evidence(method, groups.get(method, [])):
+                    print(f"    {line}")
+            print()
+        if not any_cell:
+            print("not run\n")
+    return 0
+
+
+def _in_words(found: Verdict) -> str:
+    """The sentence of a verdict with its numbers."""
+    numbers = found.difference
+    if numbers is None or numbers.seeds < 2:
+        return found.sentence()
+    half = f"{100 * numbers.half:.1f}"
+    return f"{found.sentence()} ({100 * numbers.mean:+.1f} ± {half} points, {numbers.seeds} seeds; detectable {half})"
+
+
+def _evidence(method: str, group: list[dict]) -> Iterable[str]:
+    """Lines on what became of the decisions of a method."""
+    for name, found in tables.evidence_over(group).items():
+        start = "?" if found["start"] is None else f"{found['start']:.2f}"
+        moved = "?" if found["moved"] is None else f"{found['moved']:.2f}"
+        cost = "" if found["cost"] is None else f", dealt to other inputs {found['cost']:+.3f} nats"
+        used = f"{found['used']:.1f} of {found['options']} options used, {100 * found['share']:.0f} % at one"
+        agree = f"{found['agree']} of {len(group)} runs agree on it"
+        yield f"{name}: entropy {start} → {found['end']:.2f}, moved {moved}, {used}, {agree}{cost}"
+
+
+def figure(options) -> int:
+    """Draw the curves of each table, and the scores over the conditions."""
+    from dplearn.experiments import figures
+
+    one = study.read(options.study)
+    for path in figures.draw(one, [*_cells(options, one)], Path(options.out)):
+        print(path)
+    return 0
+
+
+def publish(options) -> int:
+    """Merge the runs into the record that ships with the package."""
+    one = study.read(options.study)
+    rows = [*jobs.labelled(one, rows_of(options, one))]
+    if not rows:
+        raise ValueError(f"{one.name} has no runs in {options.runs!r}")
+    path = records.FOLDER / f"{one.name}.json"
+    records.publish(path, rows, f"python -m dplearn.experiments run {one.name}")
+    print(f"{path}: {len(rows)} rows")
+    return 0
+
+
+COMMANDS: dict[str, Callable] = {
+    "list": list_studies, "show": show, "plan": plan, "run": run, "resume": resume, "table": table,
+    "figure": figure, "verdict": verdict, "publish": publish,
+}  # fmt: skip

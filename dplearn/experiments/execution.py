@@ -1,0 +1,176 @@
+"""One run in a worker process: from a job's spec to a row, with where and by what it was made.
+
+A worker keeps the backbones and the encoded tasks that it has loaded: the next run of a study often wants the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, lru_cache
+from urllib.parse import parse_qsl
+
+from dplearn.experiments import records
+
+LONGEST = 480  # tokens of an input, where the study says nothing
+# The random state is the process's: two runs at once, as in a Dask worker of several threads, would mix theirs.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def run_job(spec: Mapping, options: Mapping | None = None) -> dict:
+    """Run one job in this process; returns its row.
+
+    spec : of a :class:`~dplearn.experiments.jobs.Job`.
+    options : settings that do not belong to a result's name, such as ``{"bf16": True}``.
+    """
+    with _ONE_AT_A_TIME:
+        start = time.perf_counter()
+        memory = records.Peak()
+        row = RUNS.get(spec["kind"], _prompt)(spec, dict(options or {}))
+        about = {
+            name: spec[name] for name in ("backbone", "seed", "purpose", "kind", "control") if name in spec
+        }
+        return row | about | {
+            "wall_seconds": round(time.perf_counter() - start, 1),
+            "peak_memory_mb": memory.megabytes(),
+            "made": _made(),
+        }  # fmt: skip
+
+
+@cache
+def _made() -> dict:
+    """Provenance of the rows of this process (its command is that of the runner)."""
+    found = records.provenance("")
+    del found["command"]
+    return found
+
+
+def load_task(name: str):
+    """A task by name, with options as in an address: ``world/rte?shots=32&draw=3``.
+
+    ``shots`` training examples of each label, or ``total`` in all, drawn by the seed ``draw`` (0); other options are
+    those of the task's family (:func:`dplearn.tasks.load`), whole numbers as such. ``$NAME`` stands for a variable of
+    the environment: ``superglue/cb?path=$SUPERGLUE&validation=dev32.jsonl``.
+
+    Raises
+    ------
+    ValueError : a variable that is not set; what the task's family and the draw raise.
+
+    >>> len(load_task("world/rte?shots=8&draw=3").examples("train"))
+    16
+    """
+    from dplearn import tasks
+
+    plain, _, query = name.partition("?")
+    options = {key: os.path.expandvars(value) for key, value in parse_qsl(query)}
+    for key, value in options.items():
+        if value.startswith("$"):
+            raise ValueError(
+                f"task={name!r}: {key}={value}, expected the variable {value[1:]} to be set in the environment"
+            )
+    options = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+    shots, total, draw = (
+        options.pop(key, usual) for key, usual in (("shots", None), ("total", None), ("draw", 0))
+    )
+    task = tasks.load(plain, **options)
+    return task if shots is None and total is None else task.few_shot(shots, draw, total=total)
+
+
+@lru_cache(maxsize=8)
+def _task(name: str):
+    return load_task(name)
+
+
+@lru_cache(maxsize=2)
+def _backbone(name: str):
+    from dplearn import zoo
+
+    return zoo.load(name)
+
+
+@lru_cache(maxsize=8)
+def _encoded(backbone: str, task: str, prefix: str, max_length: int):
+    """How a task is encoded for this backbone, bare or with a prompt, each split once."""
+    data, tokenizer = _task(task), _backbone(backbone)[1]
+    kept: dict = {}
+
+    def encode(split: str, model):
+        key = split, hasattr(model, "prompt")
+        if key not in kept:
+            kept[key] = data.encode(tokenizer, split, model, max_length=max_length, answer_prefix=prefix)
+        return kept[key]
+
+    return encode
+
+
+def _splits(spec: Mapping) -> list[str]:
+    """The splits that are scored: those asked for that the task has."""
+    found = [split for split in spec["splits"] if split in _task(spec["task"]).splits]
+    if not found:
+        raise ValueError(f"task={spec['task']!r} has no split of {spec['splits']}, expected one")
+    return found
+
+
+def _settings(spec: Mapping, usual, options: Mapping):
+    return replace(usual, **spec["settings"] | options)
+
+
+def _probe(spec: Mapping, options: Mapping) -> dict:
+    from dplearn.experiments import probes
+
+    run = probes.bag_of_words if spec["kind"] == "bag of words" else probes.minilm_probe
+    return run(_task(spec["task"]), _splits(spec))
+
+
+def _image(spec: Mapping, options: Mapping) -> dict:
+    from dplearn.experiments import image_text, images
+
+    module = images if spec["kind"] == "images" else image_text
+    settings = _settings(spec, module.SETTINGS, options)
+    task, splits = _task(spec["task"]), list(spec["splits"])
+    return module.tune(spec["named"], task, settings, spec["seed"], splits, spec["backbone"])
+
+
+def _prompt(spec: Mapping, options: Mapping) -> dict:
+    """A prompt, full fine-tuning or the bare backbone, on a text task."""
+    from dplearn import zoo
+    from dplearn.config import PromptConfig
+    from dplearn.experiments import tuning
+    from dplearn.experiments.watching import Looks
+
+    task, (backbone, tokenizer) = _task(spec["task"]), _backbone(spec["backbone"])
+    prefix = spec["cue"] if "cue" in spec else answer_prefix(backbone, tokenizer)
+    if spec.get("control") == "random layers":
+        backbone = zoo.random_control(spec["backbone"], spec["seed"])
+    given = {
+        "splits": _splits(spec),
+        "answer_prefix": prefix,
+        "encode": _encoded(spec["backbone"], spec["task"], prefix, spec.get("max_length", LONGEST)),
+    }
+    if spec["kind"] == "no prompt":
+        return tuning.zero_shot(backbone, tokenizer, task, **given)
+    settings = _settings(spec, tuning.USUAL, options)
+    if spec["kind"] == "full fine-tuning":
+        return tuning.fine_tune(copy.deepcopy(backbone), tokenizer, task, settings, spec["seed"], **given)
+    config = PromptConfig(**spec["prompt"])
+    looks = Looks(**{"thirds": spec["purpose"] == "report"} | spec.get("looks", {}))
+    given |= {"looks": looks, "headroom": spec.get("headroom", False)}
+    return tuning.tune_prompt(backbone, tokenizer, task, config, settings, spec["seed"], **given)
+
+
+def answer_prefix(backbone, tokenizer) -> str:
+    """What a backbone reads before the answer word where the study names no cue: T5's first sentinel, or nothing."""
+    from dplearn import zoo
+
+    known = zoo.ANSWER_PREFIX in tokenizer.get_vocab()
+    return zoo.ANSWER_PREFIX if backbone.config.is_encoder_decoder and known else ""
+
+
+RUNS = {
+    "bag of words": _probe, "MiniLM probe": _probe, "images": _image, "image-text": _image,
+    "prompt": _prompt, "no prompt": _prompt, "full fine-tuning": _prompt,
+}  # fmt: skip

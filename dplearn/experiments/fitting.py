@@ -1,0 +1,196 @@
+"""One training run with the Trainer of transformers: budget and optimiser, the loop, the scores that become a row.
+
+Texts (:mod:`dplearn.experiments.tuning`), images (:mod:`dplearn.experiments.images`) and image-text models
+(:mod:`dplearn.experiments.image_text`) train in the same way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_constant_schedule_with_warmup,
+)
+from transformers.optimization import Adafactor
+
+from dplearn.checks import KeyOf, Number, OneOf, Whole
+from dplearn.choice import SCHEDULES, Chooser, schedule
+from dplearn.model import PromptedModel
+from dplearn.tasks.base import Task
+from dplearn.tasks.images import ImageTask
+from dplearn.training import Annealing, parameter_groups
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The budget and the optimiser of one run.
+
+    steps : optimiser steps; 0 scores the untrained start.
+    batch_size : examples in each step.
+    learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
+        weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`).
+    controller_learning_rate : of position logits and controllers, and of a head that is trained with a prompt; None:
+        ``learning_rate``.
+    warmup : steps of linear warm-up, then constant.
+    clip : largest gradient norm.
+    bf16 : matrix products in bfloat16 (autocast); the trained parameters stay in float32.
+    optimizer : of a prompt on a text model, "adafactor" or "adam".
+    schedule : of the temperature (:func:`dplearn.schedule`), from the prompt's ``temperature`` to
+        ``last_temperature`` over the run; the authors' schedule has values of its own.
+    entropy_bonus : times the mean entropy of each learned decision (nats), subtracted from the loss.
+    vectors_first : first steps in which the vectors alone are trained and decisions stay as they began.
+    train_vectors : False leaves the vectors as they began.
+    init_words : words of the backbone's vocabulary whose rows are the first values of the vectors, again and again
+        where there are more vectors; None: as the prompt's ``init`` says.
+    fit_summaries : standardize summaries over the whole training split before the first step, instead of as they come.
+    """
+
+    steps: int = 60
+    batch_size: int = 32
+    learning_rate: float = 0.3
+    controller_learning_rate: float | None = 0.03
+    warmup: int = 10
+    clip: float = 1.0
+    bf16: bool = False
+    optimizer: str = "adafactor"
+    schedule: str = "constant"
+    last_temperature: float = 0.5
+    entropy_bonus: float = 0.0
+    vectors_first: int = 0
+    train_vectors: bool = True
+    init_words: str | None = None
+    fit_summaries: bool = False
+
+    def __post_init__(self):
+        OneOf(("adafactor", "adam"))("optimizer", self.optimizer)
+        KeyOf(SCHEDULES)("schedule", self.schedule)
+        Number(positive=False)("entropy_bonus", self.entropy_bonus)
+        Whole(0)("vectors_first", self.vectors_first)
+
+    def groups(self, model: PromptedModel) -> list[dict]:
+        """What an optimiser takes for a prompted model (:func:`dplearn.parameter_groups`)."""
+        rate, controllers = self.learning_rate, self.controller_learning_rate
+        return parameter_groups(model, rate, rate if controllers is None else controllers)
+
+    def optimizer_of(self, model: PromptedModel) -> torch.optim.Optimizer:
+        """The optimiser of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(self.groups(model))
+        return Adafactor(self.groups(model), scale_parameter=False, relative_step=False, warmup_init=False)
+
+    def temperatures(self, first: float) -> Callable[[int], float]:
+        """The temperature at each step, from ``first`` on."""
+        if self.schedule == "constant":
+            return schedule("constant", value=first)
+        if self.schedule == "authors":
+            return schedule("authors")
+        return schedule(self.schedule, start=first, end=self.last_temperature, steps=max(self.steps, 1))
+
+
+def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **options) -> Trainer:
+    """The Trainer of one run; ``options`` are its own: data, loss, optimisers, callbacks."""
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=128,
+        max_grad_norm=settings.clip,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        logging_steps=max(settings.steps // 10, 1),
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=model, args=arguments, **options)
+    trainer.remove_callback(PrinterCallback)  # a study prints its own table
+    return trainer
+
+
+def score(trainer: Trainer, task: Task | ImageTask, encode: Callable, splits: Sequence[str]) -> dict:
+    """The task's metrics of the Trainer's predictions, by split, as a part of a row."""
+    return {"scores": {s: task.score(s, trainer.predict(encode(s)).predictions) for s in splits}}
+
+
+def fit(
+    model: nn.Module,
+    task: Task | ImageTask,
+    encode: Callable[[str], Sequence[dict]],
+    settings: Settings,
+    seed: int,
+    optimizer: torch.optim.Optimizer,
+    splits: Sequence[str],
+    scored: Callable[[str], tuple[dict, float]] | None = None,
+    **options,
+) -> dict:
+    """Train a model on a task and score it.
+
+    Parameters
+    ----------
+    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place.
+    encode : the examples of a split, by its name.
+    scored : metrics and cross-entropy of a split, by its name; None: the metrics of what the Trainer predicts.
+    options : of the Trainer, among them ``preprocess_logits_for_metrics``, which gives label indices (B,).
+
+    Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, the
+    cross-entropy by split where ``scored`` gives it, trained parameters, seconds of training.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
+        trainer = trainer_of(
+            model, settings, seed, folder, train_dataset=encode("train"), optimizers=schedules, **options
+        )
+        start = time.perf_counter()
+        if settings.steps:
+            trainer.train()
+        seconds = time.perf_counter() - start
+        losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
+        return {
+            "task": task.name,
+            "seed": seed,
+            "settings": asdict(settings),
+            "losses": losses,
+            **(score(trainer, task, encode, splits) if scored is None else both(scored, splits)),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "seconds": round(seconds, 1),
+        }
+
+
+def both(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
+    """Metrics and cross-entropies by split, as parts of a row."""
+    found = {split: scored(split) for split in splits}
+    return {
+        "scores": {split: metrics for split, (metrics, _) in found.items()},
+        "cross_entropy": {split: value for split, (_, value) in found.items()},
+    }
+
+
+def annealed(model: nn.Module, temperatures: Callable[[int], float] | None = None) -> list[Annealing]:
+    """The callbacks that set the temperature of a prompt's learned decisions, if it has any; None: it stays 1."""
+    learned = any(isinstance(module, Chooser) for module in model.modules())
+    return [Annealing(temperatures or schedule("constant"))] if learned else []
+
+
+class VectorsFirst(TrainerCallback):
+    """Leave everything but the vectors as it began for the first steps."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step < self.steps:
+            for name, parameter in getattr(model, "module", model).trainable_parameters().items():
+                if not name.endswith("vectors"):
+                    parameter.grad = None

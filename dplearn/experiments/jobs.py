@@ -1,0 +1,303 @@
+"""The runs of a study: what each is made of, which can start, and which values the choices of a method lead to.
+
+A job has labels (study, method, condition) and a ``spec``: all that its result depends on, and nothing else. The hash
+of the spec is the job's key, under which its result is kept: a study that is edited keeps the runs that it still has.
+Reports depend on choices: they are known when the choices of their method are done (:func:`jobs`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+from dplearn.checks import is_number
+from dplearn.config import OPTIONS
+from dplearn.experiments.parts import Cell, Method, Study, among
+from dplearn.experiments.records import headline
+
+CHOICE_SPLITS = ("validation",)
+NEEDS_NO_BACKBONE = ("bag of words", "MiniLM probe")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. ``labels`` say where it stands in its study, ``spec`` what is done, ``tried`` with which values.
+
+    source : by what the study is called on the command line, its name or the path of its file.
+    """
+
+    labels: Mapping
+    spec: Mapping
+    tried: Mapping = field(default_factory=dict)
+    source: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """The name under which the result is kept: a hash of the spec."""
+        text = json.dumps(self.spec, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def purpose(self) -> str:
+        """ "choice" or "report"."""
+        return self.spec["purpose"]
+
+    def __str__(self) -> str:
+        labels, spec = self.labels, self.spec
+        where = ", ".join(part for part in (labels["condition"], spec["backbone"]) if part)
+        tried = " ".join(f"{option} {value}" for option, value in self.tried.items())
+        words = (labels["task"], where, labels["method"], tried if self.purpose == "choice" else "")
+        return f"{self.purpose:6} {' · '.join(word for word in words if word)} · seed {spec['seed']}"
+
+    def command(self) -> str:
+        """The command that runs this job again, whether it is recorded or not."""
+        only = f"{self.labels['method']}/{self.labels['task']}/{self.spec['seed']}"
+        parts = ["python -m dplearn.experiments run", self.source, f"--only {only!r}"]
+        if self.labels["condition"]:
+            parts.append(f"--condition {self.labels['condition']!r}")
+        return " ".join([*parts, f"--purpose {self.purpose}", "--again"])
+
+    def matches(self, only: str | None, condition: str | None, purpose: str | None) -> bool:
+        """Whether the job is among those asked for: patterns METHOD/TASK/SEED and CONDITION, and a purpose."""
+        own = f"{self.labels['method']}/{self.labels['task']}/{self.spec['seed']}"
+        return (
+            (only is None or fnmatchcase(own, _pattern(only)))
+            and (condition is None or fnmatchcase(self.labels["condition"], condition))
+            and purpose in (None, self.purpose)
+        )
+
+
+def _pattern(only: str) -> str:
+    """METHOD/TASK/SEED as a pattern; a method alone means all of its runs.
+
+    >>> _pattern("prefix"), _pattern("prefix/world/color/3"), _pattern("/place/*")
+    ('prefix/*', 'prefix/world/color/3', '*/place/*')
+    """
+    method, slash, rest = only.partition("/")
+    return f"{method or '*'}/{rest if slash else '*'}"
+
+
+class Chosen(dict):
+    """Values that a method chose, by the name of the option.
+
+    tries : how many points of its grid were tried.  edges : names of the options whose value lies at the edge.
+    """
+
+    def __init__(self, values: Mapping, tries: int = 1, edges: Sequence[str] = ()):
+        super().__init__(values)
+        self.tries, self.edges = tries, tuple(edges)
+
+
+def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, values: Mapping) -> Job:
+    """The run of a method in a cell with one seed, and with these values of its grid."""
+    prompt, settings = study.options(cell, method)
+    for option, value in values.items():
+        (prompt if option in OPTIONS else settings)[option] = value
+    spec = {
+        "backbone": None if method.kind in NEEDS_NO_BACKBONE else cell.backbone,
+        "task": cell.task.replace("draw=seed", f"draw={seed}"),
+        "kind": method.kind,
+        "settings": settings,
+        "seed": seed,
+        "purpose": purpose,
+        "splits": list(CHOICE_SPLITS if purpose == "choice" else study.splits),
+    }
+    if method.kind == "prompt":
+        spec["prompt"] = prompt
+        if study.headroom and purpose == "report":
+            spec["headroom"] = True
+    if method.kind in ("images", "image-text"):
+        spec["named"] = method.name
+    if method.control:
+        spec["control"] = method.control
+    cue = study.cue if cell.condition.cue is None else cell.condition.cue
+    given = {"cue": cue, "max_length": study.max_length, "looks": dict(study.looks) or None}
+    spec |= {name: value for name, value in given.items() if value is not None}
+    labels = {"study": study.name, "method": method.name, "condition": cell.condition.name, "task": cell.task}
+    return Job(labels, spec, values, study.source)
+
+
+def choice_jobs(study: Study, cell: Cell, method: Method, values: Mapping) -> list[Job]:
+    """The runs that judge one point of a method's grid, for a report in ``cell``."""
+    conditions = [
+        one for one in study.conditions
+        if (one.name in study.choice.conditions if study.choice.conditions else one is cell.condition)
+    ]  # fmt: skip
+    places = [
+        Cell(cell.backbone, condition, task)
+        for condition in conditions
+        for task in [task for task in study.choice.tasks if among(task, condition.tasks)] or [cell.task]
+    ]
+    return [
+        job_of(study, place, method, seed, "choice", values)
+        for place in places for seed in study.choice.seeds
+    ]  # fmt: skip
+
+
+def points_of(axes: Mapping[str, Sequence]) -> list[dict]:
+    """All points of a grid, the first axis slowest; no axes: one point without values.
+
+    >>> points_of({"a": [1, 2], "b": [3]}), points_of({})
+    ([{'a': 1, 'b': 3}, {'a': 2, 'b': 3}], [{}])
+    """
+    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def best_point(axes: Mapping[str, Sequence], scores: Sequence[tuple[dict, float]]) -> dict:
+    """The point with the best score; of equals the one nearest to the middle of the grid, then the first.
+
+    >>> axes = {"rate": [0.1, 0.2, 0.3]}
+    >>> best_point(axes, [({"rate": 0.1}, 1.0), ({"rate": 0.2}, 1.0), ({"rate": 0.3}, 0.5)])
+    {'rate': 0.2}
+    """
+
+    def from_middle(point: Mapping) -> float:
+        return sum(
+            abs(axes[name].index(value) - (len(axes[name]) - 1) / 2) / max(len(axes[name]) - 1, 1)
+            for name, value in point.items()
+        )
+
+    most = max(score for _, score in scores)
+    return min((point for point, score in scores if score >= most - 1e-9), key=from_middle)
+
+
+def edges_of(axes: Mapping[str, Sequence], point: Mapping) -> list[str]:
+    """Names of the numeric options whose value is the smallest or the largest of two or more that were tried."""
+    return [
+        name for name, value in point.items()
+        if len(axes[name]) > 1 and is_number(value) and value in (axes[name][0], axes[name][-1])
+    ]  # fmt: skip
+
+
+def _beyond(values: Sequence[float], value: float) -> float:
+    """The next value on the other side of the edge, in the ratio of the last two.
+
+    >>> _beyond([0.1, 0.2, 0.6], 0.6), _beyond([0.1, 0.2, 0.6], 0.1)
+    (1.8, 0.05)
+    """
+    inner = values[1] if value == values[0] else values[-2]
+    return float(f"{value * value / inner:.4g}")
+
+
+def judged(row: Mapping, by: str) -> float:
+    """What a choice maximises: the headline on validation, or minus the cross-entropy there."""
+    return headline(row, "validation") if by == "headline" else -row["cross_entropy"]["validation"]
+
+
+def choose(
+    study: Study, cell: Cell, method: Method, rows: Mapping[str, Mapping]
+) -> tuple[Chosen | None, list[Job]]:
+    """What a method chooses in a cell by the rows that there are (key -> row): values, or None while runs are missing,
+    and the choice runs that this takes."""
+    axes = study.grid_of(cell, method)
+    if len(points_of(axes)) == 1 and not _compared(study, method):
+        return Chosen(points_of(axes)[0]), []
+    points, widened, wanted, scores = points_of(axes), dict.fromkeys(axes, 0), [], []
+    while True:
+        for point in points:
+            runs = choice_jobs(study, cell, method, point)
+            wanted += runs
+            if all(run.key in rows for run in runs):
+                values = [judged(rows[run.key], study.choice.by) for run in runs]
+                scores.append((point, statistics.mean(values)))
+        if len({id(point) for point, _ in scores}) < len(wanted) // max(len(runs), 1):
+            return None, wanted
+        best = best_point(axes, scores)
+        edges = edges_of(axes, best)
+        wider = [name for name in edges if widened[name] < study.choice.widen and best[name] > 0]
+        if not wider:
+            return Chosen(best, len(scores), edges), wanted
+        points = []
+        for name in wider:
+            widened[name] += 1
+            more = _beyond(axes[name], best[name])
+            axes[name] = sorted([*axes[name], more])
+            points.append(best | {name: more})
+
+
+def _compared(study: Study, method: Method) -> bool:
+    """Whether a "best of" method looks at the validation scores of this one."""
+    return any(fnmatchcase(method.name, pattern) for other in study.methods for pattern in other.of)
+
+
+def seeds_of(study: Study, method: Method) -> tuple[int, ...]:
+    """The seeds of a method's reports."""
+    return study.seeds if method.seeds is None else method.seeds
+
+
+def jobs(study: Study, rows: Mapping[str, Mapping]) -> list[Job]:
+    """The runs that are known by now, choices first: reports follow when the choices of their method are done.
+
+    rows : key -> row of the runs that are done.
+    """
+    choices, reports = {}, []
+    for cell in study.cells():
+        for method in study.methods_in(cell):
+            if method.kind == "best of":
+                continue
+            chosen, wanted = choose(study, cell, method, rows)
+            choices |= {job.key: job for job in wanted}
+            if chosen is not None:
+                reports += [
+                    job_of(study, cell, method, seed, "report", chosen) for seed in seeds_of(study, method)
+                ]
+    # Seeds outermost: a study that is stopped has all methods on fewer seeds.
+    order = {seed: number for number, seed in enumerate(dict.fromkeys(job.spec["seed"] for job in reports))}
+    reports.sort(key=lambda job: order[job.spec["seed"]])
+    return list({job.key: job for job in (*choices.values(), *reports)}.values())
+
+
+def count(study: Study) -> dict[str, int]:
+    """How many runs a study has, by purpose, before any axis is widened."""
+    known, reports = jobs(study, {}), 0
+    for cell in study.cells():
+        for method in study.methods_in(cell):
+            reports += 0 if method.kind == "best of" else len(seeds_of(study, method))
+    return {"choice": sum(job.purpose == "choice" for job in known), "report": reports}
+
+
+def labelled(study: Study, rows: Mapping[str, Mapping]) -> Iterator[dict]:
+    """The rows of a study as its tables read them: with labels, with chosen values, and with those of "best of"."""
+    for cell in study.cells():
+        reports, scores = {}, {}
+        for method in study.methods_in(cell):
+            if method.kind == "best of":
+                continue
+            chosen, wanted = choose(study, cell, method, rows)
+            for job in wanted:
+                if job.key in rows:
+                    yield rows[job.key] | job.labels | {"key": job.key}
+            if chosen is None:
+                continue
+            own = [job_of(study, cell, method, seed, "report", chosen) for seed in seeds_of(study, method)]
+            extra = {"chosen": dict(chosen), "tries": chosen.tries, "edges": list(chosen.edges)}
+            reports[method.name] = [
+                rows[job.key] | job.labels | extra | {"key": job.key} for job in own if job.key in rows
+            ]
+            runs = choice_jobs(study, cell, method, chosen)
+            if _compared(study, method) and all(run.key in rows for run in runs):
+                scores[method.name] = statistics.mean(judged(rows[run.key], study.choice.by) for run in runs)
+            yield from reports[method.name]
+        for method in study.methods_in(cell):
+            if method.kind == "best of":
+                yield from _best_of(study, method, reports, scores)
+
+
+def _best_of(study: Study, method: Method, reports: Mapping, scores: Mapping) -> Iterator[dict]:
+    """The reports of the method that is best on validation, out of a list, under another name."""
+    listed = [name for name in reports if any(fnmatchcase(name, pattern) for pattern in method.of)]
+    if not listed or any(name not in scores for name in listed):
+        return
+    point = best_point({"method": listed}, [({"method": name}, scores[name]) for name in listed])
+    for row in reports[point["method"]]:
+        yield row | {
+            "method": method.name,
+            "chosen": point | row["chosen"],
+            "tries": len(listed) * row["tries"],
+        }

@@ -1,0 +1,264 @@
+"""What a study is made of: conditions, methods, cells (one table each), and which methods run with which options where.
+
+:mod:`dplearn.experiments.study` reads it from a file and says what the words of a file mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+from dplearn.controllers import LEARNED
+
+SPLITS = ("test", "test_wordings")
+ALL = ("*",)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a table: what is trained, with which options; where it runs.
+
+    grid : name of the grid whose points it tries; None: "learned" where it learns a decision, else "fixed"; "none".
+    seeds : of its reports; None: those of the study.
+    of : patterns of method names, for the kind "best of".
+    """
+
+    name: str
+    kind: str = "prompt"
+    prompt: Mapping = field(default_factory=dict)
+    settings: Mapping = field(default_factory=dict)
+    control: str | None = None
+    grid: str | None = None
+    seeds: tuple[int, ...] | None = None
+    of: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ALL
+    conditions: tuple[str, ...] = ALL
+    backbones: tuple[str, ...] = ALL
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A part of a study in which methods are compared: its options, and where they are others, its grids and tasks."""
+
+    name: str = ""
+    prompt: Mapping = field(default_factory=dict)
+    settings: Mapping = field(default_factory=dict)
+    grid: Mapping = field(default_factory=dict)
+    cue: str | None = None
+    tasks: tuple[str, ...] = ALL
+    backbones: tuple[str, ...] = ALL
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How values are chosen: over these seeds, on these tasks and conditions (those of the report, where none is named
+    that the condition has).
+
+    by : "headline" or "cross_entropy", of the validation split.
+    widen : how many values are added to an axis at whose edge the best one lies.
+    """
+
+    seeds: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    by: str = "headline"
+    widen: int = 0
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What is fixed before a verdict: differences of the headline up to ``margin`` do not matter, and a decision whose
+    distribution moved by less than ``moved`` (total variation) was not learned."""
+
+    margin: float = 0.01
+    moved: float = 0.1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where methods are compared: one table."""
+
+    backbone: str
+    condition: Condition
+    task: str
+
+    @property
+    def title(self) -> str:
+        """In words, for a heading."""
+        return ", ".join(part for part in (self.task, self.condition.name, self.backbone) if part)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file of the folder ``studies`` says; see the module."""
+
+    name: str
+    title: str
+    backbones: tuple[str, ...]
+    tasks: tuple[str, ...]
+    methods: tuple[Method, ...]
+    baseline: str | None = None
+    comparisons: tuple[tuple[str, str], ...] = ()
+    conditions: tuple[Condition, ...] = (Condition(),)
+    settings: Mapping = field(default_factory=dict)
+    prompt: Mapping = field(default_factory=dict)
+    grid: Mapping = field(default_factory=dict)
+    choice: Choice = Choice()
+    seeds: tuple[int, ...] = ()
+    splits: tuple[str, ...] = SPLITS
+    verdict: Margins = Margins()
+    cue: str | None = None
+    max_length: int | None = None
+    headroom: bool = False
+    looks: Mapping = field(default_factory=dict)
+    exempt: str | None = None
+    text: str = ""
+    source: str = ""
+
+    def cells(self) -> Iterator[Cell]:
+        """The tables of the study, in order."""
+        for backbone in self.backbones:
+            for condition in self.conditions:
+                if not among(backbone, condition.backbones):
+                    continue
+                yield from (
+                    Cell(backbone, condition, task) for task in self.tasks if among(task, condition.tasks)
+                )
+
+    def methods_in(self, cell: Cell) -> list[Method]:
+        """The methods that run in a cell, each with the options that it has there."""
+        found: dict[str, Method] = {}
+        for method in self.methods:
+            places = {cell.task: method.tasks, cell.backbone: method.backbones}
+            if not all(
+                among(*place) for place in (*places.items(), (cell.condition.name, method.conditions))
+            ):
+                continue
+            for one in expanded(method, self.prompt | cell.condition.prompt | method.prompt):
+                if one.name in found:
+                    raise ValueError(
+                        f"{self.name}: two methods are called {one.name!r} in {cell.title}, expected names that differ"
+                    )
+                found[one.name] = one
+        return list(found.values())
+
+    def options(self, cell: Cell, method: Method) -> tuple[dict, dict]:
+        """The prompt options and the settings of a method in a cell, before anything is chosen."""
+        prompt = self.prompt | cell.condition.prompt | method.prompt
+        settings = self.settings | cell.condition.settings | method.settings
+        steps = settings.get("steps")
+        if isinstance(steps, str):  # "4x": four times what the others have
+            usual = (self.settings | cell.condition.settings)["steps"]
+            settings["steps"] = round(float(steps.removesuffix("x")) * usual)
+        if method.kind == "prompt":
+            prompt["position"] = split_of(prompt.get("position", "prefix"), prompt.get("length", 20))
+        return dict(prompt), dict(settings)
+
+    def grid_of(self, cell: Cell, method: Method) -> dict[str, list]:
+        """The values that a method tries, by the name of the option: the axes of its grid."""
+        name = method.grid
+        if name is None:
+            usual = "learned" if self.learns(cell, method) else "fixed"
+            name = usual if method.kind in ("prompt", "full fine-tuning", "images", "image-text") else "none"
+        if name == "none":
+            return {}
+        grids = self.grid | cell.condition.grid
+        if name not in grids:
+            if method.grid is None and not grids:
+                return {}
+            raise ValueError(
+                f"{self.name}: method {method.name!r} has no grid {name!r}, expected one of {sorted(grids)}"
+            )
+        return {option: list(values) for option, values in grids[name].items()}
+
+    def learns(self, cell: Cell, method: Method) -> bool:
+        """Whether a method learns a decision: a position, a size or the weights of a pool."""
+        if method.kind != "prompt":
+            return False
+        prompt = self.options(cell, method)[0]
+        return any(prompt.get(name) in LEARNED for name in ("position", "size", "vector"))
+
+    def pairs(self, cell: Cell) -> list[tuple[str, str]]:
+        """(baseline, method) for all comparisons of a cell, the family over which Holm's correction goes.
+
+        The best of a list is not compared with the methods of its list, one of which it is.
+        """
+        listed = {method.name: method.of for method in self.methods_in(cell)}
+        wanted = [(self.baseline, "*"), *self.comparisons]
+        pairs = [
+            (baseline, name)
+            for baseline, pattern in wanted
+            for name in listed
+            if baseline in listed and baseline != name and fnmatchcase(name, pattern)
+        ]
+        return [
+            (baseline, name) for baseline, name in dict.fromkeys(pairs)
+            if not among(name, listed[baseline]) and not among(baseline, listed[name])
+        ]  # fmt: skip
+
+
+def among(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name fits one of several patterns, as of files."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def split_of(position: str | int, length: int) -> str | int:
+    """What a study's word for a position means for a prompt of so many vectors: "surround" is the even split."""
+    return length // 2 if position == "surround" else position
+
+
+def _splits(values, length: int) -> list[int]:
+    """The fixed splits that ``each.position`` stands for: "all", or ``{evenly = n}``: n of them, both ends too.
+
+    >>> _splits("all", 2), _splits({"evenly": 3}, 20), _splits({"evenly": 5}, 2)
+    ([0, 1, 2], [0, 10, 20], [0, 1, 2])
+    """
+    if values == "all":
+        return list(range(length + 1))
+    count = min(values["evenly"], length + 1)
+    return sorted({round(i * length / (count - 1)) for i in range(count)})
+
+
+def expanded(method: Method, prompt: Mapping) -> Iterator[Method]:
+    """The methods that one entry stands for: ``each`` (kept in its prompt and settings as ``{"each": ...}``)."""
+    each = {}
+    for where in ("prompt", "settings"):
+        for option, values in getattr(method, where).get("each", {}).items():
+            if option == "position" and not isinstance(values, list):
+                values = _splits(values, prompt.get("length", 20))
+            each[where, option] = values
+    options = {
+        where: {name: value for name, value in getattr(method, where).items() if name != "each"}
+        for where in ("prompt", "settings")
+    }
+    for values in itertools.product(*each.values()):
+        one = {where: dict(options[where]) for where in options}
+        for (where, option), value in zip(each, values):
+            if option != "named":  # it is in the name alone
+                one[where][option] = value
+        words = {option: value for (_, option), value in zip(each, values)}
+        yield replace(method, name=_named(method.name, words, one["prompt"]), **one)
+
+
+def _named(name: str, values: Mapping, prompt: Mapping) -> str:
+    """A name with values in braces; of a truth value, which of two words: ``{standardize:standardized|raw}``."""
+
+    class Words(dict):
+        def __missing__(self, key):
+            raise ValueError(
+                f"name={name!r} has {{{key}}}, expected some of {list(self)} (what `each` varies)"
+            )
+
+    class Word:
+        def __init__(self, value):
+            self.value = value
+
+        def __format__(self, spec):
+            if not spec:
+                return str(self.value)
+            first, _, second = spec.partition("|")
+            return first if self.value else second
+
+    return name.format_map(Words({option: Word(value) for option, value in values.items()}))

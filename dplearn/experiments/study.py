@@ -1,0 +1,245 @@
+"""A study is data: a small TOML file says what is compared with what, in which budget, with which seeds and margins.
+
+The files are those of the folder ``studies``. :func:`read` checks one; the rest of the package asks a
+:class:`~dplearn.experiments.parts.Study` which runs it has (:mod:`dplearn.experiments.jobs`) and what is compared
+(:mod:`dplearn.experiments.tables`).
+
+A file has, in this order of reading:
+
+- ``title``, ``backbones``, ``tasks``; ``splits`` (reported ones; default test and test_wordings where there are such),
+  ``baseline`` (every method is compared with it) and ``comparisons`` (further pairs, baseline first), ``cue`` (what a
+  model reads before the answer word; of a condition, too), ``max_length`` (most tokens of an input), ``headroom``
+  (whether reports of prompts measure what other positions give), ``looks`` (how closely runs are looked at:
+  :class:`dplearn.experiments.watching.Looks`);
+- ``[settings]`` of all runs (:class:`dplearn.experiments.fitting.Settings`), ``[prompt]`` of all prompts
+  (:class:`dplearn.PromptConfig`);
+- ``[choice]`` and ``[report]`` with their ``seeds``; ``[grid.learned]`` and ``[grid.fixed]`` with the values that are
+  tried (of settings and prompt options), ``[verdict]`` with its margins;
+- ``[[condition]]``: every method runs in each of them, and is compared within it alone;
+- ``[[method]]``: ``name``, ``prompt`` and ``settings`` of its own, ``each`` (options whose values are crossed, one
+  method for each; the name has them in braces, and ``each.named`` is for the name alone), ``grid``, and where it runs
+  (``tasks``, ``conditions``, ``backbones``, patterns as of files).
+
+A study that was recorded before these rules says so in ``exempt``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from dplearn.checks import is_number, is_whole, shown
+from dplearn.config import OPTIONS, PromptConfig
+from dplearn.experiments.parts import Cell, Choice, Condition, Margins, Method, Study, expanded
+
+FOLDER = Path(__file__).parent / "studies"
+# What a method can be. A "prompt" is described by its options, an image or image-text method by its name there;
+# "best of" is no run of its own: the method of a list that does best on validation.
+KINDS = (
+    "prompt", "no prompt", "full fine-tuning", "bag of words", "MiniLM probe", "images", "image-text", "best of",
+)  # fmt: skip
+LEAST_CHOICE_SEEDS = 3
+
+
+def names() -> tuple[str, ...]:
+    """The studies that there are.
+
+    >>> "position" in names()
+    True
+    """
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def read(name: str | Path) -> Study:
+    """The study of that name, or that of a file of one's own (a path that ends in .toml).
+
+    Raises
+    ------
+    ValueError : there is none, or its file says something that is not understood; the message says where.
+    """
+    path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise ValueError(
+            f"study={str(name)!r} is unknown, expected one of {list(names())} or the path of a .toml file"
+        )
+    text = path.read_text(encoding="utf8")
+    try:
+        entries = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path.name} is no TOML: {error}") from None
+    study = replace(_study(path.stem, entries, text), source=str(name))
+    _check(study)
+    return study
+
+
+PLAIN = ("title", "baseline", "cue", "max_length", "headroom", "looks", "exempt")
+TOP = (
+    "title", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "max_length", "exempt", "settings",
+    "prompt", "choice", "report", "grid", "headroom", "looks", "verdict", "condition", "method",
+)  # fmt: skip
+
+
+def _known(where: str, entries: Mapping, expected: Sequence[str]) -> None:
+    for key in entries:
+        if key not in expected:
+            raise ValueError(f"{where}: {key!r} is unknown, expected some of {list(expected)}")
+
+
+def _study(name: str, entries: dict, text: str) -> Study:
+    """A study from the entries of its file."""
+    _known(name, entries, TOP)
+    for key in ("title", "backbones", "tasks", "report", "method"):
+        if key not in entries:
+            raise ValueError(f"{name}: {key!r} is missing")
+    given = {key: entries[key] for key in PLAIN if key in entries}
+    given |= {key: tuple(entries[key]) for key in ("backbones", "tasks", "splits") if key in entries}
+    for key in ("settings", "prompt"):
+        given[key] = _options(name, key, entries.get(key, {}))
+    given["grid"] = {
+        grid: _axes(f"{name}: grid.{grid}", axes) for grid, axes in entries.get("grid", {}).items()
+    }
+    given["choice"] = _record(f"{name}: choice", Choice, entries.get("choice", {}))
+    given["verdict"] = _record(f"{name}: verdict", Margins, entries.get("verdict", {}))
+    _known(f"{name}: report", entries["report"], ("seeds",))
+    given["seeds"] = tuple(entries["report"]["seeds"])
+    given["comparisons"] = tuple(tuple(pair) for pair in entries.get("comparisons", ()))
+    conditions = [
+        one for entry in entries.get("condition", [{}]) for one in expanded(_condition(name, entry), {})
+    ]
+    methods = [_method(name, entry) for entry in entries["method"]]
+    return Study(name, **given, conditions=tuple(conditions), methods=tuple(methods), text=text)
+
+
+def _record(where: str, kind: type, entries: Mapping):
+    _known(where, entries, [each.name for each in fields(kind)])
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
+
+
+def _settings_fields() -> tuple[str, ...]:
+    from dplearn.experiments.fitting import Settings
+
+    return tuple(each.name for each in fields(Settings))
+
+
+def _options(where: str, kind: str, options: Mapping) -> dict:
+    """Options of a prompt, or settings of a run, by known names."""
+    _known(f"{where}: {kind}", options, tuple(OPTIONS) if kind == "prompt" else _settings_fields())
+    return dict(options)
+
+
+def _axes(where: str, axes: Mapping) -> dict[str, list]:
+    _known(where, axes, (*_settings_fields(), *OPTIONS))
+    for option, values in axes.items():
+        if not isinstance(values, list) or not values or len(set(values)) < len(values):
+            raise ValueError(f"{where}: {option}={shown(values)}, expected a list of values that differ")
+        if all(map(is_number, values)) and sorted(values) != values:
+            raise ValueError(f"{where}: {option}={shown(values)}, expected numbers from small to large")
+    return dict(axes)
+
+
+def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
+    """``prompt`` and ``settings`` of an entry, with the options of its ``each`` sorted into the two."""
+    found = {kind: _options(where, kind, entry.get(kind, {})) for kind in ("prompt", "settings")}
+    for option, values in entry.get("each", {}).items():
+        kind = "prompt" if option in OPTIONS or option == "named" else "settings"
+        if kind == "settings" and option not in _settings_fields():
+            raise ValueError(
+                f"{where}: each.{option} is neither an option of a prompt nor a setting of a run"
+            )
+        short = option == "position" and (values == "all" or set(values) == {"evenly"})
+        if not short and (not isinstance(values, list) or not values):
+            raise ValueError(f"{where}: each.{option}={shown(values)}, expected a list of values")
+        found[kind].setdefault("each", {})[option] = values
+    return found
+
+
+def _condition(study: str, entry: Mapping) -> Condition:
+    where = f"{study}: condition {entry.get('name', '')!r}"
+    _known(where, entry, (*(each.name for each in fields(Condition)), "each"))
+    given = {key: tuple(entry[key]) for key in ("tasks", "backbones") if key in entry}
+    grid = {name: _axes(f"{where}: grid.{name}", axes) for name, axes in entry.get("grid", {}).items()}
+    given |= {key: entry[key] for key in ("cue",) if key in entry}
+    return Condition(entry.get("name", ""), **_with_each(where, entry), grid=grid, **given)
+
+
+def _method(study: str, entry: Mapping) -> Method:
+    where = f"{study}: method {entry.get('name', '')!r}"
+    _known(where, entry, (*(each.name for each in fields(Method)), "each"))
+    if not isinstance(entry.get("name"), str) or "/" in entry["name"]:
+        raise ValueError(f"{where}: expected a name without '/'")
+    kind = entry.get("kind", "prompt")
+    if kind not in KINDS:
+        raise ValueError(f"{where}: kind={kind!r}, expected one of {list(KINDS)}")
+    if (kind == "best of") != ("of" in entry):
+        raise ValueError(f"{where}: expected 'of', a list of methods, with kind 'best of' and with no other")
+    given = {key: entry[key] for key in ("name", "kind", "control", "grid") if key in entry}
+    given |= {
+        key: tuple(entry[key]) for key in ("seeds", "of", "tasks", "conditions", "backbones") if key in entry
+    }
+    return Method(**given, **_with_each(where, entry))
+
+
+# --- what a study has to keep to -------------------------------------------------------------------------------------
+
+
+def _check(study: Study) -> None:
+    """Raise ValueError where a study breaks the protocol, or asks for what no prompt has."""
+    from dplearn.experiments.watching import Looks
+
+    _known(f"{study.name}: looks", study.looks, [each.name for each in fields(Looks)])
+    both = set(study.seeds) & set(study.choice.seeds)
+    if both or not study.seeds or not all(is_whole(s, 0) for s in (*study.seeds, *study.choice.seeds)):
+        raise ValueError(
+            f"{study.name}: report seeds {shown(study.seeds)} and choice seeds {shown(study.choice.seeds)}, expected "
+            "integers of at least 0, and no seed in both"
+        )
+    if study.choice.by not in ("headline", "cross_entropy"):
+        raise ValueError(
+            f"{study.name}: choice.by={study.choice.by!r}, expected 'headline' or 'cross_entropy'"
+        )
+    if study.grid and not study.exempt and len(set(study.choice.seeds)) < LEAST_CHOICE_SEEDS:
+        raise ValueError(
+            f"{study.name}: choice.seeds={shown(study.choice.seeds)}, expected at least {LEAST_CHOICE_SEEDS}"
+        )
+    seen = set()
+    for cell in study.cells():
+        methods = study.methods_in(cell)
+        seen |= {method.name for method in methods}
+        _check_tries(study, cell, methods)
+        for method in methods:
+            if method.kind == "prompt":
+                _check_prompt(study, cell, method)
+    wanted = ({study.baseline} - {None}) | {baseline for baseline, _ in study.comparisons}
+    if missing := wanted - seen:
+        raise ValueError(
+            f"{study.name}: {sorted(missing)} is compared with and is no method, of {sorted(seen)}"
+        )
+
+
+def _check_tries(study: Study, cell: Cell, methods: Sequence[Method]) -> None:
+    """Nobody may win by having had more tries."""
+    tries = {}
+    for method in methods:
+        if axes := study.grid_of(cell, method):
+            count = 1
+            for values in axes.values():
+                count *= len(values)
+            tries[method.name] = count
+    if len(set(tries.values())) > 1 and not study.exempt:
+        raise ValueError(
+            f"{study.name}: methods of {cell.title} try {shown(tries)} values, expected equally many for all that try"
+        )
+
+
+def _check_prompt(study: Study, cell: Cell, method: Method) -> None:
+    """The prompt can be made, with every value of its grid."""
+    prompt = study.options(cell, method)[0]
+    axes = study.grid_of(cell, method)
+    for option, values in ({"length": [prompt.get("length", 20)]} | axes).items():
+        for value in values:
+            try:
+                PromptConfig(**prompt | ({option: value} if option in OPTIONS else {}))
+            except ValueError as error:
+                raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None

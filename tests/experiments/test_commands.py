@@ -1,0 +1,236 @@
+"""The commands of studies, on a small study with made-up runs: tables, verdicts, figures, publication, running again."""
+
+import json
+
+import pytest
+from test_study import TEXT, finished, read
+
+from dplearn.experiments import commands, execution, jobs, records, study, tables, verdicts
+from dplearn.experiments.__main__ import main
+from dplearn.experiments.records import headline
+from dplearn.experiments.store import Store
+
+STILL, MOVED = 0.02, 0.6
+
+
+def value(job):
+    """Learned by score-function: five points better, with a little noise; straight-through did not learn."""
+    noise = 0.002 * (job.spec["seed"] % 2)
+    return {"learned, score-function": 0.75}.get(job.labels["method"], 0.7) + noise
+
+
+def decided(moved):
+    return {
+        "options": 3, "inputs": 10, "entropy_first": 1.0986, "entropy": 0.4, "moved": moved, "changed": 0.5,
+        "counts": [6, 4, 0], "used": 2, "share": 0.6, "cost": [0.25, 0.1], "learned": moved >= 0.1,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The study `try` with all of its runs, and a folder of records of its own."""
+    path = tmp_path / "try.toml"
+    one = read(tmp_path, TEXT.replace("seeds = [1, 2]", "seeds = [1, 2, 3, 4]"))
+    store, by_key = Store(tmp_path / "runs" / "try"), {}
+    rows = finished(one, value)
+    for job in jobs.jobs(one, rows):
+        by_key[job.key] = job
+    for key, row in rows.items():
+        job = by_key[key]
+        row |= {"passes": 1, "seconds": 2.0, "wall_seconds": 4.0, "made": {"commit": "abc"}, "steps_to_90": 5}
+        row["curves"] = {
+            "steps": [0, 10],
+            "loss": [None, 1.0],
+            "score": [0.2, 0.9],
+            "cross_entropy": [2.0, 0.5],
+        }
+        row["at_a_third"] = {split: {"accuracy": 0.5} for split in job.spec["splits"]}
+        row["config"] = {"position": job.spec["prompt"].get("position", "prefix")}
+        if "learned" in job.labels["method"]:
+            moved = STILL if "straight" in job.labels["method"] else MOVED
+            row["evidence"] = {"split": "test", "decisions": {"position": decided(moved)}, "headroom": None}
+            row["curves"]["entropy_position"] = [1.1, 0.4]
+        store.add(key, row)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    return path, tmp_path
+
+
+def call(runs, verb, *more):
+    path, folder = runs
+    main([verb, str(path), "--runs", str(folder / "runs"), *more])
+
+
+def test_the_table_shows_scores_evidence_choices_and_cost(runs, capsys):
+    call(runs, "table")
+    text = capsys.readouterr().out.replace("\u00a0", " ")
+    assert text.count("## ") == 4 and "## world/color, l = 2, t5-mini" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header = lines[0].strip("| ").split(" | ")
+    row = next(line for line in lines if "learned, score-function" in line).strip("| ").split(" | ")
+    cells = dict(zip(header, row, strict=True))
+    assert cells["mean ± sd, %"] == "75.1 ± 0.1" and cells["minus best fixed split"] == "+5.0 ± 0.0"
+    assert cells["verdict"] == "better by 5.0 ± 0.0" and cells["seeds"] == "4"
+    assert cells["entropy of π"] == "1.10 → 0.40" and cells["moved"] == "0.60"
+    assert cells["options used"] == "2.0 of 3" and cells["at the most used, %"] == "60"
+    assert cells["dealt out, nats"] == "+0.250" and cells["steps to 90 %"] == "5 (4)"
+    assert cells["at a third of the steps, %"] == "50.0" and cells["cross-entropy"] == "0.249"
+    assert cells["chosen"] == "learning_rate 0.1 (edge), controller_learning_rate 0.03 (edge) of 4"
+    best = next(line for line in lines if line.startswith("| best fixed split"))
+    assert "method k = 1" in best or "method prefix" in best or "method k = 0" in best
+
+
+def test_verdicts_say_what_was_not_learned_not_run_and_by_which_evidence(runs, capsys):
+    call(runs, "verdict")
+    text = capsys.readouterr().out
+    assert (
+        "learned, score-function against best fixed split: better by 5.0 ± 0.0 (+5.0 ± 0.0 points, 4 seeds"
+        in text
+    )
+    assert (
+        "learned, straight-through against best fixed split: not learned: learned, straight-through: position moved by "
+        "0.02 (total variation)" in text
+    )
+    assert (
+        "position: entropy 1.10 → 0.40, moved 0.60, 2.0 of 3 options used, 60 % at one, 4 of 4 runs agree"
+        in text
+    )
+    main(["verdict", "estimators-place", "--runs", str(runs[1] / "runs")])
+    assert capsys.readouterr().out.rstrip().endswith("not run")
+
+
+def test_the_verdicts_of_a_table_are_one_family():
+    def rows(method, scores, config=None, moved=None):
+        evidence = {} if moved is None else {"evidence": {"decisions": {"position": decided(moved)}}}
+        return [
+            {"purpose": "report", "task": "t", "method": method, "seed": seed, "scores": {"test": {"a": score}}}
+            | {"config": config or {"position": "prefix"}} | evidence
+            for seed, score in enumerate(scores)
+        ]  # fmt: skip
+
+    learned = {"position": "instance"}
+    record = [
+        *rows("base", (0.5, 0.52, 0.51)), *rows("up", (0.6, 0.63, 0.6)), *rows("alike", (0.5, 0.53, 0.5)),
+        *rows("unreported", (0.6, 0.6, 0.6), learned), *rows("still", (0.6, 0.6, 0.6), learned, STILL),
+    ]  # fmt: skip
+    pairs = [("base", name) for name in ("up", "alike", "unreported", "still", "absent")] + [("still", "up")]
+    found = {
+        pair[1] if pair[0] == "base" else "over still": v
+        for pair, v in tables.judged(record, "t", pairs, 0.05, 0.1).items()
+    }
+    kinds = {name: verdict.kind for name, verdict in found.items()}
+    assert kinds == {
+        "up": "better", "alike": "no difference", "unreported": "not tested", "still": "not learned",
+        "absent": "not run", "over still": "not learned",
+    }  # fmt: skip
+    gains = {
+        name: [headline(a) - headline(b) for a, b in zip(record[i : i + 3], record[:3])]
+        for i, name in ((3, "up"), (6, "alike"))
+    }
+    gains |= {"u": [0.1, 0.08, 0.09], "s": [0.1, 0.08, 0.09], "o": [0.0, 0.03, 0.0]}
+    expected = verdicts.family(gains)
+    assert found["up"].difference.level == pytest.approx(expected["up"].level)
+    assert found["alike"].difference.half == pytest.approx(expected["alike"].half)
+    assert found["absent"].sentence() == "not run: no runs of absent"
+    assert found["unreported"].sentence() == "not tested: unreported has no report on its decisions"
+
+
+def test_a_published_record_gives_the_same_table_and_keeps_what_made_it(runs, capsys):
+    call(runs, "table")
+    before = capsys.readouterr().out
+    call(runs, "publish")
+    path, folder = runs
+    written = json.loads((folder / "records" / "try.json").read_text())
+    assert written["makers"] == [{"commit": "abc"}] and {row["made"] for row in written["rows"]} == {0}
+    assert all(("curves" in row) == (row["purpose"] == "report") for row in written["rows"])
+    assert records.load("try")["rows"][0]["made"] == {"commit": "abc"}
+    main(["table", str(path), "--runs", str(folder / "elsewhere")])  # without the runs
+    assert capsys.readouterr().out.partition("# try")[2] == before.partition("# try")[2]
+
+
+def test_a_row_runs_again_by_its_command_and_is_compared(runs, capsys, monkeypatch):
+    ran = []
+
+    def run_job(spec, options):
+        ran.append(spec)
+        return {"scores": {"test": {"accuracy": value(Job.matching(spec))}}}
+
+    class Job:
+        @staticmethod
+        def matching(spec):
+            rows = Store(runs[1] / "runs" / "try").rows()
+            return next(job for job in jobs.jobs(study.read(runs[0]), rows) if job.spec == spec)
+
+    monkeypatch.setattr(execution, "run_job", run_job)
+    again = ("--only", "prefix/world/color/2", "--condition", "l = 2", "--purpose", "report", "--again")
+    files = sorted((runs[1] / "runs" / "try").iterdir())
+    call(runs, "run", *again)
+    assert len(ran) == 1 and ran[0]["seed"] == 2 and "(as recorded)" in capsys.readouterr().out
+    assert sorted((runs[1] / "runs" / "try").iterdir()) == files
+    monkeypatch.setattr(execution, "run_job", lambda spec, options: {"scores": {"test": {"accuracy": 0.1}}})
+    with pytest.raises(SystemExit, match="1"):
+        call(runs, "run", *again)
+    assert "(recorded {'test': {'accuracy': 0.7}})" in capsys.readouterr().out
+
+
+def test_a_finished_study_says_so_and_plans_nothing(runs, capsys):
+    call(runs, "plan")
+    text = capsys.readouterr().out
+    done = len(list((runs[1] / "runs" / "try").glob("*.json")))
+    assert f"{done} of them done" in text and "about 0.0 hours" in text and "4.0 s a run" in text
+    call(runs, "resume")
+    assert f"{done} runs are known, {done} of them done" in capsys.readouterr().out
+
+
+def test_figures_are_drawn(runs, capsys):
+    pytest.importorskip("matplotlib").use("agg")
+    call(runs, "figure", "--out", str(runs[1] / "figures"))
+    names = {path.name for path in (runs[1] / "figures").iterdir()}
+    assert len(names) == 5 and "try-conditions.png" in names and "try-world-color-l-2-t5-mini.png" in names
+    told = capsys.readouterr().out.split()
+    assert {path.rpartition("/")[2] for path in told} == names
+
+
+def test_errors_are_one_line_and_a_status(runs, capsys, tmp_path):
+    for arguments, words in (
+        (["show", "positions"], "error: study='positions' is unknown"),
+        (["resume", "vit", "--runs", str(tmp_path / "none")], "error: vit was not begun in"),
+        (["publish", "vit", "--runs", str(tmp_path / "none")], "error: vit has no runs in"),
+        (
+            ["figure", "estimators-place", "--runs", str(tmp_path / "none")],
+            "error: estimators-place has no runs",
+        ),
+        (
+            ["run", str(runs[0]), "--runs", str(runs[1] / "runs"), "--only", "nobody", "--again"],
+            "error: no run matches",
+        ),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert capsys.readouterr().err.startswith(words)
+    with pytest.raises(SystemExit, match="1"):
+        main(["run", str(runs[0]), "--runs", str(runs[1] / "runs"), "--only", "nobody"])
+    assert "no run matches" in capsys.readouterr().out
+
+
+def test_the_list_and_a_study_in_words(capsys, tmp_path):
+    main(["list", "--runs", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines()[::2]] == list(study.names())
+    assert "56 published" in text
+    main(["show", "position"])
+    text = capsys.readouterr().out
+    assert (
+        "learned per task: learning_rate in [0.1, 0.3]" in text and "16 choice runs, 40 report runs" in text
+    )
+    assert "not by the protocol" in text and text.endswith(study.read("position").text)
+    assert set(commands.COMMANDS) == {
+        "list",
+        "show",
+        "plan",
+        "run",
+        "resume",
+        "table",
+        "figure",
+        "verdict",
+        "publish",
+    }
