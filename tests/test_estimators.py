@@ -34,7 +34,7 @@ LABELS = {"t5": torch.tensor([[5, 6], [7, -100], [9, 10]])}
 def make(backbone, position="instance", seed=0, **options):
     """A prompted model in training mode whose prompt is in float64."""
     torch.manual_seed(seed)
-    config = dp.PromptConfig(length=LENGTH, position=position, **options)
+    config = dp.PromptConfig(length=LENGTH, position=position, **{"controller_init": "uniform"} | options)
     shape = (*config.shape, tiny.WIDTH)
     model = dp.prompted(backbone, config, vectors=torch.randn(shape))
     model.prompt.double()
@@ -108,7 +108,7 @@ def test_exact_enumerates_sizes_and_hard_vectors_too():
     """The size n costs nothing but its own forward pass: the expectation over true n-vector prompts."""
     torch.manual_seed(0)
     backbone, labels = tiny.t5(), LABELS["t5"]
-    config = dp.PromptConfig(length=LENGTH, size="instance", estimator="exact")
+    config = dp.PromptConfig(length=LENGTH, size="instance", estimator="exact", controller_init="uniform")
     model = dp.prompted(backbone, config, vectors=torch.randn(LENGTH, tiny.WIDTH)).train()
     model.prompt.double()
     loss = model(IDS, MASK, labels=labels).loss

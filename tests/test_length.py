@@ -171,7 +171,11 @@ def test_gradient_of_the_size_is_the_softmax_jacobian_times_the_loss_of_each_siz
     split = min(split, length)
     options = {"length": length, "position": split, "size": "task", "temperature": temperature}
     noise = torch.Generator().manual_seed(seed)
-    prompt = dp.PromptConfig(**options).build(torch.randn(length, 3, dtype=torch.float64), noise).train()
+    prompt = (
+        dp.PromptConfig(**{"controller_init": "uniform"} | options)
+        .build(torch.randn(length, 3, dtype=torch.float64), noise)
+        .train()
+    )
     width = max(lengths)
     inputs, mask = torch.randn(len(lengths), width, 3).double(), torch.zeros(len(lengths), width).long()
     for row, real in enumerate(lengths):

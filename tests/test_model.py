@@ -25,7 +25,7 @@ def backbone(request):
 def make(backbone, position="prefix", seed=0, **options):
     """A prompted model whose random vectors have the scale of the embeddings, in the backbone's dtype."""
     torch.manual_seed(seed)
-    config = dp.PromptConfig(length=LENGTH, position=position, **options)
+    config = dp.PromptConfig(length=LENGTH, position=position, **{"controller_init": "uniform"} | options)
     model = dp.prompted(backbone, config, vectors=torch.randn(LENGTH, tiny.WIDTH))
     model.prompt.double()
     return model

@@ -11,9 +11,9 @@ import dplearn as dp
 IDS, MASK = tiny.batch([6, 3, 8])
 LABELS = torch.tensor([[5, 6], [7, 8], [9, 10]])
 CONFIGS = {
-    "default": dp.PromptConfig(length=4, position="instance"),
+    "default": dp.PromptConfig(length=4, position="instance", controller_init="uniform"),
     "short": dp.PromptConfig(length=2, position="postfix"),
-    "pool": dp.PromptConfig(length=3, vector="instance", pool_size=2),
+    "pool": dp.PromptConfig(length=3, vector="instance", pool_size=2, controller_init="uniform"),
 }
 
 

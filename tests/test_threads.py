@@ -148,7 +148,9 @@ def training(kind, steps=8, seen=None):
     """A fresh model, and a loop that trains its decisions and returns the losses."""
     make, batches = MAKERS[kind]
     torch.manual_seed(0)
-    config = dp.PromptConfig(length=3, position="instance", summary="encoder", backbone_dropout=True)
+    config = dp.PromptConfig(
+        length=3, position="instance", summary="encoder", backbone_dropout=True, controller_init="uniform"
+    )
     model = dp.prompted(make(), config).train()
     for module in model.modules():
         if isinstance(module, Chooser):

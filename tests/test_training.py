@@ -35,7 +35,10 @@ class Examples(torch.utils.data.Dataset):
 
 def model(position="instance", seed=0, **options):
     set_seed(seed)
-    return dp.prompted(tiny.t5(dtype=torch.float32), dp.PromptConfig(length=4, position=position, **options))
+    return dp.prompted(
+        tiny.t5(dtype=torch.float32),
+        dp.PromptConfig(length=4, position=position, **{"controller_init": "uniform"} | options),
+    )
 
 
 def arguments(folder, **options):

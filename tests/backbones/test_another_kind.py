@@ -103,6 +103,6 @@ def test_it_takes_prompts_learns_and_is_saved(registered, tmp_path, k):
     model.save_pretrained(tmp_path)
     again = dp.from_pretrained(tmp_path, backbone)
     assert_close(again(input_features=frames).logits, output.logits, rtol=0, atol=0)
-    learned = dp.prompted(backbone, dp.PromptConfig(length=3, position="instance"))
+    learned = dp.prompted(backbone, dp.PromptConfig(length=3, position="instance", controller_init="uniform"))
     assert learned.train()(input_features=frames, labels=labels).loss.requires_grad
     assert learned.decide(input_features=frames)["position"].index.shape == (3,)

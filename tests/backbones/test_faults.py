@@ -151,7 +151,9 @@ def test_rotary_angles_that_stretch_are_those_of_a_short_text_again_after_a_long
     stretching = dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
     backbone = tiny.llama(max_position_embeddings=16, rope_parameters=stretching)
     options = {"backbone_dropout": True} if way == "generate" else {"position": "task", "estimator": way}
-    model = dp.prompted(backbone, dp.PromptConfig(length=3, **options)).eval()
+    model = dp.prompted(
+        backbone, dp.PromptConfig(length=3, **{"controller_init": "uniform"} | options)
+    ).eval()
     long, short = torch.arange(3, 33)[None], torch.arange(3, 8)[None]
     before = model(short).logits
     model.train()
@@ -199,7 +201,9 @@ def test_a_pooler_reads_the_first_token(kind, side):
 @pytest.mark.parametrize("by", ["call", "config"])
 def test_a_tuple_cannot_hold_a_part_of_the_loss(options, by):
     backbone = tiny.bert(BertForSequenceClassification, return_dict=by == "call")
-    model = dp.prompted(backbone, dp.PromptConfig(length=3, **options)).train()
+    model = dp.prompted(
+        backbone, dp.PromptConfig(length=3, **{"controller_init": "uniform"} | options)
+    ).train()
     batch = {"input_ids": IDS, "labels": torch.tensor([0, 1])}
     said = {"return_dict": False} if by == "call" else {}
     with pytest.raises(ValueError, match="return_dict=False while a part of the loss"):

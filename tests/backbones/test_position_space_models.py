@@ -78,7 +78,7 @@ def make(backbone, estimator):
     """A training model whose splits are decided, and the vectors, far from any word."""
     width = backbone.get_input_embeddings().weight.shape[1]
     vectors = torch.randn(LENGTH, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    config = dp.PromptConfig(length=LENGTH, position="task", estimator=estimator)
+    config = dp.PromptConfig(length=LENGTH, position="task", estimator=estimator, controller_init="uniform")
     return dp.prompted(backbone, config, vectors=vectors).double().train(), vectors
 
 

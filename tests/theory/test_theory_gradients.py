@@ -21,7 +21,7 @@ BATCH = {
 
 def make(backbone=None, **options):
     torch.manual_seed(0)
-    config = dp.PromptConfig(length=LENGTH, **{"position": "task"} | options)
+    config = dp.PromptConfig(length=LENGTH, **{"position": "task", "controller_init": "uniform"} | options)
     model = dp.prompted(backbone or tiny.t5(), config, vectors=torch.randn(LENGTH, tiny.WIDTH))
     model.prompt.double()
     return model
