@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 
 from dplearn.sampling import at_least_float32
 
-EPSILON = 1e-5  # of the variance, as in torch's normalizing layers
+LEAST = 1e-5  # variance: an entry that is the same for all inputs is not blown up
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Standardizer(nn.Module):
 
     def forward(self, summaries: Tensor) -> Tensor:
         """Standardized summaries (B, d)."""
-        return (summaries - self.mean) * (self.variance + EPSILON).rsqrt()
+        return (summaries - self.mean) * self.variance.clamp_min(LEAST).rsqrt()
 
 
 def _several_processes() -> bool:

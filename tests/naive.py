@@ -75,7 +75,9 @@ def scores(model, part, ids, mask, task=None):
         centred = mean - mean.mean()
         normal = centred / (centred.square().mean() + 1e-5).sqrt()
         if f"{statistics}.mean" in state:  # those after the batch at hand, where a training step came before
-            normal = (normal - state[f"{statistics}.mean"]) / (state[f"{statistics}.variance"] + 1e-5).sqrt()
+            normal = (normal - state[f"{statistics}.mean"]) / state[f"{statistics}.variance"].clamp(
+                min=1e-5
+            ).sqrt()
         rows.append(named[f"{name}.linear.weight"] @ normal + named[f"{name}.linear.bias"])
     return torch.stack(rows)
 

@@ -172,6 +172,10 @@ def controller_logits(model, part, summaries=None):
     if f"{name}.logits" in named:
         return named[f"{name}.logits"]
     normal = layer_norm(summaries, summaries.shape[1:])
+    state, statistics = model.state_dict(), f"{name}.standardizer"
+    if f"{statistics}.mean" in state:  # those after the batch at hand, where a training step came before
+        deviation = state[f"{statistics}.variance"].clamp(min=1e-5).sqrt()
+        normal = (normal - state[f"{statistics}.mean"]) / deviation
     return normal @ named[f"{name}.linear.weight"].T + named[f"{name}.linear.bias"]
 
 

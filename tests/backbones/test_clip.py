@@ -319,6 +319,13 @@ def pool_weights(model, summaries, mixing):
     return (found.tanh() if mixing == "tanh" else found).softmax(1)
 
 
+@torch.no_grad()
+def settle(model, pixels):
+    """The statistics of summaries are those of this batch, which a training step on it then leaves as they are."""
+    model.train()(pixel_values=pixels, **given(model.backbone))
+    model.eval()
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("position", [1, "instance"])
 @pytest.mark.parametrize("mixing", ["softmax", "tanh", "hard"])
@@ -329,6 +336,7 @@ def test_a_pool_of_prompts_equals_a_loop_over_classes(kind, mixing, position, de
     )
     model = make_differing(chosen_by_hand, kind, **options)
     pixels = tiny.images()
+    settle(model, pixels)
     means, pool = word_means(model.backbone), model.prompt.vectors
     pool = pool if depth > 1 else pool[:, None]
     weights = pool_weights(model, means, mixing)
@@ -408,6 +416,7 @@ def test_images_that_decide_equal_a_loop_over_images(kind, options):
         return controller_logits(model, part, images_by_hand(model.backbone, pixels)).argmax(1)
 
     model = make_differing(decided, kind, summary="image", **options)
+    settle(model, pixels)
     texts = by_image(model, pixels)
     images = images_by_hand(model.backbone, pixels)
     output = model(pixel_values=pixels, **given(model.backbone))
