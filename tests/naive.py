@@ -36,6 +36,11 @@ def prompted(seed=0, length=LENGTH, double=True, vectors=None, **options):
     return model.eval()
 
 
+def settle(model, ids, mask):
+    """The statistics of summaries become those of this batch, which training steps on it then leave as they are."""
+    model.fit_summaries(iter([{"input_ids": ids, "attention_mask": mask}]))
+
+
 def tokens(model, ids, mask):
     """Embedded real tokens of each instance: pairs of what the prompt surrounds and the end token behind it."""
     pairs = []

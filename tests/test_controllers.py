@@ -52,7 +52,7 @@ def test_a_controller_starts_without_a_preference_or_at_random(make):
     summary, task = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
     assert torch.equal(make()(summary, task), torch.zeros(4, 5))
     assert make(init="uniform")(summary, task).std() > 0.1
-    with pytest.raises(ValueError, match="init='ones' is unknown, expected one of 'zero', 'uniform'"):
+    with pytest.raises(ValueError, match="init='ones' is unknown, expected 'zero', 'uniform'"):
         make(init="ones")
 
 

@@ -24,7 +24,7 @@ from transformers import (
 
 import dplearn as dp
 
-OURS = ["summary", "task_ids", "keep_last", "context_length"]
+OURS = ["summary", "task_ids", "keep_last", "context_length", "decisions"]
 MAKERS = {
     "t5": tiny.t5,
     "bart": tiny.bart,
@@ -206,13 +206,15 @@ def test_save_pretrained_takes_what_accelerate_and_the_trainer_give(tmp_path):
     )
     model.save_pretrained(tmp_path / "no", is_main_process=False, **whole)
     assert not (tmp_path / "no").exists()
-    state = {name: value + 1 for name, value in model.trainable_parameters().items()}
+    # What an accelerator gathers: parameters and statistics.
+    state = {name: value + 1 for name, value in model.state_dict().items() if name != "_extra_state"}
     model.save_pretrained(tmp_path / "yes", is_main_process=True, state_dict=state, **whole)
     again = dp.from_pretrained(tmp_path / "yes", tiny.gpt2())
-    for name, value in again.trainable_parameters().items():
-        assert torch.equal(value, state[name]), name
+    found = again.state_dict()
+    for name, value in state.items():
+        assert torch.equal(found[name], value), name
     (tensors,) = (tmp_path / "yes").glob("*.safetensors")
-    assert {f"prompt.{name}" for name in load_file(tensors)} == set(model.trainable_parameters())
+    assert {f"prompt.{name}" for name in load_file(tensors)} == set(state)
 
 
 class Parent(torch.nn.Module):

@@ -92,6 +92,7 @@ def test_a_fixed_size_is_a_true_shorter_prompt(position, n):
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_learned_size_is_a_true_shorter_prompt(level, position, training):
     model = with_sizes(level, position=position).train(training)
+    naive.settle(model, IDS, MASK)
     for side, extra in (("right", 0), ("left", 3)):
         ids, mask = tiny.batch(LENGTHS, seed=1, side=side, extra=extra)
         torch.manual_seed(3)
@@ -309,7 +310,7 @@ def test_the_trainer_accumulates_the_cost_like_the_loss(tmp_path, monkeypatch, o
     monkeypatch.setitem(ESTIMATORS, "straight-through", row)
 
     def model():
-        prompted = naive.prompted(size="instance", size_cost=3.0).train()
+        prompted = naive.prompted(size="instance", size_cost=3.0, standardize=False).train()
         prompted.loss_outside = not own_loss  # LabelWordLoss adds the cost
         return prompted
 

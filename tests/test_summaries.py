@@ -60,11 +60,11 @@ def test_statistics_are_those_of_all_values_at_once(batches, shift, seed):
 
 
 def test_it_equals_batch_norm_with_these_statistics():
-    values, fresh = torch.randn(2, 50, 4) * torch.tensor([1.0, 5.0, 0.1, 2.0]) + 7
-    norm = torch.nn.BatchNorm1d(4, eps=0.0, affine=False, momentum=None)
+    values, fresh = torch.randn(2, 50, 4).double() * torch.tensor([1.0, 5.0, 0.1, 2.0]).double() + 7
+    norm = torch.nn.BatchNorm1d(4, eps=1e-30, affine=False, momentum=None).double()
     norm(values)  # cumulative averages of one batch
     norm.running_var *= 49 / 50  # torch keeps the unbiased variance
-    standardizer = Standardizer(4)
+    standardizer = Standardizer(4).double()
     standardizer.observe(values)
     torch.testing.assert_close(standardizer(fresh), norm.eval()(fresh))
 
