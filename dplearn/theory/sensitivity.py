@@ -24,8 +24,8 @@ from dplearn.backbones import Backbone, CausalBackbone, EncoderBackbone, Seq2Seq
 from dplearn.backbones.base import evaluating, take_rows, token_positions, with_rows
 from dplearn.backbones.text import right_padded
 from dplearn.backbones.views import changed
-from dplearn.controllers import masked_mean
 from dplearn.insertion import Inserted, insert
+from dplearn.summaries import masked_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -525,9 +525,11 @@ def test_bf16_autocast_gives_finite_float32_gradients_near_the_exact_ones(name):
     """Under autocast the controllers round too; with this seed no decision turns."""
     case = CASES[name]
     model, (ids, mask) = make(case, dtype=torch.float32, **LEARNED).train(), batch(case)
+    given = {name: value for name, value in arguments(case, ids, mask).items() if name != "labels"}
+    model.fit_summaries(iter([{"input_ids": ids, **given}]))  # both passes have the same statistics
     found = []
     for enabled in (False, True):
-        torch.manual_seed(3)
+        torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss = model(ids, **arguments(case, ids, mask)).loss
         found.append(gradients(model, loss))

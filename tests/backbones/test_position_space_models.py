@@ -110,8 +110,8 @@ def decided(model, row, **said):
     ids = torch.tensor([row])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **said}
     given = {k: v for k, v in batch.items() if k not in ("keep_last",)}
-    reading, summary, task = model._read(batch)
-    placed = model._insert(reading, summary, task)
+    reading, summary, task, decisions = model._read(batch)
+    placed = model._insert(reading, summary, task, decisions)
     placed.moves.weights.retain_grad()
     return model.adapter.run(placed, reading._replace(given=given)), placed
 

@@ -109,7 +109,9 @@ def regret(estimator, seed, length=2, steps=200):
     ids[:, 0], ids[:, -1] = 3 + kind, tiny.EOS  # the first token tells the kind
     start = torch.zeros(256, 1, dtype=torch.long)
     torch.manual_seed(seed)
-    config = dp.PromptConfig(length=length, position="instance", estimator=estimator, temperature=0.5)
+    # The controller of the paper, so that estimators alone are compared.
+    raw = {"standardize": False, "controller_init": "uniform"}
+    config = dp.PromptConfig(length=length, position="instance", estimator=estimator, temperature=0.5, **raw)
     model = dp.prompted(backbone, config, vectors=torch.randn(length, tiny.WIDTH))
     model.loss_outside = True  # the divergence below reads output.draws
     model.prompt.double()
