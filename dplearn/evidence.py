@@ -109,9 +109,13 @@ def evidence(
 
     Parameters
     ----------
-    last, first : (N, n) distributions now and at the start.  chosen, first_chosen : (N,) options in evaluation.
+    last : (N, n) distributions now.
+    chosen : (N,) options in evaluation now.
+    first : as ``last``, at the start.
+    first_chosen : as ``chosen``, at the start.
     labels : (N,) integers of at least 0.
-    own, dealt : (N,) losses with each input's own decision, and with those of other inputs.
+    own : (N,) losses with each input's own decision.
+    dealt : (N,) losses with the decisions of other inputs.
     seed : of the random deals of labels.
     """
     counts = torch.bincount(chosen, minlength=last.shape[1])

@@ -208,7 +208,8 @@ class PromptedModel(NamedPrompts):
         Parameters
         ----------
         data : the training examples, or batches as a DataLoader gives them. (In several processes: each its share.)
-        collate, batch_size : how examples become batches (:func:`dplearn.batches.batches_of`).
+        collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
+        batch_size : examples in each batch.
         """
         controllers = [
             m for m in self.prompt.modules() if isinstance(m, InstanceController) and m.standardizer

@@ -51,7 +51,8 @@ def decision_report(
     ----------
     model : a prompted model (:func:`dplearn.prompted`).
     data : examples, or batches as a DataLoader gives them, such as ``trainer.get_eval_dataloader()``.
-    collate, batch_size : how examples become batches (:func:`dplearn.batches.batches_of`).
+    collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
+    batch_size : examples in each batch.
     labels : (N,) integers that an option might depend on, such as the class or the known type of each input, in the
         order of the data: for the mutual information.
     groups : (N,) integers that are known without the answer, such as the type of each input or which texts are

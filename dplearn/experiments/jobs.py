@@ -195,8 +195,20 @@ def choose(
 ) -> tuple[Chosen | None, list[Job]]:
     """What a method chooses in a cell by the rows that there are (key -> row): values, or None while runs are missing,
     and the choice runs that this takes."""
+    chosen, wanted = _point(study, cell, method, rows)
+    if chosen is None or not _compared(study, method):
+        return chosen, wanted
+    # A "best of" method asks which of a list is best here, wherever their values were chosen.
+    own = [job_of(study, cell, method, seed, "choice", chosen) for seed in study.choice.seeds]
+    return (chosen if all(job.key in rows for job in own) else None), [*wanted, *own]
+
+
+def _point(
+    study: Study, cell: Cell, method: Method, rows: Mapping[str, Mapping]
+) -> tuple[Chosen | None, list[Job]]:
+    """As :func:`choose`, without what "best of" methods look at."""
     axes = study.grid_of(cell, method)
-    if len(points_of(axes)) == 1 and not _compared(study, method):
+    if len(points_of(axes)) == 1:
         return Chosen(points_of(axes)[0]), []
     points, widened, wanted, scores = points_of(axes), dict.fromkeys(axes, 0), [], []
     while True:
@@ -280,7 +292,7 @@ def labelled(study: Study, rows: Mapping[str, Mapping]) -> Iterator[dict]:
             reports[method.name] = [
                 rows[job.key] | job.labels | extra | {"key": job.key} for job in own if job.key in rows
             ]
-            runs = choice_jobs(study, cell, method, chosen)
+            runs = [job_of(study, cell, method, seed, "choice", chosen) for seed in study.choice.seeds]
             if _compared(study, method) and all(run.key in rows for run in runs):
                 scores[method.name] = statistics.mean(judged(rows[run.key], study.choice.by) for run in runs)
             yield from reports[method.name]

@@ -46,9 +46,11 @@ def word_log_probabilities(
 
     Parameters
     ----------
-    backbone, tokenizer : a decoder-only language model.
+    backbone : a decoder-only language model.
+    tokenizer : its tokenizer.
     texts : the first N examples of the split.
-    length, splits : l vectors, and how many of them, k in 0..l, stand before the text.
+    length : l, the number of vectors.
+    splits : how many of the vectors, k in 0..l, stand before the text.
     prompts : P random prompts, as :func:`dplearn.prompted` starts them, drawn with ``seed``; the same at all splits.
     cue : what is kept behind the prompt (``answer_prefix`` of :meth:`Task.encode`).
 
