@@ -191,6 +191,19 @@ def test_the_best_fixed_split_is_chosen_on_validation_alone(tmp_path):
     assert {row["chosen"]["method"] for row in best} == {"k = 1"} and {row["tries"] for row in best} == {16}
 
 
+def test_the_best_fixed_split_is_that_of_its_own_table_where_rates_are_chosen_elsewhere(tmp_path):
+    """Rates are chosen on world/color, where the prefix is best; in the other table k = 0 is."""
+    one = read(tmp_path, TEXT.replace("[choice]", '[choice]\ntasks = ["world/color"]'))
+
+    def value(job):
+        wins = "prefix" if job.labels["task"] == "world/color" else "k = 0"
+        return 0.9 if job.labels["method"] == wins else 0.5
+
+    rows = list(jobs.labelled(one, finished(one, value)))
+    best = {(row["task"], row["chosen"]["method"]) for row in rows if row["method"] == "best fixed split"}
+    assert best == {("world/color", "prefix"), ("world/rte?shots=8&draw=seed", "k = 0")}
+
+
 def test_a_key_is_what_the_result_depends_on_and_nothing_else(tmp_path):
     known = jobs.jobs(read(tmp_path), {})
     keys = {job.key for job in known}
