@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -181,6 +181,8 @@ def table(options) -> int:
         baseline = one.baseline if one.baseline in names else None
         lines = tables.compare(rows, cell.task, baseline, options.split)
         print(f"## {cell.title}\n\n{tables.full(lines, found, baseline)}\n")
+        print("Again, the first seed of each:\n")
+        print("\n".join(f"    {line}" for line in _again_lines(one, names)), end="\n\n")
     print(
         f"Intervals: paired by seed, 95 %, by Holm within a table; margin {100 * one.verdict.margin:g} points."
     )
@@ -201,10 +203,22 @@ def verdict(options) -> int:
                 print(f"  {method} against {baseline}: {_in_words(found)}")
                 for line in _evidence(method, groups.get(method, [])):
                     print(f"    {line}")
+                for line in _again_lines(one, {method: groups.get(method, [])}):
+                    print(f"    {line}")
             print()
         if not any_cell:
             print("not run\n")
     return 0
+
+
+def _again_lines(one: Study, groups: Mapping[str, list[dict]]) -> Iterable[str]:
+    """The command that runs the first report of each method again; rows of before the keys have none."""
+    for group in groups.values():
+        row = next((row for row in group if "condition" in row and "key" in row), None)
+        if row is not None:
+            # The best of a list is one of the list.
+            labels = row | {"method": row.get("chosen", {}).get("method", row["method"])}
+            yield jobs.command_again(one.source, labels, row["seed"], "report")
 
 
 def _in_words(found: Verdict) -> str:

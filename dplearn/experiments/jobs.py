@@ -57,11 +57,7 @@ class Job:
 
     def command(self) -> str:
         """The command that runs this job again, whether it is recorded or not."""
-        only = f"{self.labels['method']}/{self.labels['task']}/{self.spec['seed']}"
-        parts = ["python -m dplearn.experiments run", self.source, f"--only {only!r}"]
-        if self.labels["condition"]:
-            parts.append(f"--condition {self.labels['condition']!r}")
-        return " ".join([*parts, f"--purpose {self.purpose}", "--again"])
+        return command_again(self.source, self.labels, self.spec["seed"], self.purpose)
 
     def matches(self, only: str | None, condition: str | None, purpose: str | None) -> bool:
         """Whether the job is among those asked for: patterns METHOD/TASK/SEED and CONDITION, and a purpose."""
@@ -71,6 +67,19 @@ class Job:
             and (condition is None or fnmatchcase(self.labels["condition"], condition))
             and purpose in (None, self.purpose)
         )
+
+
+def command_again(source: str, labels: Mapping, seed: int, purpose: str) -> str:
+    """The command that runs one job of a study again, by the job's labels, seed and purpose.
+
+    >>> command_again("gates", {"method": "prefix", "task": "world/color", "condition": ""}, 1, "report")
+    "python -m dplearn.experiments run gates --only 'prefix/world/color/1' --purpose report --again"
+    """
+    only = f"{labels['method']}/{labels['task']}/{seed}"
+    parts = ["python -m dplearn.experiments run", source, f"--only {only!r}"]
+    if labels["condition"]:
+        parts.append(f"--condition {labels['condition']!r}")
+    return " ".join([*parts, f"--purpose {purpose}", "--again"])
 
 
 def _pattern(only: str) -> str:

@@ -1,6 +1,7 @@
 """The commands of studies, on a small study with made-up runs: tables, verdicts, figures, publication, running again."""
 
 import json
+import shlex
 
 import pytest
 from test_study import TEXT, finished, read
@@ -77,6 +78,35 @@ def test_the_table_shows_scores_evidence_choices_and_cost(runs, capsys):
     assert cells["chosen"] == "learning_rate 0.1 (edge), controller_learning_rate 0.03 (edge) of 4"
     best = next(line for line in lines if line.startswith("| best fixed split"))
     assert "method k = 1" in best or "method prefix" in best or "method k = 0" in best
+
+
+@pytest.mark.parametrize("verb", ["table", "verdict"])
+def test_each_line_comes_with_the_command_that_runs_it_again(runs, capsys, verb):
+    """Each command stands for one known run; those of the best fixed split for the one that was best."""
+    call(runs, verb)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "--again" in line]
+    path, folder = runs
+    one = study.read(path)
+    known = jobs.jobs(one, Store(folder / "runs" / "try").rows())
+    meant = []
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:4] == ["python", "-m", "dplearn.experiments", "run"] and words[4] == str(path)
+        said = dict(zip(words[5::2], words[6::2]))
+        found = [job for job in known if job.matches(said["--only"], said["--condition"], said["--purpose"])]
+        assert len(found) == 1 and found[0].spec["seed"] == 1 and found[0].purpose == "report"
+        meant.append((found[0].labels["condition"], found[0].labels["task"], found[0].labels["method"]))
+    cells = [(cell.condition.name, cell.task) for cell in one.cells()]
+    learned = ["learned, straight-through", "learned, score-function"]
+    for cell in cells:
+        methods = [method for *where, method in meant if tuple(where) == cell]
+        assert set(learned) <= set(methods)
+        if verb == "table":  # those of the file, and once more the one that was best
+            names = [
+                m.name
+                for m in one.methods_in(next(c for c in one.cells() if (c.condition.name, c.task) == cell))
+            ]
+            assert len(methods) == len(names) and set(methods) == set(names) - {"best fixed split"}
 
 
 def test_verdicts_say_what_was_not_learned_not_run_and_by_which_evidence(runs, capsys):
