@@ -143,11 +143,18 @@ def surrogate(losses: Tensor, draws: Draws) -> Tensor:
     return ESTIMATORS[draws.estimator].surrogate(losses, draws)
 
 
-def repeat(value: Tensor, times: int, batch: int) -> Tensor:
-    """A tensor of the batch repeated ``times`` times, (times * B, ...); anything else as it is."""
+def pick(value: Tensor, instances: Tensor, batch: int) -> Tensor:
+    """A tensor of the batch for these instances, (N,) -> (N, ...); anything else as it is."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
         return value
-    return value.repeat(times, *[1] * (value.ndim - 1))
+    return value.index_select(0, instances.to(value.device))
+
+
+def repeat(value: Tensor, times: int, batch: int) -> Tensor:
+    """A tensor of the batch repeated ``times`` times, (times * B, ...); anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return pick(value, torch.arange(batch, device=value.device).repeat(times), batch)
 
 
 def instance_losses(logits: Tensor, labels: Tensor, shift: bool = False) -> Tensor:

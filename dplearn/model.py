@@ -18,7 +18,7 @@ from dplearn.checks import shown
 from dplearn.config import PromptConfig
 from dplearn.controllers import FixedDecision, InstanceController
 from dplearn.conventions import OURS, class_for, losses_named
-from dplearn.estimators import draw, repeat, surrogate
+from dplearn.estimators import draw, pick, repeat, surrogate
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import DynamicPrompt, PromptedInput
 from dplearn.sampling import Choice
@@ -40,6 +40,13 @@ def extended(output, **fields):
     DistributedDataParallel does.
     """
     return _extended_type(type(output))(**dict(output) | fields)
+
+
+def spread(value, back: Tensor, count: int):
+    """A part of an output of ``count`` instances for all copies (N,) that equal one of them: (N, ...)."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(spread(each, back, count) for each in value)
+    return pick(value, back, count)
 
 
 class PromptedModel(NamedPrompts):
@@ -153,9 +160,15 @@ class PromptedModel(NamedPrompts):
         logits = {name: decisions[name].logits for name in self.prompt.samples() if name not in given}
         draws = draw(logits, config.estimator, config.samples, self.prompt.generator)
         times = draws.log_probs.shape[0]
-        several = reading.repeated(times)
-        placed = self._insert(several, None, None, {}, self.prompt.tried(decisions, draws))
+        rows = back = torch.arange(times * batch, device=reading.rows.device)
+        if not torch.compiler.is_compiling():  # how many differ is known at run time alone
+            rows, back = draws.distinct()
+        several = reading.picked(rows % batch)
+        tried = {name: choice.picked(rows) for name, choice in self.prompt.tried(decisions, draws).items()}
+        placed = self._insert(several, None, None, {}, tried)
         output = self.adapter.run(placed, several, self.prompt.head)
+        if len(rows) < len(back):
+            output = type(output)(**{name: spread(value, back, len(rows)) for name, value in output.items()})
         penalty, loss, labels = self.prompt.penalty(decisions), None, reading.given.get("labels")
         if labels is not None and "logits" not in output:
             raise ValueError(

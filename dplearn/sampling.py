@@ -24,6 +24,10 @@ class Choice(NamedTuple):
     weights: Tensor | None = None
     logits: Tensor | None = None
 
+    def picked(self, instances: Tensor) -> Choice:
+        """The choices of these instances, (N,) numbers of 0..B - 1."""
+        return Choice(*(None if part is None else part.index_select(0, instances) for part in self))
+
 
 class Draws(NamedTuple):
     """The decisions that are tried for each instance.
@@ -43,6 +47,24 @@ class Draws(NamedTuple):
         rows = slice(number, number + 1)
         index = {name: options[rows] for name, options in self.index.items()}
         return self._replace(index=index, log_probs=self.log_probs[rows])
+
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """Which of the S * B copies differ from all before them, (U,), in order; and for each copy which of those it
+        equals, (S * B,). Draws of an instance that agree in every decision need one pass.
+
+        >>> draws = Draws({"position": torch.tensor([[2, 0], [2, 1]])}, torch.zeros(2, 2), None, "score-function")
+        >>> draws.distinct()
+        (tensor([0, 1, 3]), tensor([0, 1, 0, 2]))
+        """
+        times, batch = self.log_probs.shape
+        copies = torch.arange(times * batch, device=self.log_probs.device)
+        keys = copies % batch
+        for options in self.index.values():
+            keys = keys * (options.max() + 1) + options.flatten()
+        found, which = keys.unique(return_inverse=True)
+        first = copies.new_full(found.shape, times * batch).scatter_reduce(0, which, copies, "amin")
+        order = first.argsort()
+        return first[order], order.argsort()[which]
 
 
 class Estimator(NamedTuple):

@@ -180,6 +180,42 @@ def test_copies_keep_their_instance():
     assert estimators.repeat(torch.tensor(3.0), 2, 3) == 3 and estimators.repeat("x", 2, 3) == "x"
 
 
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_draws_that_agree_run_once_and_count_each_time(kind, monkeypatch):
+    """Eight draws of position and size: the backbone meets each decision of an instance once, and every output, loss
+    and gradient is that of all copies."""
+    backbone = getattr(tiny, kind)()
+    model = make(backbone, size="instance", size_cost=0.1, estimator="score-function", samples=8)
+    labels = (
+        LABELS["t5"]
+        if kind == "t5"
+        else IDS.masked_fill(MASK.cumsum(1) <= MASK.sum(1, keepdim=True) - 2, -100)
+    )
+    model.fit_summaries(iter([{"input_ids": IDS, "attention_mask": MASK, **boundary(model)}]))
+    met = []
+
+    def step():
+        torch.manual_seed(5)
+        output = model(IDS, MASK, labels=labels, **boundary(model))
+        return output, gradients(model, output.loss)
+
+    run = type(model.adapter).run
+    monkeypatch.setattr(
+        type(model.adapter), "run", lambda self, placed, *rest: met.append(placed) or run(self, placed, *rest)
+    )
+    output, found = step()
+    monkeypatch.setattr(type(output.draws), "distinct", lambda self: (torch.arange(24), torch.arange(24)))
+    all_copies, expected = step()
+    pairs = torch.stack([output.draws.index[name].flatten() for name in ("position", "size")])
+    wanted = {(copy % 3, *pair) for copy, pair in enumerate(pairs.T.tolist())}
+    once, each = met
+    assert len(once.embeds) == len(wanted) < len(each.embeds) == 24
+    assert_close(output.loss, all_copies.loss, **EXACT)
+    assert_close(output.logits, all_copies.logits, **EXACT)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, rtol=1e-6, atol=1e-9)  # T5 adds squares up in float32
+
+
 # ---- position space ---------------------------------------------------------------------------------------
 
 

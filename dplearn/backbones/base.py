@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dplearn.backbones.views import keep_notes, shared_copy
 from dplearn.checks import caller_level, is_whole
 from dplearn.config import PromptConfig
-from dplearn.estimators import instance_losses, repeat
+from dplearn.estimators import instance_losses, pick
 from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
 from dplearn.summaries import masked_mean
@@ -42,12 +42,12 @@ class Reading(NamedTuple):
     # (1, T + n, d), position vectors for an image's prompt, or for all of its rows; None: there are none to add
     codes: Tensor | None = None
 
-    def repeated(self, times: int) -> Reading:
-        """The batch so many times, one behind the other: (times * B, ...)."""
+    def picked(self, instances: Tensor) -> Reading:
+        """The batch of these instances, (N,) numbers of 0..B - 1, any of them any number of times."""
         batch = self.rows.shape[0]
-        given = {name: repeat(value, times, batch) for name, value in self.given.items()}
+        given = {name: pick(value, instances, batch) for name, value in self.given.items()}
         fields = {
-            name: repeat(value, times, batch) for name, value in self._asdict().items() if name != "codes"
+            name: pick(value, instances, batch) for name, value in self._asdict().items() if name != "codes"
         }
         return self._replace(**fields | {"given": given})
 
