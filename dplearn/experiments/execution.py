@@ -122,8 +122,23 @@ def _settings(spec: Mapping, usual, options: Mapping):
 def _probe(spec: Mapping, options: Mapping) -> dict:
     from dplearn.experiments import probes
 
-    run = probes.bag_of_words if spec["kind"] == "bag of words" else probes.minilm_probe
-    return run(_task(spec["task"]), _splits(spec))
+    run = {
+        "bag of words": probes.bag_of_words,
+        "MiniLM probe": probes.minilm_probe,
+        "majority": probes.majority,
+    }
+    return run[spec["kind"]](_task(spec["task"]), _splits(spec))
+
+
+def _state_probe(spec: Mapping, options: Mapping) -> dict:
+    from transformers import DataCollatorWithPadding
+
+    from dplearn.experiments import probes
+
+    backbone, tokenizer = _backbone(spec["backbone"])
+    encode = _encoded(spec["backbone"], spec["task"], _prefix(spec), spec.get("max_length", LONGEST))
+    collate = DataCollatorWithPadding(tokenizer)
+    return probes.state_probe(backbone, _task(spec["task"]), encode, collate, _splits(spec))
 
 
 def _image(spec: Mapping, options: Mapping) -> dict:
@@ -143,7 +158,7 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     from dplearn.experiments.watching import Looks
 
     task, (backbone, tokenizer) = _task(spec["task"]), _backbone(spec["backbone"])
-    prefix = spec["cue"] if "cue" in spec else answer_prefix(backbone, tokenizer)
+    prefix = _prefix(spec)
     if spec.get("control") == "random layers":
         backbone = zoo.random_control(spec["backbone"], spec["seed"])
     given = {
@@ -162,6 +177,10 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     return tuning.tune_prompt(backbone, tokenizer, task, config, settings, spec["seed"], **given)
 
 
+def _prefix(spec: Mapping) -> str:
+    return spec["cue"] if "cue" in spec else answer_prefix(*_backbone(spec["backbone"]))
+
+
 def answer_prefix(backbone, tokenizer) -> str:
     """What a backbone reads before the answer word where the study names no cue: T5's first sentinel, or nothing."""
     from dplearn import zoo
@@ -171,6 +190,7 @@ def answer_prefix(backbone, tokenizer) -> str:
 
 
 RUNS = {
-    "bag of words": _probe, "MiniLM probe": _probe, "images": _image, "image-text": _image,
+    "bag of words": _probe, "MiniLM probe": _probe, "majority": _probe, "state probe": _state_probe,
+    "images": _image, "image-text": _image,
     "prompt": _prompt, "no prompt": _prompt, "full fine-tuning": _prompt,
 }  # fmt: skip

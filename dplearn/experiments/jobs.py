@@ -22,7 +22,7 @@ from dplearn.experiments.parts import Cell, Method, Study, among
 from dplearn.experiments.records import headline
 
 CHOICE_SPLITS = ("validation",)
-NEEDS_NO_BACKBONE = ("bag of words", "MiniLM probe")
+NEEDS_NO_BACKBONE = ("bag of words", "MiniLM probe", "majority")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,27 @@
-"""Baselines without a prompt and without a backbone of their own: linear probes on words and on sentence vectors."""
+"""Baselines without a prompt: the most frequent label, linear probes on words, sentence vectors and frozen states."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from dplearn import shelf
+from dplearn.backbones.base import token_positions
+from dplearn.experiments.scoring import batch_size
 from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task
+
+
+def majority(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
+    """The label that is most frequent in a split, said of all its examples: what a constant answer can reach there."""
+
+    def constant(split):
+        labels = [example["label"] for example in task.examples(split)]
+        return task.score(split, [max(sorted(set(labels)), key=labels.count)] * len(labels))
+
+    return {"task": task.name, "scores": {split: constant(split) for split in splits}}
 
 
 def bag_of_words(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
@@ -66,6 +79,48 @@ def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> 
         return np.concatenate(columns, axis=1)
 
     return _probe(task, features, splits, strengths=(1.0, 10.0, 100.0))
+
+
+def state_probe(
+    backbone: nn.Module,
+    task: Task,
+    encode: Callable[[str, nn.Module], Sequence[dict]],
+    collate: Callable,
+    splits: Sequence[str] = ("validation", "test"),
+) -> dict:
+    """Logistic regression on what the frozen backbone itself makes of an input: the last layer's state of the last
+    token in a decoder-only model, else the masked mean of the encoder's states. Standardized over the training split;
+    strength chosen on validation.
+
+    Parameters
+    ----------
+    encode : the name of a split and the backbone -> encoded examples, as :meth:`dplearn.tasks.base.Task.encode`.
+    collate : examples -> a batch.
+    """
+    import numpy as np
+
+    both = backbone.config.is_encoder_decoder
+    reader = backbone.get_encoder() if both else backbone.base_model
+
+    @torch.no_grad()
+    def features(split):
+        rows, parts = encode(split, backbone), []
+        size = batch_size(rows)
+        for start in range(0, len(rows), size):
+            examples = [dict(rows[i]) for i in range(start, min(start + size, len(rows)))]
+            batch = collate(
+                [{name: row[name] for name in ("input_ids", "attention_mask")} for row in examples]
+            )
+            mask = batch["attention_mask"]
+            given = {} if both else {"position_ids": token_positions(mask)}
+            states = reader(input_ids=batch["input_ids"], attention_mask=mask, **given).last_hidden_state
+            last = (mask * torch.arange(mask.shape[1])).argmax(1)
+            parts.append(masked_mean(states, mask) if both else states[torch.arange(len(last)), last])
+        return torch.cat(parts).double().numpy()
+
+    train = features("train")
+    middle, spread = train.mean(0), np.maximum(train.std(0), 1e-6)
+    return _probe(task, lambda split: (features(split) - middle) / spread, splits, (0.001, 0.01, 0.1))
 
 
 def _probe(

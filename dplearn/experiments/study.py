@@ -38,7 +38,8 @@ FOLDER = Path(__file__).parent / "studies"
 # What a method can be. A "prompt" is described by its options, an image or image-text method by its name there;
 # "best of" is no run of its own: the method of a list that does best on validation.
 KINDS = (
-    "prompt", "no prompt", "full fine-tuning", "bag of words", "MiniLM probe", "images", "image-text", "best of",
+    "prompt", "no prompt", "full fine-tuning", "majority", "bag of words", "MiniLM probe", "state probe",
+    "images", "image-text", "best of",
 )  # fmt: skip
 LEAST_CHOICE_SEEDS = 3
 

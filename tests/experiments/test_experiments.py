@@ -186,6 +186,52 @@ def test_a_bag_of_words_finds_the_word_and_nothing_else():
     assert scores[1] <= 0.75  # an exclusive or of three is not seen
 
 
+def test_the_majority_is_a_constant_answer():
+    data = task()
+    labels = [example["label"] for example in data.examples("test")]
+    share = max(labels.count(0), labels.count(1)) / len(labels)
+    assert probes.majority(data, ("test",))["scores"]["test"]["accuracy"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_a_state_probe_reads_the_frozen_model(kind):
+    """The same score as sklearn on states that are made one text at a time, without padding."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from transformers import DataCollatorWithPadding
+
+    backbone, tok, data = getattr(tiny, kind)(dtype=torch.float32), tokenizer(), task()
+    kept = {}
+
+    def encode(split, model):
+        return kept.setdefault(split, data.encode(tok, split, model))
+
+    found = probes.state_probe(backbone, data, encode, DataCollatorWithPadding(tok))["scores"]
+
+    @torch.no_grad()
+    def states(split):
+        rows = []
+        for row in encode(split, backbone):
+            ids = torch.tensor([row["input_ids"]])
+            if kind == "t5":
+                rows.append(backbone.encoder(ids).last_hidden_state[0].mean(0))
+            else:
+                rows.append(backbone.transformer(ids).last_hidden_state[0, -1])
+        return torch.stack(rows).double().numpy()
+
+    labels = {split: [example["label"] for example in data.examples(split)] for split in data.splits}
+    train = states("train")
+    scale = lambda x: (x - train.mean(0)) / train.std(0)  # noqa: E731
+    right = {}
+    for strength in (0.001, 0.01, 0.1):
+        model = LogisticRegression(C=strength, max_iter=2000).fit(scale(train), labels["train"])
+        right[strength] = {
+            s: np.mean(model.predict(scale(states(s))) == labels[s]) for s in ("validation", "test")
+        }
+    best = max(right.values(), key=lambda scores: scores["validation"])
+    assert {split: scores["accuracy"] for split, scores in found.items()} == pytest.approx(best)
+
+
 def test_minilm_probe_reads_sentence_vectors(monkeypatch):
     """With a random small BERT in MiniLM's place: the same score as sklearn on vectors made one text at a time."""
     import numpy as np
