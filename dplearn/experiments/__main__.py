@@ -1,4 +1,4 @@
-"""Studies: list, show, plan, run, resume, table, figure, verdict, publish.
+"""Studies: list, show, plan, run, resume, table, figure, verdict, predict, publish.
 
 A study is a file of the folder `studies`, or a .toml file of your own. Its runs are kept in runs/STUDY, one file for
 each, so that a stopped study goes on, and so that several processes or machines on one folder share the work.
@@ -37,6 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     figure = verb("figure", "draw curves and scores over the conditions")
     figure.add_argument("--out", default="figures", help="folder of the images (default: figures)")
     verb("verdict", "what the runs allow to say, with the evidence of learning", several=True)
+    prediction = verb(
+        "predict", "whether a probe of fixed prompts says what a learned position gains", several=True
+    )
+    prediction.add_argument("--out", help="a file for the figure, such as figures/predict.png")
     verb("publish", "merge the runs into the record that ships with the package")
     return parser
 

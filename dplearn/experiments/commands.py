@@ -251,6 +251,30 @@ def figure(options) -> int:
     return 0
 
 
+def predict(options) -> int:
+    """Whether the splits of trained fixed prompts say beforehand what a learned position gains."""
+    from dplearn.experiments import figures, predictions
+
+    found = []
+    for name in [options.study] if options.study else study.names():
+        one = study.read(name)
+        if one.headroom and one.baseline:
+            found += predictions.points(one.name, _cells(options, one), one.baseline)
+    if not found:
+        raise ValueError(
+            "no study has runs with headroom, expected a study with `headroom = true` that was run"
+        )
+    print(predictions.markdown(found))
+    for probe, (rank, p) in predictions.correlations(found).items():
+        print(f"\nrank correlation of {probe} and gain over {len(found)} points: {rank:+.2f} (p = {p:.2g})")
+    if options.out:
+        path = Path(options.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures.predicted(found).savefig(path)
+        print(f"\n{path}")
+    return 0
+
+
 def publish(options) -> int:
     """Merge the runs into the record that ships with the package."""
     one = study.read(options.study)
@@ -265,5 +289,5 @@ def publish(options) -> int:
 
 COMMANDS: dict[str, Callable] = {
     "list": list_studies, "show": show, "plan": plan, "run": run, "resume": resume, "table": table,
-    "figure": figure, "verdict": verdict, "publish": publish,
+    "figure": figure, "verdict": verdict, "predict": predict, "publish": publish,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dplearn import plots
 from dplearn.experiments.parts import Cell, Study
+from dplearn.experiments.predictions import Point
 from dplearn.experiments.records import headline
 from dplearn.experiments.tables import reports
 
@@ -132,6 +133,28 @@ def over_conditions(cells: Sequence[tuple[Cell, list[dict]]]):
         ax.set_xticks(range(len(order)), order, rotation=20)
         ax.set(title=", ".join(place), ylabel="score on test" if ax is axes[0, 0] else "")
     _finish(figure, axes[0])
+    return figure
+
+
+def predicted(points: Sequence[Point]):
+    """What was gained by a learned position against what a probe of fixed prompts says, both in nats; a point for each
+    table and method, with 95 % intervals, on axes that are linear near 0."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True)
+    methods = list(dict.fromkeys(point.method for point in points))
+    panels = {"deviation": "losses differ over splits by", "headroom": "headroom per input"}
+    for ax, (name, words) in zip(axes, panels.items()):
+        for number, method in enumerate(methods):
+            own = [point for point in points if point.method == method]
+            x, y = [getattr(point, name) for point in own], [point.gain for point in own]
+            look = _look(number) | {"linestyle": "none"}
+            ax.errorbar(x, y, [point.half for point in own], label=method, elinewidth=0.8, **look)
+        ax.axhline(0, color="0.6", linewidth=0.8)
+        ax.set_xscale("symlog", linthresh=0.01)
+        ax.set_yscale("symlog", linthresh=0.1)
+        ax.set(xlabel=f"{words}, nats", ylabel="gained over best fixed, nats" if ax is axes[0] else "")
+    _finish(figure, axes)
     return figure
 
 

@@ -128,6 +128,41 @@ def test_verdicts_say_what_was_not_learned_not_run_and_by_which_evidence(runs, c
     assert capsys.readouterr().out.rstrip().endswith("not run")
 
 
+def test_gains_are_set_against_the_probe_of_the_fixed_prompts(runs, capsys):
+    """By hand for one table; a positive rank correlation where gains follow the probe."""
+    path, folder = runs
+    store = Store(folder / "runs" / "try")
+    path.write_text(path.read_text().replace("[settings]", "headroom = true\n\n[settings]", 1))
+    one = study.read(path)
+    rows, place = {}, {}
+    for cell_number, cell in enumerate(one.cells()):
+        for method in one.methods_in(cell):
+            place[cell.title, method.name] = cell_number
+
+    def worth(job):
+        number = place[f"{job.labels['task']}, {job.labels['condition']}, t5-mini", job.labels["method"]]
+        return 0.5 + (0.1 * number if "learned" in job.labels["method"] else 0) + 0.001 * job.spec["seed"]
+
+    rows = finished(one, worth)
+    for job in jobs.jobs(one, rows):
+        row = rows[job.key]
+        number = place[f"{job.labels['task']}, {job.labels['condition']}, t5-mini", job.labels["method"]]
+        row |= {"config": {"position": job.spec["prompt"].get("position", "prefix")}}
+        row["evidence"] = {
+            "decisions": {},
+            "headroom": {"deviation": number + 1.0, "gain": [number * 2.0, 0.1]},
+        }
+        store.add(job.key, row)
+    main(["predict", str(path), "--runs", str(folder / "runs"), "--out", str(folder / "figure.png")])
+    text = capsys.readouterr().out.replace("\u00a0", " ")
+    lines = [line for line in text.splitlines() if "learned" in line and line.startswith("| try")]
+    assert len(lines) == 4 * 2 and (folder / "figure.png").stat().st_size > 5000
+    cells = [cell.strip() for cell in lines[2].strip("| ").split("|")]
+    assert cells[0] == "try: world/rte?shots=8&draw=seed, l = 2, t5-mini"
+    assert cells[2:4] == ["2.000", "+2.000"] and cells[4] == "+0.100 ± 0.000" and cells[5] == "4"
+    assert "rank correlation of headroom and gain over 8 points: +1.00" in text
+
+
 def test_the_verdicts_of_a_table_are_one_family():
     def rows(method, scores, config=None, moved=None):
         evidence = {} if moved is None else {"evidence": {"decisions": {"position": decided(moved)}}}
