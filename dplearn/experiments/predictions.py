@@ -2,8 +2,8 @@
 
 The probe holds a trained fixed prompt at every split (:class:`dplearn.evidence.Headroom`, of the reports of a study
 with ``headroom = true``): how much its losses depend on the split (``deviation``), and how much a rule per input could
-gain over the best split for all (``headroom``). What was gained is the cross-entropy of the best fixed split minus that of
-the learned position on test, both trained, paired by seed.
+gain over the best split for all (``headroom``). What was gained is the cross-entropy of the best fixed split minus that
+of the learned position on test, both trained, paired by seed.
 """
 
 from __future__ import annotations

@@ -297,5 +297,6 @@ def test_the_list_and_a_study_in_words(capsys, tmp_path):
         "table",
         "figure",
         "verdict",
+        "predict",
         "publish",
     }
