@@ -53,8 +53,10 @@ def load_task(name: str):
     """A task by name, with options as in an address: ``world/rte?shots=32&draw=3``.
 
     ``shots`` training examples of each label, or ``total`` in all, drawn by the seed ``draw`` (0); other options are
-    those of the task's family (:func:`dplearn.tasks.load`), whole numbers as such. ``$NAME`` stands for a variable of
-    the environment: ``superglue/cb?path=$SUPERGLUE&validation=dev32.jsonl``.
+    those of the task's family (:func:`dplearn.tasks.load`), whole numbers as such. ``$NAME`` stands
+    for a variable of the environment: ``superglue/cb?path=$SUPERGLUE&validation=dev32.jsonl``.
+
+    Several names with "+" between them are one task (:func:`dplearn.tasks.joined.join`).
 
     Raises
     ------
@@ -65,6 +67,10 @@ def load_task(name: str):
     """
     from dplearn import tasks
 
+    if "+" in name:
+        from dplearn.tasks.joined import join
+
+        return join([load_task(part) for part in name.split("+")])
     plain, _, query = name.partition("?")
     options = {key: os.path.expandvars(value) for key, value in parse_qsl(query)}
     for key, value in options.items():
@@ -99,7 +105,8 @@ def _encoded(backbone: str, task: str, prefix: str, max_length: int):
     kept: dict = {}
 
     def encode(split: str, model):
-        key = split, hasattr(model, "prompt")
+        config = getattr(model, "prompt_config", None)
+        key = split, config is not None, config is not None and config.tasks is not None
         if key not in kept:
             kept[key] = data.encode(tokenizer, split, model, max_length=max_length, answer_prefix=prefix)
         return kept[key]

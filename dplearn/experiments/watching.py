@@ -136,7 +136,9 @@ class TextRun:
     def fields(self) -> tuple[str, ...]:
         """The fields of a batch that a prompt decides about."""
         behind = () if self.model.config.is_encoder_decoder else ("keep_last",)
-        return ("input_ids", "attention_mask", *behind)
+        config = getattr(self.model, "prompt_config", None)
+        tasks = ("task_ids",) if config is not None and config.tasks else ()
+        return ("input_ids", "attention_mask", *behind, *tasks)
 
     def decided_about(self, split: str) -> list[dict]:
         """The examples of a split without their answers, as a prompt decides about them."""
