@@ -52,6 +52,7 @@ def test_the_table_of_estimators_is_that_of_the_record():
     rows = records.by(records.load("estimators")["rows"], "task", "method")
     text, task = (ROOT / "book" / "at-work.md").read_text(), ""
     found = {}
+    text = text.partition("Where the place is known to matter")[0]
     for line in re.findall(r"^\| .*\u00a0±.* \|$", text, re.MULTILINE):
         name, estimator, validation, test = (cell.strip(" ") for cell in line.strip("|").split("|"))
         task = name or task
@@ -80,6 +81,37 @@ def test_the_table_of_estimators_is_that_of_the_record():
         mean, half = records.interval(gains)
         assert len(gains) == 5 and said in " ".join(text.split())
         assert f"{mean:.3f} ± {half:.3f}" in said if split == "validation" else abs(mean) < 0.001
+
+
+def test_what_is_said_of_defaults_is_in_the_record():
+    """The table of place/mixed, and every sentence on what was tried besides."""
+    rows = records.by(records.load("decisions")["rows"], "condition", "method")
+    text = (ROOT / "book" / "at-work.md").read_text().partition("Where the place is known to matter")[2]
+    means = {}
+    for key, group in rows.items():
+        scores = [records.headline(row, "validation") for row in group]
+        assert sorted(row["seed"] for row in group) == [1, 2, 3]
+        means[key] = statistics.mean(scores)
+        if key[1] in ("exact", "score-function", "position-space", "straight-through", "score-function, raw"):
+            name = key[1].replace(", raw", ", summaries not standardized")
+            cell = f"{means[key]:.3f}\u00a0±\u00a0{statistics.stdev(scores):.3f}"
+            line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+            assert line.split(" | ")[1 if key[0] == "given" else 2].strip(" |") == cell
+    given = {
+        method: mean - means["given", "score-function"] for (c, method), mean in means.items() if c == "given"
+    }
+    small = ("statistics beforehand", "entropy bonus 0.1", "entropy bonus 1.0", "8 draws", "random start")
+    assert all(abs(given[f"score-function, {name}"]) < 0.011 for name in small)
+    worse = ("2 draws", "rate 0.1", "rate 0.003")
+    assert all(0.02 < -given[f"score-function, {name}"] < 0.05 for name in worse)
+    papers = [method for method in given if method.startswith("straight-through")]
+    assert len(papers) == 4 and all(means["given", method] < 0.62 for method in papers)
+    learned = rows["learned", "score-function, entropy bonus 1.0"]
+    moved = [row["evidence"]["decisions"]["position"]["moved"] for row in learned]
+    assert statistics.median(moved) < 0.1
+    assert all(
+        records.headline(row, "validation") < 0.56 for m in papers for row in rows.get(("learned", m), [])
+    )
 
 
 @pytest.mark.parametrize(
