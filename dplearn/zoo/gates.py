@@ -2,13 +2,16 @@
 
 Five gates (see the model card): 1 right with an instruction, 2 at chance without, 3 prompts reach the skill and full
 fine-tuning is no worse, 4 neither words alone nor random layers do, 5 a real-text task gains from pretraining.
-The tuning runs are recorded by `python -m dplearn.experiments run gates`; zero-shot accuracy is computed on the spot.
+The tuning runs are recorded by `python -m dplearn.experiments run gates` (llama-mini: `gates-llama`); zero-shot accuracy is
+computed on the spot, or recorded by `python -m dplearn.zoo check NAME --record`.
 """
 
 import json
+from pathlib import Path
 
 from ..experiments.records import by, headline, interval, paired
 from ..experiments.records import load as load_record
+from ..files import write
 from . import folder_of, load
 
 FAMILIES = ("world/boolq", "world/multirc", "world/rte", "world/cb", "world/wic")
@@ -16,12 +19,14 @@ REAL = ("docs/library", "docs/signature", "docs/next")
 TWO_WAY = tuple(name for name in FAMILIES if name != "world/cb")
 PROMPT, RANDOM, FULL, WORDS = "prefix", "prefix, random layers", "full fine-tuning", "bag of words"
 SECONDS = 180
+STUDIES = {"t5-mini": "gates", "llama-mini": "gates-llama"}  # the study that records a backbone's tuning runs
+SPLITS = ("test", "test_entities", "test_wordings")
 
 
 def recorded(name: str) -> dict | None:
     """The recorded tuning runs: gates.json beside the weights, else the study's record; None if there is none."""
     path = folder_of(name) / "gates.json"
-    return json.loads(path.read_text()) if path.is_file() else load_record("gates")
+    return json.loads(path.read_text()) if path.is_file() else load_record(STUDIES[name])
 
 
 def spread(values) -> tuple[float, float]:
@@ -60,8 +65,8 @@ def judge_zero_shot(rows) -> list[tuple[str, bool, str]]:
     ]
 
 
-def judge_runs(rows) -> list[tuple[str, bool, str]]:
-    """Gates 3, 4 and 5 from recorded tuning runs."""
+def judge_runs(rows) -> list[tuple[str, bool | None, str]]:
+    """Gates 3, 4 and 5 from recorded tuning runs; a gate holds (True), fails (False) or was not run (None)."""
     found = means(rows)
 
     def at(task, method, default):
@@ -79,17 +84,31 @@ def judge_runs(rows) -> list[tuple[str, bool, str]]:
          f"{len(reached)} reached" + (f", full fine-tuning worse on {', '.join(worse)}" if worse else "")),
         ("4 words alone and random layers at most .60 on two of these", len(fair) >= 2, ", ".join(fair) or "none"),
         (f"4b one run in at most {SECONDS} s", 0 < slow <= SECONDS, f"slowest {slow:.0f} s"),
-        ("5 on a real-text task prompts beat random layers by more than the interval", bool(real), said or "no runs"),
+        ("5 on a real-text task prompts beat random layers by more than the interval", bool(real) if said else None,
+         said or "no runs"),
     ]  # fmt: skip
+
+
+def measure(name: str, splits=("test",)) -> list[dict]:
+    """Zero-shot rows of a backbone, computed now, on the tasks whose instructions it was pretrained with."""
+    from .evaluation import SKILLS, zero_shot
+
+    model, tokenizer = load(name)
+    asked = [task for task in SKILLS if model.config.model_type == "t5" or task.startswith("world/")]
+    return zero_shot(model, tokenizer, asked, splits)
+
+
+def record(name: str) -> Path:
+    """Computes the zero-shot rows of all splits and writes them beside the weights; returns the file."""
+    path = folder_of(name) / "zero_shot.json"
+    write(path, (json.dumps(measure(name, SPLITS), indent=1) + "\n").encode())
+    return path
 
 
 def zero_shot_rows(name: str, run: bool) -> list[dict]:
     """Zero-shot accuracy, computed now or read from zero_shot.json."""
     if run:
-        from .evaluation import zero_shot
-
-        model, tokenizer = load(name)
-        return zero_shot(model, tokenizer)
+        return measure(name)
     path = folder_of(name) / "zero_shot.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the check without --quick")
@@ -104,21 +123,22 @@ def report(name: str, run: bool = True) -> str:
         lines.append(
             f"{row['task']:16} {row['split']:14} {row['instructed']:10.3f} {row['bare']:6.3f} {row['chance']:6.3f}"
         )
-    verdicts, record = judge_zero_shot(zero), recorded(name)
-    if record:
-        rows = [row for row in record["rows"] if row.get("backbone", name) == name]
+    verdicts, found = judge_zero_shot(zero), recorded(name)
+    rows = [row for row in found["rows"] if row.get("backbone", name) == name] if found else []
+    if rows:
         lines += [
             "",
             f"{'task':16} {'method':24} {'mean':>6} {'±':>6} {'runs':>4}   (test split, 95 % interval over seeds)",
         ]
         for (task, method), (value, half, runs) in sorted(means(rows).items()):
             lines.append(f"{task:16} {method:24} {value:6.3f} {half:6.3f} {runs:4d}")
-        if any(row["method"] == PROMPT for row in rows):
-            verdicts += judge_runs(rows)
-    if not record or not any(row["method"] == PROMPT for row in record["rows"]):
+    if any(row["method"] == PROMPT for row in rows):
+        verdicts += judge_runs(rows)
+    else:
         lines += [
             "",
-            "gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments run gates)",
+            f"gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments run {STUDIES[name]})",
         ]
-    lines += [""] + [f"{'holds ' if holds else 'FAILS '} gate {gate}: {why}" for gate, holds, why in verdicts]
+    said = {True: "holds ", False: "FAILS ", None: "OPEN  "}
+    lines += [""] + [f"{said[holds]} gate {gate}: {why}" for gate, holds, why in verdicts]
     return "\n".join(lines)

@@ -1,0 +1,344 @@
+"""How llama-mini is pretrained: a decoder-only model that reads a text and a cue and says the answer.
+
+What it shares with t5-mini (blocks of batches, stages, random vectors for the mark of noise, hashes) is in
+:mod:`dplearn.zoo.pretraining`. One process with one thread; every block of batches is seeded by its number, so a
+resumed run sees the data that it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+import zlib
+from pathlib import Path
+
+import torch
+from tokenizers import processors
+from tqdm import tqdm
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from ..files import write
+from ..shelf import folder_of
+from .causal_mixture import CUE, STREAMS, Mixer, in_place
+from .mixture import NOISE
+from .pretraining import (
+    BLOCK,
+    KEEP_MEMORY,
+    Stage,
+    embed,
+    losses_of,
+    plan,
+    save_checkpoint,
+    total_steps,
+    write_documents,
+    write_hashes,
+)
+
+NAME = "llama-mini"
+# Looking for equal words and restating facts, in short rows and in sentences; the equality questions.
+SHORT = dict(
+    recall_short=32, recall_words=10, recall_told=6, judge_short=14, equal_short=24, asked_equal=4, color=3, owner=3,
+    bare=4,
+)  # fmt: skip
+# The same in sentences, and a first look at the instructed tasks.
+SENTENCES = dict(
+    recall_short=8, recall_words=4, recall_told=16, judge_short=8, judge_told=12, judge_open=2, judge_denied=2, senses=4,
+    equal_short=8, asked_equal=12, color=6, owner=6, asked=6, bare=6,
+)  # fmt: skip
+# Looking for words that stood before, many times in a sequence: the bridge to equality.
+EQUAL = dict(
+    seen=16, member=6, equal_short=28, asked_equal=14, color=4, owner=4, recall_short=8, recall_told=8, judge_short=8,
+    bare=4,
+)  # fmt: skip
+# The instructed tasks, and the coin where nothing is asked.
+TASKS = dict(
+    seen=2, equal_short=6, recall_short=4, recall_words=2, recall_told=9, judge_short=4, judge_told=7, judge_open=2,
+    judge_denied=2, senses=4, asked_equal=14, color=10, owner=10, asked=6, bare=14, boolq=1, multirc=1, rte=1, cb=1,
+    wic=1,
+)  # fmt: skip
+STAGES = (
+    Stage(64, (0.0, 1.5e-3), SHORT),
+    Stage(936, (1.5e-3, 1.5e-3), SHORT),
+    Stage(104, (1.5e-3, 1.5e-3), SENTENCES),
+    Stage(496, (1.5e-3, 1.5e-3), EQUAL),
+    Stage(200, (1.5e-3, 1.5e-3), TASKS),
+    Stage(700, (1.5e-3, 5e-5), TASKS),
+)
+SEED, BATCH = 1, 32
+READ, READ_WEIGHT = 0.12, 0.25  # the share of the text's own tokens that are predicted too, and their weight
+SHAPE = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4)
+# First sizes: the standard deviation of embeddings and their common first coordinate; what heads add to a token, what
+# those add that copy, and queries and keys that look for words.
+SPREAD, COMMON, WRITTEN, COPIED, LOOKING = 0.06, 0.27, 0.1, 0.3, 1.8
+
+
+def fresh_model(tokenizer_size=4096, seed=SEED):
+    """The architecture with freshly initialised weights."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer_size, num_key_value_heads=SHAPE["num_attention_heads"], max_position_embeddings=512,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0, **SHAPE,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    mimic(model)
+    return model
+
+
+@torch.no_grad()
+def mimic(model):
+    """A start that looks a little like a trained transformer, as t5-mini has one: heads that look for what came before.
+
+    Three heads of the first layer look one, two and three tokens back: their queries and keys are constant (all
+    embeddings share a first coordinate), so that rotary angles alone decide. Two of the second layer look for the token
+    one and two behind an earlier equal word and copy it ("induction heads"), two more start from the word in front.
+    Two of the third look one token back and hand on what those found: to the cue behind a word.
+    """
+    table = model.get_input_embeddings().weight
+    table.normal_(std=SPREAD)
+    table[:, 0] = COMMON
+    size, layers = model.model.layers[0].self_attn.head_dim, model.model.layers
+    for layer in layers:
+        attention = layer.self_attn
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.weight.normal_(std=len(table[0]) ** -0.5)
+        attention.o_proj.weight.normal_(std=WRITTEN * len(table[0]) ** -0.5)
+        for rows in heads_of(attention)[::2]:
+            attention.k_proj.weight[rows] = attention.q_proj.weight[rows]
+    written = []
+    for head, rows in enumerate(heads_of(layers[0].self_attn)[:3]):
+        look_back(layers[0].self_attn, rows, head + 1, 1.4)
+        written.append(directions(size, len(table[0])))
+        layers[0].self_attn.o_proj.weight[:, rows] = WRITTEN * written[-1].T
+    own = [layers[0].self_attn.v_proj.weight[rows].clone() for rows in heads_of(layers[0].self_attn)]
+    for rows, query, key, read in zip(
+        heads_of(layers[0].self_attn), (own[0], own[1], written[0], written[0]), (0, 1, None, 1), own
+    ):
+        second, third = layers[1].self_attn, layers[2].self_attn
+        turn = torch.nn.init.orthogonal_(torch.empty(size, size)) * LOOKING
+        second.q_proj.weight[rows] = turn @ query
+        second.k_proj.weight[rows] = turn @ (own[0] if key is None else written[key])
+        for attention in (second, third):
+            attention.v_proj.weight[rows] = read
+            attention.o_proj.weight[:, rows] = COPIED * read.T
+    for rows in heads_of(layers[2].self_attn)[:2]:
+        look_back(layers[2].self_attn, rows, 1, 2.5, reads=False)
+
+
+def heads_of(attention):
+    """The rows (of o_proj: columns) of each head."""
+    size = attention.head_dim
+    return [slice(start, start + size) for start in range(0, len(attention.q_proj.weight), size)]
+
+
+def directions(size, width):
+    """Random orthonormal rows (size, width)."""
+    return torch.nn.init.orthogonal_(torch.empty(size, width))
+
+
+def look_back(attention, rows, steps, strength, reads=True):
+    """Makes the head of these rows look `steps` tokens back; with `reads` its values are orthonormal.
+
+    A constant query (a, 0) in each pair of rotated coordinates meets a key that is turned by `steps` angles: the
+    product is largest for the key that stands `steps` before.
+    """
+    places = torch.arange(attention.head_dim // 2)
+    turned = steps * 10_000.0 ** (-places / len(places))
+    sizes = torch.where(places < 5, strength, 0.0)
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight[rows].normal_(std=0.1 * projection.weight.shape[1] ** -0.5)
+    attention.q_proj.weight[rows, 0] = torch.cat([sizes, torch.zeros_like(sizes)])
+    attention.k_proj.weight[rows, 0] = torch.cat([sizes * turned.cos(), sizes * turned.sin()])
+    if reads:
+        attention.v_proj.weight[rows] = directions(attention.head_dim, attention.v_proj.weight.shape[1])
+
+
+def parameter_groups(model):
+    """Weight decay for matrices other than the embeddings; larger steps for the embeddings, as in t5-mini."""
+    table = model.get_input_embeddings().weight
+    rest = [parameter for parameter in model.parameters() if parameter is not table]
+    return [
+        {"params": [p for p in rest if p.ndim > 1], "factor": 1.0, "weight_decay": 0.01},
+        {"params": [p for p in rest if p.ndim == 1], "factor": 1.0, "weight_decay": 0.0},
+        {"params": [table], "factor": 1.0, "weight_decay": 0.0},
+    ]
+
+
+def build_tokenizer():
+    """The tokenizer of t5-mini without an end token behind the text: what comes next is the cue, or a prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("t5-mini"))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
+    return tokenizer
+
+
+def collate(tokenizer, pairs):
+    """(text, target) pairs -> input_ids, answers (both (B, T)): answers are the tokens to say, elsewhere -100.
+
+    Padding is on the right, where nothing that counts can see it. Each sequence ends with an end token, to be said.
+    """
+    sequences = [in_place(text, target) for text, target in pairs]
+    texts = [words for pieces in sequences for words, _ in pieces]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    rows, marks = [], []
+    for pieces in sequences:
+        ids, said = [], []
+        for _, answer in pieces:
+            tokens = next(encoded)
+            ids += tokens
+            said += [answer] * len(tokens)
+        rows.append(torch.tensor([*ids, tokenizer.eos_token_id]))
+        marks.append(torch.tensor([*said, True]))
+    pad = torch.nn.utils.rnn.pad_sequence
+    input_ids = pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    answers = input_ids.masked_fill(~pad(marks, batch_first=True, padding_value=False), -100)
+    return {"input_ids": input_ids, "answers": answers}
+
+
+def predict(model, batch, noise_id, generator, where):
+    """Logits (N, vocabulary) at the N positions (b, t) with where[b, t], each for the token behind it."""
+    embeds = embed(model, batch["input_ids"], noise_id, generator)
+    states = model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    return model.lm_head(states[:, :-1][where[:, 1:]])
+
+
+def read_at(input_ids, answers, unread, generator):
+    """Which tokens of the text to predict beside the answers: a random share, no marks and no padding; bool (B, T)."""
+    drawn = torch.rand(input_ids.shape, generator=generator) < READ
+    return drawn & (answers == -100) & ~torch.isin(input_ids, torch.tensor(unread))
+
+
+def loss_of(model, batch, tokenizer, seed):
+    """(loss, mean loss of the answers) of a batch; its noise and the tokens to predict are drawn from ``seed``."""
+    ids, answers = batch["input_ids"], batch["answers"]
+    generator = torch.Generator().manual_seed(seed)
+    noise_id, cue_id = tokenizer.convert_tokens_to_ids([NOISE, CUE])
+    read = read_at(ids, answers, [tokenizer.pad_token_id, noise_id, cue_id], generator)
+    said = answers != -100
+    where = read | said
+    where[:, 0] = False
+    losses = torch.nn.functional.cross_entropy(
+        predict(model, batch, noise_id, generator, where), ids[where], reduction="none"
+    )
+    saying = said[where]
+    answering = losses[saying].mean()
+    return answering + READ_WEIGHT * losses[~saying].sum() / max(int((~saying).sum()), 1), answering.detach()
+
+
+def block_of(number, documents, tokenizer):
+    """The batches of one block, for the stage of its first step: of like lengths each, in a seeded order."""
+    stage, _ = plan(number * BLOCK, STAGES)
+    mixer = Mixer(f"{NAME}/{SEED}/{number}", documents)
+    pairs = mixer.draw(stage.mixture, BATCH * BLOCK)
+    pairs.sort(key=lambda pair: len(pair[0].split()) + len(pair[1].split()))
+    batches = [collate(tokenizer, pairs[i : i + BATCH]) for i in range(0, len(pairs), BATCH)]
+    random.Random(number).shuffle(batches)
+    return batches
+
+
+@torch.no_grad()
+def accuracies(model, tokenizer, documents, streams=tuple(STREAMS), count=24, seed=0):
+    """Held-out accuracy of the answer tokens of each stream (true answers stand before; end tokens are left out)."""
+    noise_id = tokenizer.convert_tokens_to_ids(NOISE)
+    model.eval()
+    result = {}
+    for stream in streams:
+        mixer = Mixer(f"held-out/{seed}", documents, "validation")
+        batch = collate(tokenizer, [mixer.example(stream) for _ in range(count)])
+        ids, answers = batch["input_ids"], batch["answers"]
+        where = (answers != -100) & (answers != tokenizer.eos_token_id)
+        logits = predict(model, batch, noise_id, torch.Generator().manual_seed(seed), where)
+        result[stream] = round((logits.argmax(-1) == ids[where]).float().mean().item(), 3)
+    model.train()
+    return result
+
+
+def report(folder, model, tokenizer, documents, figures):
+    """Appends one line to the log, the figures and held-out accuracies, and prints it."""
+    streams = [name for name in STREAMS if name != "bare"]
+    record = figures | {"held_out": accuracies(model, tokenizer, documents, streams)}
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(record) + "\n")
+    tqdm.write(json.dumps(record))
+
+
+def prepare(folder):
+    """Tokenizer and documents, once per run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_documents(folder)
+    if not (folder / "tokenizer").exists():
+        build_tokenizer().save_pretrained(folder / "tokenizer")
+
+
+def pretrain(folder):
+    """Runs all stages; the run folder holds tokenizer, documents, checkpoint and log, and a run goes on from there.
+
+    In a process of its own: the C library reads how it is to keep memory when a process starts.
+    """
+    os.environ.update(KEEP_MEMORY, TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+    prepare(Path(folder))
+    torch.multiprocessing.spawn(train, (str(folder),), nprocs=1)
+
+
+def train(rank, folder, report_every=100):
+    """The process of a run (the first, and only, of its `rank`)."""
+    folder = Path(folder)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    documents = json.loads((folder / "documents.json").read_text())
+    model = fresh_model(len(tokenizer)).train()
+    optimiser = torch.optim.AdamW(parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), fused=True)
+    step, tokens, seconds = 0, 0, 0.0
+    if (folder / "checkpoint.pt").exists():
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
+    began, losses, last = time.time() - seconds, [], total_steps(STAGES)
+    bar = tqdm(total=last, initial=step, mininterval=10)
+    while step < last:
+        for batch in block_of(step // BLOCK, documents, tokenizer)[step % BLOCK :]:
+            _, rate = plan(step, STAGES)
+            losses.append(advance(model, optimiser, batch, tokenizer, rate, step))
+            step, tokens = step + 1, tokens + int((batch["input_ids"] != tokenizer.pad_token_id).sum())
+            bar.update()
+            if step % report_every == 0 or step == last:
+                seconds = time.time() - began
+                mean = [round(sum(values) / len(values), 4) for values in zip(*losses)]
+                figures = dict(step=step, tokens=tokens, rate=round(rate, 6), loss=mean[0], answers=mean[1])
+                report(folder, model, tokenizer, documents, figures | {"minutes": round(seconds / 60, 2)})
+                save_checkpoint(folder, model, optimiser, step, tokens, seconds)
+                losses = []
+            if step == last:
+                break
+    bar.close()
+
+
+def advance(model, optimiser, batch, tokenizer, rate, step):
+    """One step of training at a learning rate; returns (loss, loss of the answers)."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["factor"]
+    loss, answering = loss_of(model, batch, tokenizer, zlib.crc32(f"{SEED}/{step}".encode()))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss.item(), answering.item()
+
+
+def export(folder, target):
+    """Writes a checkpoint as Hugging Face files (float16), with tokenizer, losses and the SHA-256 of each file."""
+    folder, target = Path(folder), Path(target)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = fresh_model(len(tokenizer))
+    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
+    target.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.half().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    write(target / "losses.json", (json.dumps(losses_of(folder), indent=0) + "\n").encode())
+    write_hashes(target)
+    return target
