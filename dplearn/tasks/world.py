@@ -419,7 +419,7 @@ class World:
         return {"sentence1": sentences[0], "sentence2": sentences[1], "label": label, "answers": answers}
 
     def two_facts(self, wanted):
-        """Two rows with a place, equal where wanted: {"color", "owner", "place", "thing"} -> whether they are the same."""
+        """Two rows with a place; ``wanted``: {"color", "owner", "place", "thing"} -> whether they are equal in it."""
         fact = None
         while fact is None:
             rows = self.scene(2, "place")

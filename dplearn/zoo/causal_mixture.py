@@ -7,13 +7,18 @@ holes may come too early (restated rows and sentences) have versions here that h
 
 from __future__ import annotations
 
-from ..tasks.world import FAMILIES, PEOPLE, POOLS, TAILS, TELLING, WONDERING, join
+from ..tasks.world import FAMILIES, PEOPLE, POOLS, TELLING, WONDERING, join
 from . import mixture
-from .instructions import INSTRUCTIONS
+from .instructions import INSTRUCTIONS, instruct
 from .mixture import SENTINEL, filled
 
 CUE = SENTINEL.format(0)
-FACTS = {"color": "colour", "owner": "person", "place": "place", "thing": "thing"}  # what each equality is about
+FACTS = {
+    "color": "colour",
+    "owner": "person",
+    "place": "place",
+    "thing": "thing",
+}  # what each equality is about
 
 
 def in_place(text: str, target: str) -> list[tuple[str, bool]]:
@@ -65,17 +70,6 @@ def recall_short(world):
     return recalled(world.random, [(row["person"], row["colour"], row["thing"]) for row in rows])
 
 
-def recall_words(mixer):
-    """The same with words of the real text: to look for equal words in an open vocabulary."""
-    rng, words = mixer.random, []
-    count = 3 * rng.randint(2, 4)
-    while len(words) < count:
-        word = rng.choice(mixture.long_words(rng.choice(mixer.documents)["summary"]) or ["nothing"])
-        if word not in words:
-            words.append(word)
-    return recalled(rng, [tuple(words[place : place + 3]) for place in range(0, count, 3)])
-
-
 def restated(world, row, kind):
     """One value of a row: a question with its answer, or a statement of which the last of person and value is asked."""
     rng = world.random
@@ -109,9 +103,13 @@ def asked(world, family):
     answers = {**answers, own: answers.get(own, answers.get(family))}
     pieces = [text]
     for skill in rng.sample(skills, rng.randint(1, len(skills))):
-        instruction = rng.choice(INSTRUCTIONS[skill]).replace(" |", "")
-        pieces += [f"{instruction} ?", (None, answers[skill])]
+        pieces += behind(rng, skill, answers[skill])
     return filled(pieces)
+
+
+def behind(rng, skill, answer):
+    """One of the skill's instructions behind a text, and its answer."""
+    return [f"{rng.choice(INSTRUCTIONS[skill]).replace(' |', '')} ?", (None, answer)]
 
 
 def seen(mixer):
@@ -131,35 +129,33 @@ def seen(mixer):
     return filled(pieces)
 
 
-def equal_short(world):
-    """ "anna red ball barn . ben red cup barn ." and what is equal in the two: the first rung of the equality tasks."""
-    rng = world.random
-    wanted = {name: rng.random() < 0.5 for name in ("color", "owner", "place", "thing")}
+def two_rows(world):
+    """Two facts with a place, "anna red ball barn . ben red cup barn .", and what they have in common."""
+    wanted = {name: world.random.random() < 0.5 for name in FACTS}
     rows = world.two_facts(wanted)
-    pieces = [f"{row['person']} {row['colour']} {row['thing']} {row['place']} ." for row in rows]
-    for name in rng.sample(list(wanted), rng.randint(2, 4)):
-        instruction = rng.choice(INSTRUCTIONS[f"same_{name}"]).replace(" |", "")
-        pieces += [f"{instruction} ?", (None, "yes" if wanted[name] else "no")]
+    text = " ".join(f"{row['person']} {row['colour']} {row['thing']} {row['place']} ." for row in rows)
+    return text, {name: "yes" if same else "no" for name, same in wanted.items()}
+
+
+def equal_words(world):
+    """Two short facts and what is equal in them, asked for by one word: the first rung of the equality tasks."""
+    text, answers = two_rows(world)
+    pieces = [text]
+    for name in world.random.sample(list(answers), len(answers)):
+        pieces += [f"{FACTS[name]} ?", (None, answers[name])]
     return filled(pieces)
 
 
-def equal_named(world):
-    """Two facts, short or in sentences; asked what is told of both, their two values are named before the verdict.
-
-    The bridge from restating to equality: to name the values is to look them up, and then they stand side by side.
-    """
+def equal_short(world):
+    """The same with instructions: one before, behind or around the facts, or several behind them."""
     rng = world.random
-    wanted = {name: rng.random() < 0.5 for name in ("color", "owner", "place", "thing")}
-    rows = world.two_facts(wanted)
-    if rng.random() < 0.5:
-        pieces = [f"{row['person']} {row['colour']} {row['thing']} {row['place']} ." for row in rows]
-    else:
-        places = [rng.choice(TAILS["place"]).format(s=world.own(row), v=row["place"]) for row in rows]
-        pieces = ["sentence1: {} . sentence2: {} .".format(*places)]
-    for name in rng.sample(list(wanted), rng.randint(2, 4)):
-        instruction = rng.choice(INSTRUCTIONS[f"same_{name}"]).replace(" |", "")
-        pieces += [f"{instruction} !", *((None, row[FACTS[name]]) for row in rows)]
-        pieces += [(None, "yes" if wanted[name] else "no")]
+    text, answers = two_rows(world)
+    if rng.random() < 0.4:
+        name = rng.choice(list(answers))
+        return filled([instruct(rng, f"same_{name}", text), (None, answers[name])])
+    pieces = [text]
+    for name in rng.sample(list(answers), rng.randint(2, 4)):
+        pieces += behind(rng, f"same_{name}", answers[name])
     return filled(pieces)
 
 
@@ -169,24 +165,20 @@ def choose(mixer, families):
 
 STREAMS = {
     "recall_short": lambda mixer: recall_short(mixer.everyone),
-    "recall_words": recall_words,
     "recall_told": lambda mixer: recall_told(mixer.everyone),
     **{
         name: mixture.STREAMS[name]
         for name in (
             "judge_short",
             "judge_told",
-            "judge_open",
-            "judge_denied",
             "senses",
-            "member",
             *FAMILIES,
             "bare",
         )
     },
     "seen": seen,
+    "equal_words": lambda mixer: equal_words(mixer.world),
     "equal_short": lambda mixer: equal_short(mixer.world),
-    "equal_named": lambda mixer: equal_named(mixer.world),
     "asked_equal": lambda mixer: asked(mixer.world, choose(mixer, ("color", "owner"))),
     "asked": lambda mixer: asked(mixer.world, choose(mixer, ("boolq", "multirc", "rte", "cb", "wic"))),
 }

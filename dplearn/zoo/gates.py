@@ -2,8 +2,8 @@
 
 Five gates (see the model card): 1 right with an instruction, 2 at chance without, 3 prompts reach the skill and full
 fine-tuning is no worse, 4 neither words alone nor random layers do, 5 a real-text task gains from pretraining.
-The tuning runs are recorded by `python -m dplearn.experiments run gates` (llama-mini: `gates-llama`); zero-shot accuracy is
-computed on the spot, or recorded by `python -m dplearn.zoo check NAME --record`.
+The tuning runs are recorded by `python -m dplearn.experiments run gates` (llama-mini: `gates-llama`); zero-shot
+accuracy is computed on the spot, or recorded by `python -m dplearn.zoo check NAME --record`.
 """
 
 import json
