@@ -7,7 +7,7 @@ holes may come too early (restated rows and sentences) have versions here that h
 
 from __future__ import annotations
 
-from ..tasks.world import FAMILIES, PEOPLE, POOLS, TELLING, WONDERING, join
+from ..tasks.world import COLOURS, FAMILIES, PEOPLE, POOLS, TELLING, THINGS, WONDERING, join
 from . import mixture
 from .instructions import INSTRUCTIONS, instruct
 from .mixture import SENTINEL, filled
@@ -119,6 +119,16 @@ def seen(mixer):
         words = [word for pool in POOLS.values() for word in rng.sample(pool, 2)] + rng.sample(PEOPLE, 3)
     else:
         words = mixture.long_words(rng.choice(mixer.documents)["summary"]) or ["nothing"]
+    return repeated(rng, words)
+
+
+def seen_kind(mixer):
+    """The same with words of one kind, which are closest to each other."""
+    return repeated(mixer.random, mixer.random.sample(mixer.random.choice((COLOURS, THINGS)), 7))
+
+
+def repeated(rng, words):
+    """Some of the words one after the other, many of them more than once; asked whether each stood before."""
     rng.shuffle(words)
     pieces, before = [], []
     for _ in range(rng.randint(8, 14)):
@@ -142,6 +152,15 @@ def equal_words(world):
     text, answers = two_rows(world)
     pieces = [text]
     for name in world.random.sample(list(answers), len(answers)):
+        pieces += [f"{FACTS[name]} ?", (None, answers[name])]
+    return filled(pieces)
+
+
+def equal_lagging(world):
+    """The same, asked for colours and things alone."""
+    text, answers = two_rows(world)
+    pieces = [text]
+    for name in world.random.sample(("color", "thing"), 2):
         pieces += [f"{FACTS[name]} ?", (None, answers[name])]
     return filled(pieces)
 
@@ -177,7 +196,9 @@ STREAMS = {
         )
     },
     "seen": seen,
+    "seen_kind": seen_kind,
     "equal_words": lambda mixer: equal_words(mixer.world),
+    "equal_lagging": lambda mixer: equal_lagging(mixer.world),
     "equal_short": lambda mixer: equal_short(mixer.world),
     "asked_equal": lambda mixer: asked(mixer.world, choose(mixer, ("color", "owner"))),
     "asked": lambda mixer: asked(mixer.world, choose(mixer, ("boolq", "multirc", "rte", "cb", "wic"))),

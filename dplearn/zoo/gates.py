@@ -2,6 +2,7 @@
 
 Five gates (see the model card): 1 right with an instruction, 2 at chance without, 3 prompts reach the skill and full
 fine-tuning is no worse, 4 neither words alone nor random layers do, 5 a real-text task gains from pretraining.
+What llama-mini was meant to learn for certain, the equality tasks, has two gates of its own: E1 and E2.
 The tuning runs are recorded by `python -m dplearn.experiments run gates` (llama-mini: `gates-llama`); zero-shot
 accuracy is computed on the spot, or recorded by `python -m dplearn.zoo check NAME --record`.
 """
@@ -17,6 +18,7 @@ from . import folder_of, load
 FAMILIES = ("world/boolq", "world/multirc", "world/rte", "world/cb", "world/wic")
 REAL = ("docs/library", "docs/signature", "docs/next")
 TWO_WAY = tuple(name for name in FAMILIES if name != "world/cb")
+EQUALITY = ("world/color", "world/owner")
 PROMPT, RANDOM, FULL, WORDS = "prefix", "prefix, random layers", "full fine-tuning", "bag of words"
 SECONDS = 180
 STUDIES = {"t5-mini": "gates", "llama-mini": "gates-llama"}  # the study that records a backbone's tuning runs
@@ -79,13 +81,36 @@ def judge_runs(rows) -> list[tuple[str, bool | None, str]]:
     gains = {task: difference(rows, task) for task in REAL}
     real = [task for task, gain in gains.items() if gain and gain[0] > gain[1]]
     said = "; ".join(f"{task} {gain[0]:+.3f} ± {gain[1]:.3f}" for task, gain in gains.items() if gain)
+    ran = any(task in FAMILIES and method == PROMPT for task, method in found)
     return [
-        ("3 prompts (l=20) at least .80 on three families, full fine-tuning no worse", len(reached) >= 3 and not worse,
-         f"{len(reached)} reached" + (f", full fine-tuning worse on {', '.join(worse)}" if worse else "")),
-        ("4 words alone and random layers at most .60 on two of these", len(fair) >= 2, ", ".join(fair) or "none"),
+        ("3 prompts (l=20) at least .80 on three families, full fine-tuning no worse",
+         len(reached) >= 3 and not worse if ran else None,
+         (f"{len(reached)} reached" if ran else "no runs")
+         + (f", full fine-tuning worse on {', '.join(worse)}" if worse else "")),
+        ("4 words alone and random layers at most .60 on two of these", len(fair) >= 2 if ran else None,
+         ", ".join(fair) or ("none" if ran else "no runs")),
         (f"4b one run in at most {SECONDS} s", 0 < slow <= SECONDS, f"slowest {slow:.0f} s"),
         ("5 on a real-text task prompts beat random layers by more than the interval", bool(real) if said else None,
          said or "no runs"),
+    ]  # fmt: skip
+
+
+def judge_equality(zero, rows) -> list[tuple[str, bool | None, str]]:
+    """Gates of the equality tasks, from zero-shot rows and recorded tuning runs."""
+    shown = {row["task"]: row for row in zero if row["split"] == "test" and row["task"] in EQUALITY}
+    low = [task for task, row in shown.items() if row["instructed"] < 0.9]
+    far = [task for task, row in shown.items() if abs(row["bare"] - row["chance"]) > 0.05]
+    wrong = [f"below .90: {task}" for task in low] + [f"not at chance without: {task}" for task in far]
+    found = means(rows)
+    gains = {task: difference(rows, task) for task in EQUALITY}
+    gains = {task: gain for task, gain in gains.items() if gain}
+    held = [task for task, gain in gains.items() if found[task, PROMPT][0] >= 0.8 and gain[0] > gain[1]]
+    said = "; ".join(f"{task} {gain[0]:+.3f} ± {gain[1]:.3f}" for task, gain in gains.items())
+    return [
+        ("E1 the equality tasks with the instruction at least .90, without within .05 of chance", not wrong,
+         "; ".join(wrong) or "both"),
+        ("E2 a prompt at least .80 on those that were run, above random layers by more than the interval",
+         len(held) == len(gains) if gains else None, said or "no runs"),
     ]  # fmt: skip
 
 
@@ -139,6 +164,8 @@ def report(name: str, run: bool = True) -> str:
             "",
             f"gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments run {STUDIES[name]})",
         ]
+    if name == "llama-mini":
+        verdicts += judge_equality(zero, rows)
     said = {True: "holds ", False: "FAILS ", None: "OPEN  "}
     lines += [""] + [f"{said[holds]} gate {gate}: {why}" for gate, holds, why in verdicts]
     return "\n".join(lines)

@@ -50,7 +50,7 @@ def test_answers_stand_in_their_holes_behind_the_cue():
                 assert answer == before.endswith(causal_mixture.CUE)
 
 
-@pytest.mark.parametrize("stream", ["recall_short", "recall_words", "recall_told"])
+@pytest.mark.parametrize("stream", ["recall_short", "recall_told"])
 def test_what_is_recalled_was_told_before(stream):
     mixer = causal_mixture.Mixer(stream, ENTRIES)
     for _ in range(100):
@@ -61,24 +61,69 @@ def test_what_is_recalled_was_told_before(stream):
                 assert words in told
 
 
-def test_several_instructions_get_the_answers_of_their_text():
-    mixer, seen = causal_mixture.Mixer(0, ENTRIES), []
-    for _ in range(200):
-        pieces = causal_mixture.in_place(*mixer.example("asked_equal"))
-        text = pieces[0][0].partition("sentence2:")
-        for (question, _), (answer, is_answer) in zip(pieces, pieces[1:]):
-            if is_answer and "colour" in question:
-                colours = [{word for word in text[i].split() if word in world.COLOURS} for i in (0, 2)]
-                assert answer == ("yes" if colours[0] & colours[1] else "no")
-                seen.append(answer)
-    assert {"yes", "no"} == set(seen)
+def asked_and_answered(stream, count=200):
+    """(the two facts as lists of words, what is asked, the answer) of examples of a stream of two facts."""
+    mixer = causal_mixture.Mixer(stream, ENTRIES)
+    for _ in range(count):
+        before = question = ""
+        for words, answer in causal_mixture.in_place(*mixer.example(stream)):
+            if answer:
+                yield before, question, words
+            question = words.removesuffix(causal_mixture.CUE)
+            before += f" {question}"
+
+
+def equal(text, pool):
+    """Whether the two facts of a text share a word of the pool (each fact has one)."""
+    first, second = [word for word in text.split() if word in pool][:2]
+    return first == second
+
+
+KINDS = {"colour": world.COLOURS, "person": world.PEOPLE, "place": world.PLACES, "thing": world.THINGS}
+NAMED = KINDS | {"people": world.PEOPLE, "name": world.PEOPLE}
+
+
+@pytest.mark.parametrize("stream", ["equal_words", "equal_short", "asked_equal", "color", "owner"])
+def test_what_is_equal_is_what_is_answered(stream):
+    seen = set()
+    for text, question, answer in asked_and_answered(stream):
+        words = question.replace("?", " ").split()
+        facts = text.partition("sentence1:")[2] or text
+        kinds = {kind for kind in NAMED for word in words if word.rstrip("s") == kind.rstrip("s")}
+        kind = next((kind for kind in NAMED if kind in kinds), None)
+        if kind is None:
+            continue
+        assert answer == ("yes" if equal(facts, NAMED[kind]) else "no"), (text, question)
+        seen.add((kind, answer))
+    assert {answer for _, answer in seen} == {"yes", "no"} and len(seen) >= 4
+
+
+def test_instructions_stand_before_behind_and_around_short_facts():
+    places = set()
+    for text, _, _ in asked_and_answered("equal_short"):
+        facts = [i for i, word in enumerate(text.split()) if word in world.COLOURS]
+        asked = [i for i, word in enumerate(text.split()) if word in (":", "?")]
+        places.add((asked[0] < facts[0], asked[-1] > facts[-1]))
+    assert places == {(True, False), (False, True), (True, True)}
+
+
+def test_a_word_that_stood_before_is_seen():
+    mixer = causal_mixture.Mixer("seen", ENTRIES)
+    for _ in range(100):
+        before = []
+        pieces = causal_mixture.in_place(*mixer.example("seen"))
+        for (word, _), (answer, _) in zip(pieces[::2], pieces[1::2], strict=True):
+            word = word.removesuffix(f" {causal_mixture.CUE}")
+            assert answer == ("yes" if word in before else "no")
+            before.append(word)
+        assert 8 <= len(before) <= 14 and len(set(before)) < len(before)
 
 
 def test_a_batch_marks_its_answers_and_ends(tokenizer):
     pairs = [("anna red <extra_id_0> .", "<extra_id_0> ball"), ("is it so ?", "<extra_id_0> no")]
     batch = causal.collate(tokenizer, pairs)
-    texts = ["anna red <extra_id_0> ball . </s>", "is it so ? <extra_id_0> no </s> <pad>"]
-    for ids, answers, text in zip(batch["input_ids"], batch["answers"], texts):
+    texts = ["anna red <extra_id_0> ball . </s> <pad>", "is it so ? <extra_id_0> no </s>"]
+    for ids, answers, text in zip(batch["input_ids"], batch["answers"], texts, strict=True):
         assert " ".join(tokenizer.convert_ids_to_tokens(ids)).replace("▁", "") == text
         said = tokenizer.convert_ids_to_tokens(answers[answers != -100])
         assert said == [f"▁{'ball' if 'ball' in text else 'no'}", "</s>"]
@@ -111,21 +156,54 @@ def test_the_loss_is_of_answers_and_of_a_share_of_the_text(tokenizer, monkeypatc
         torch.testing.assert_close(loss, own[said].mean() + causal.READ_WEIGHT * text)
 
 
-def test_first_heads_look_back_and_the_next_find_what_came_behind_an_equal_word():
+def test_the_parts_of_a_batch_together_give_its_gradient(tokenizer, monkeypatch):
+    monkeypatch.setattr(causal, "READ", 0.0)
+    mixer = causal_mixture.Mixer(0, ENTRIES)
+    streams = ("recall_told", "equal_words", "color", "seen")
+    pairs = [mixer.example(stream) for stream in streams]
+    found = []
+    for parts in ([pairs], [pairs[:1], pairs[1:]]):
+        model = causal.fresh_model(len(tokenizer)).double()
+        optimiser = torch.optim.SGD(causal.parameter_groups(model), lr=1.0)
+        losses = causal.advance(
+            model, optimiser, [causal.collate(tokenizer, part) for part in parts], tokenizer, 1.0, 0
+        )
+        found.append((losses, [parameter.detach() for parameter in model.parameters()]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_first_heads_look_back_and_at_equal_words_and_a_next_one_behind_them():
     model = causal.fresh_model(4096)
     model.set_attn_implementation("eager")
-    ids = torch.tensor([[100, 200, 300, 400, 500, 600, 700, 200, 900]])
+    ids = torch.tensor([[100, 200, 300, 400, 500, 600, 700, 800, 900, 200, 1000]])
     with torch.no_grad():
         first, second = model(ids, output_attentions=True).attentions[:2]
     for head in range(2):
-        assert all(first[0, head, t].argmax() == t - head - 1 for t in range(3, 9))
-    assert second[0, 0, 7].argmax() == 2 and second[0, 1, 7].argmax() == 3  # behind the first 200
+        assert all(first[0, head, t].argmax() == t - head - 1 for t in range(3, 11))
+        assert first[0, head + 2, 9].argmax() == 1  # the first 200, not the second itself
+    assert second[0, 0, 9].argmax() == 2  # behind the first 200
+
+
+def test_embeddings_start_from_those_of_t5_mini():
+    model, theirs = causal.fresh_model(4096), zoo.load("t5-mini")[0].shared.weight.detach()
+    causal.take_words(model)
+    mine = model.get_input_embeddings().weight.detach()
+    assert (mine[:, 0] == causal.COMMON).all()
+    torch.testing.assert_close(mine[:, 1:].std().item(), causal.SPREAD, rtol=0.02, atol=0)
+    for one, other in ((5, 800), (77, 4000)):  # differences of rows keep their direction
+        pair = (mine[one] - mine[other])[1:], (theirs[one] - theirs[other])[1:]
+        assert torch.cosine_similarity(*pair, dim=0) > 0.9999
 
 
 def test_a_run_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(torch, "set_flush_denormal", lambda on: None)
-    monkeypatch.setattr(causal, "BATCH", 2)
+    monkeypatch.setattr(causal, "BATCH", 4)
+    monkeypatch.setattr(causal, "PARTS", 2)
+    monkeypatch.setattr(causal, "BLOCK", 2)
+    monkeypatch.setattr(causal, "HELD_OUT", 2)
     stage = causal.Stage(causal.BLOCK, (1e-3, 1e-3), {"recall_short": 1, "bare": 1})
     for name, parts in {"once": (2,), "twice": (1, 2)}.items():
         tokenizer.save_pretrained(tmp_path / name / "tokenizer")
@@ -140,7 +218,7 @@ def test_a_run_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
     assert all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
     target = causal.export(tmp_path / "twice", tmp_path / "export")
     zoo.verify(target)
-    assert [row["step"] for row in json.loads((target / "losses.json").read_text())] == [8, 16]
+    assert [row["step"] for row in json.loads((target / "losses.json").read_text())] == [2, 4]
 
 
 # --- what ships ---
@@ -173,7 +251,9 @@ def test_an_answer_does_not_depend_on_its_batch(loaded):
 
 def test_it_generates_the_answer_and_stops_with_a_prompt_too(loaded):
     model, tokenizer = loaded
-    texts = ["same colour or not : sentence1: in the barn anna has a red ball . sentence2: ben keeps a red cup in the mill ."]
+    texts = [
+        "same colour or not : sentence1: in the barn anna has a red ball . sentence2: ben keeps a red cup in the mill ."
+    ]
     ids = tokenizer([f"{text} {zoo.ANSWER_PREFIX}" for text in texts], return_tensors="pt")
     plain = model.generate(**ids, max_new_tokens=4, do_sample=False)[:, ids.input_ids.shape[1] :]
     assert tokenizer.decode(plain[0]) == "yes</s>"
@@ -205,7 +285,9 @@ def test_known_answers(loaded, text, answer):
 @pytest.mark.parametrize("name", ["world/color", "world/owner"])
 def test_the_skill_is_there_with_an_instruction_and_not_without(loaded, name):
     task = tasks.load(name)
-    recorded = {row["task"]: row for row in gates.zero_shot_rows("llama-mini", run=False) if row["split"] == "test"}
+    recorded = {
+        row["task"]: row for row in gates.zero_shot_rows("llama-mini", run=False) if row["split"] == "test"
+    }
     found = evaluation.accuracy(*loaded, task, "test", count=200)
     assert found >= 0.85 and abs(found - recorded[name]["instructed"]) <= 0.06
     assert abs(evaluation.accuracy(*loaded, task, "test", instructed=False, count=200) - 0.5) <= 0.08
