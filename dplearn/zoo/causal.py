@@ -61,7 +61,7 @@ STAGES = (
     Stage(600, (2e-3, 2e-3), EQUAL),
     Stage(200, (2e-3, 2e-3), BINDING),
     Stage(600, (2e-3, 2e-3), COLOURS),
-    Stage(1200, (2e-3, 5e-5), TASKS),
+    Stage(1000, (2e-3, 5e-5), TASKS),
 )
 SEED, BATCH, PARTS = 1, 64, 4
 HELD_OUT = 48  # examples of each stream for a line of the log

@@ -307,7 +307,45 @@ def test_the_card_prints_what_is_recorded(capsys):
     assert json.loads((zoo.FOLDER / "llama-mini" / "sha256.json").read_text())["model.safetensors"] in card
 
 
-def test_prompts_that_were_tuned_beat_their_controls():
-    rows = records.load("gates-llama")["rows"]
-    found = gates.means(rows)
-    ...
+def test_a_tuned_prompt_calls_the_skill_up_and_random_layers_have_none():
+    """The recorded runs, averaged here by hand."""
+    rows = [row for row in records.load("gates-llama")["rows"] if row["purpose"] == "report"]
+    found = {}
+    for row in rows:
+        found.setdefault(row["method"], []).append(row["scores"]["test"]["accuracy"])
+    mean = {method: sum(values) / len(values) for method, values in found.items()}
+    assert len(found["prefix"]) == 5 and min(found["prefix"]) >= 0.8
+    assert abs(mean["no prompt"] - 0.5) <= 0.05 and abs(mean["bag of words"] - 0.5) <= 0.06
+    assert mean["prefix"] - mean["prefix, random layers"] >= 0.2
+
+
+def verdicts(zero, rows):
+    return {gate.split()[0]: holds for gate, holds, _ in gates.judge_equality(zero, rows)}
+
+
+def test_the_gates_of_equality_hold_and_fail_as_they_should():
+    zero = [
+        {"task": task, "split": "test", "chance": 0.5, "instructed": 0.9, "bare": 0.5}
+        for task in gates.EQUALITY
+    ]
+    rows = [
+        {"task": "world/owner", "method": method, "seed": seed, "purpose": "report",
+         "scores": {"test": {"accuracy": score + 0.01 * seed}}}
+        for method, score in ((gates.PROMPT, 0.8), (gates.RANDOM, 0.5)) for seed in range(3)
+    ]  # fmt: skip
+    assert verdicts(zero, rows) == {"E1": True, "E2": True} and verdicts(zero, []) == {"E1": True, "E2": None}
+    low = [
+        row | {"scores": {"test": {"accuracy": 0.7}}} if row["method"] == gates.PROMPT else row
+        for row in rows
+    ]
+    same = [row | {"scores": {"test": {"accuracy": 0.9}}} for row in rows]
+    assert not verdicts(zero, low)["E2"] and not verdicts(zero, same)["E2"]
+    for change in ({"instructed": 0.89}, {"bare": 0.56}):
+        assert not verdicts([zero[0], zero[1] | change], rows)["E1"]
+
+
+def test_families_that_were_not_run_are_open_and_not_failed():
+    rows = [{"task": "world/owner", "method": gates.PROMPT, "seed": 1, "purpose": "report", "seconds": 9,
+             "scores": {"test": {"accuracy": 0.9}}}]  # fmt: skip
+    holds = {gate.split()[0]: holds for gate, holds, _ in gates.judge_runs(rows)}
+    assert holds == {"3": None, "4": None, "4b": True, "5": None}
