@@ -47,7 +47,7 @@ def means(rows) -> dict[tuple[str, str], tuple[float, float, int]]:
 
 def difference(rows, task) -> tuple[float, float] | None:
     """Prompt minus random layers over the seeds that both have: (mean, half-width); None below two seeds."""
-    grouped = by(rows, "task", "method")
+    grouped = by([row for row in rows if row["purpose"] == "report"], "task", "method")
     gains = paired(grouped.get((task, PROMPT), []), grouped.get((task, RANDOM), []))
     return interval(gains) if len(gains) > 1 else None
 
@@ -149,7 +149,7 @@ def report(name: str, run: bool = True) -> str:
             f"{row['task']:16} {row['split']:14} {row['instructed']:10.3f} {row['bare']:6.3f} {row['chance']:6.3f}"
         )
     verdicts, found = judge_zero_shot(zero), recorded(name)
-    rows = [row for row in found["rows"] if row.get("backbone", name) == name] if found else []
+    rows = [row for row in found["rows"] if (row.get("backbone") or name) == name] if found else []
     if rows:
         lines += [
             "",
