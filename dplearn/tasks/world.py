@@ -410,6 +410,16 @@ class World:
         wanted = {name: self.random.random() < 0.5 for name in ("color", "owner", "place", "thing")} | {
             about: label == 1
         }
+        rows = self.two_facts(wanted)
+        sentences = []
+        for row in rows:
+            place = self.random.choice(TAILS["place"])
+            sentences.append(place.format(s=self.own(row), v=row["place"]) + " .")
+        answers = {f"same_{name}": YES_NO[same] for name, same in wanted.items()}
+        return {"sentence1": sentences[0], "sentence2": sentences[1], "label": label, "answers": answers}
+
+    def two_facts(self, wanted):
+        """Two rows with a place; ``wanted``: {"color", "owner", "place", "thing"} -> whether they are equal in it."""
         fact = None
         while fact is None:
             rows = self.scene(2, "place")
@@ -417,12 +427,7 @@ class World:
         if wanted["place"]:
             rows[1]["place"] = rows[0]["place"]
         rows[1].update(fact)
-        sentences = []
-        for row in rows:
-            place = self.random.choice(TAILS["place"])
-            sentences.append(place.format(s=self.own(row), v=row["place"]) + " .")
-        answers = {f"same_{name}": YES_NO[same] for name, same in wanted.items()}
-        return {"sentence1": sentences[0], "sentence2": sentences[1], "label": label, "answers": answers}
+        return rows
 
     def second_fact(self, first, wanted, tries=200):
         """Person, colour and thing of a second fact, equal to the first's where wanted (None: not found)."""

@@ -1,6 +1,7 @@
 """Pretrained backbones without a model hub: small ones that ship with the package, and real ones of pip packages.
 
     model, tokenizer = dplearn.zoo.load("t5-mini")  # or "place-mini"
+    model, tokenizer = dplearn.zoo.load("llama-mini")
     model, image_processor = dplearn.zoo.load("vit-mini")
     model, processor = dplearn.zoo.load("clip-mini")
     model, tokenizer = dplearn.zoo.load("smollm2-135m-instruct")  # LlamaForCausalLM
@@ -18,7 +19,8 @@ from dplearn.shelf import load_folder as load_folder
 from dplearn.shelf import shipped as shipped
 from dplearn.shelf import verify as verify
 
-# The decoder reads this before the answer word: task.encode(..., answer_prefix=ANSWER_PREFIX).
+# A text model reads this before the answer word (t5-mini in its decoder, llama-mini behind the text):
+# task.encode(..., answer_prefix=ANSWER_PREFIX).
 ANSWER_PREFIX = "<extra_id_0>"
 
 __all__ = ["ANSWER_PREFIX", "card", "load", "names", "random_control"]
@@ -46,6 +48,10 @@ def random_control(name: str, seed: int, num_labels: int | None = None):
         config.num_labels = num_labels
     if config.model_type in ("vit", "clip"):
         return fresh_like(config, seed).eval()
+    if config.model_type == "llama":
+        from . import causal
+
+        return causal.fresh_model(config.vocab_size, seed).eval()
     return fresh_model(config.vocab_size, seed, shape_of(config)).eval()
 
 

@@ -20,8 +20,11 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="recorded figures (text: the gates), and held-out figures now")
     check.add_argument("name")
     check.add_argument("--quick", action="store_true", help="only the recorded figures: run no model")
+    check.add_argument(
+        "--record", action="store_true", help="text models: first write zero_shot.json beside the weights"
+    )
     run = commands.add_parser("pretrain", help="pretrain from nothing, or go on where a run folder stopped")
-    run.add_argument("name", choices=["t5-mini", "place-mini", "vit-mini", "clip-mini"])
+    run.add_argument("name", choices=["t5-mini", "place-mini", "llama-mini", "vit-mini", "clip-mini"])
     run.add_argument("--folder", help="run folder: checkpoint, log, export and more (default: runs/NAME)")
     run.add_argument("--resume", action="store_true", help="go on with the checkpoint in the run folder")
     run.add_argument(
@@ -55,8 +58,10 @@ def main(arguments=None) -> int:
         elif options.name == "place-mini":
             from .place_figures import report
         else:
-            from .gates import report
+            from .gates import record, report
 
+            if options.record:
+                print(f"recorded {record(options.name)}")
         print(report(options.name, run=not options.quick))
     else:
         folder = Path(options.folder or f"runs/{options.name}")
@@ -80,6 +85,11 @@ def _pretrain(name, folder, processes):
 
         place.pretrain(folder)
         return place.export(folder, folder / "export")
+    if name == "llama-mini":
+        from . import causal
+
+        causal.pretrain(folder)
+        return causal.export(folder, folder / "export")
     from .pretraining import export, pretrain
 
     pretrain(folder, processes)

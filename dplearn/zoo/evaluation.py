@@ -20,21 +20,35 @@ SKILLS = {
 def scores(model, tokenizer, task: Task, texts, batch_size=128) -> torch.Tensor:
     """The logits of the label words (N, labels), for each text (word-level protocol of the paper)."""
     words = torch.tensor(task.word_ids(tokenizer), device=model.device)
-    prefix = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
-    start = [model.config.decoder_start_token_id, *prefix]
+    cue = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
+    read = _read_in_decoder if model.config.is_encoder_decoder else _read_behind
     found = []
     for begin in range(0, len(texts), batch_size):
-        batch = tokenizer(texts[begin : begin + batch_size], padding=True, return_tensors="pt").to(
-            model.device
-        )
-        decoder = torch.tensor([start] * len(batch["input_ids"]), device=model.device)
-        found.append(model(**batch, decoder_input_ids=decoder).logits[:, -1, words])  # (B, labels)
+        logits = read(model, tokenizer, texts[begin : begin + batch_size], cue)
+        found.append(logits[:, words])  # (B, labels)
     return torch.cat(found)
 
 
 def predict(model, tokenizer, task: Task, texts, batch_size=128) -> list[int]:
     """The label index with the largest logit of its word, for each text."""
     return scores(model, tokenizer, task, texts, batch_size).argmax(-1).tolist()
+
+
+def _read_in_decoder(model, tokenizer, texts, cue):
+    """Logits (B, vocabulary) of an encoder-decoder behind the cue in its decoder."""
+    batch = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
+    start = [model.config.decoder_start_token_id, *cue]
+    decoder = torch.tensor([start] * len(texts), device=model.device)
+    return model(**batch, decoder_input_ids=decoder).logits[:, -1]
+
+
+def _read_behind(model, tokenizer, texts, cue):
+    """Logits (B, vocabulary) of a decoder-only model behind text and cue."""
+    from ..experiments.tuning import LastRow
+
+    rows = [{"input_ids": [*ids, *cue]} for ids in tokenizer(texts)["input_ids"]]
+    batch = tokenizer.pad(rows, return_tensors="pt").to(model.device)
+    return LastRow(model)(batch["input_ids"], batch["attention_mask"])["logits"][:, -1]
 
 
 def instructed_texts(task: Task, examples, seed=0) -> list[str]:

@@ -2,26 +2,33 @@
 
 Five gates (see the model card): 1 right with an instruction, 2 at chance without, 3 prompts reach the skill and full
 fine-tuning is no worse, 4 neither words alone nor random layers do, 5 a real-text task gains from pretraining.
-The tuning runs are recorded by `python -m dplearn.experiments run gates`; zero-shot accuracy is computed on the spot.
+What llama-mini was meant to learn for certain, the equality tasks, has two gates of its own: E1 and E2.
+The tuning runs are recorded by `python -m dplearn.experiments run gates` (llama-mini: `gates-llama`); zero-shot
+accuracy is computed on the spot, or recorded by `python -m dplearn.zoo check NAME --record`.
 """
 
 import json
+from pathlib import Path
 
 from ..experiments.records import by, headline, interval, paired
 from ..experiments.records import load as load_record
+from ..files import write
 from . import folder_of, load
 
 FAMILIES = ("world/boolq", "world/multirc", "world/rte", "world/cb", "world/wic")
 REAL = ("docs/library", "docs/signature", "docs/next")
 TWO_WAY = tuple(name for name in FAMILIES if name != "world/cb")
+EQUALITY = ("world/color", "world/owner")
 PROMPT, RANDOM, FULL, WORDS = "prefix", "prefix, random layers", "full fine-tuning", "bag of words"
 SECONDS = 180
+STUDIES = {"t5-mini": "gates", "llama-mini": "gates-llama"}  # the study that records a backbone's tuning runs
+SPLITS = ("test", "test_entities", "test_wordings")
 
 
 def recorded(name: str) -> dict | None:
     """The recorded tuning runs: gates.json beside the weights, else the study's record; None if there is none."""
     path = folder_of(name) / "gates.json"
-    return json.loads(path.read_text()) if path.is_file() else load_record("gates")
+    return json.loads(path.read_text()) if path.is_file() else load_record(STUDIES[name])
 
 
 def spread(values) -> tuple[float, float]:
@@ -40,7 +47,7 @@ def means(rows) -> dict[tuple[str, str], tuple[float, float, int]]:
 
 def difference(rows, task) -> tuple[float, float] | None:
     """Prompt minus random layers over the seeds that both have: (mean, half-width); None below two seeds."""
-    grouped = by(rows, "task", "method")
+    grouped = by([row for row in rows if row["purpose"] == "report"], "task", "method")
     gains = paired(grouped.get((task, PROMPT), []), grouped.get((task, RANDOM), []))
     return interval(gains) if len(gains) > 1 else None
 
@@ -60,8 +67,8 @@ def judge_zero_shot(rows) -> list[tuple[str, bool, str]]:
     ]
 
 
-def judge_runs(rows) -> list[tuple[str, bool, str]]:
-    """Gates 3, 4 and 5 from recorded tuning runs."""
+def judge_runs(rows) -> list[tuple[str, bool | None, str]]:
+    """Gates 3, 4 and 5 from recorded tuning runs; a gate holds (True), fails (False) or was not run (None)."""
     found = means(rows)
 
     def at(task, method, default):
@@ -74,22 +81,59 @@ def judge_runs(rows) -> list[tuple[str, bool, str]]:
     gains = {task: difference(rows, task) for task in REAL}
     real = [task for task, gain in gains.items() if gain and gain[0] > gain[1]]
     said = "; ".join(f"{task} {gain[0]:+.3f} ± {gain[1]:.3f}" for task, gain in gains.items() if gain)
+    ran = any(task in FAMILIES and method == PROMPT for task, method in found)
     return [
-        ("3 prompts (l=20) at least .80 on three families, full fine-tuning no worse", len(reached) >= 3 and not worse,
-         f"{len(reached)} reached" + (f", full fine-tuning worse on {', '.join(worse)}" if worse else "")),
-        ("4 words alone and random layers at most .60 on two of these", len(fair) >= 2, ", ".join(fair) or "none"),
+        ("3 prompts (l=20) at least .80 on three families, full fine-tuning no worse",
+         len(reached) >= 3 and not worse if ran else None,
+         (f"{len(reached)} reached" if ran else "no runs")
+         + (f", full fine-tuning worse on {', '.join(worse)}" if worse else "")),
+        ("4 words alone and random layers at most .60 on two of these", len(fair) >= 2 if ran else None,
+         ", ".join(fair) or ("none" if ran else "no runs")),
         (f"4b one run in at most {SECONDS} s", 0 < slow <= SECONDS, f"slowest {slow:.0f} s"),
-        ("5 on a real-text task prompts beat random layers by more than the interval", bool(real), said or "no runs"),
+        ("5 on a real-text task prompts beat random layers by more than the interval", bool(real) if said else None,
+         said or "no runs"),
     ]  # fmt: skip
+
+
+def judge_equality(zero, rows) -> list[tuple[str, bool | None, str]]:
+    """Gates of the equality tasks, from zero-shot rows and recorded tuning runs."""
+    shown = {row["task"]: row for row in zero if row["split"] == "test" and row["task"] in EQUALITY}
+    low = [task for task, row in shown.items() if row["instructed"] < 0.9]
+    far = [task for task, row in shown.items() if abs(row["bare"] - row["chance"]) > 0.05]
+    wrong = [f"below .90: {task}" for task in low] + [f"not at chance without: {task}" for task in far]
+    found = means(rows)
+    gains = {task: difference(rows, task) for task in EQUALITY}
+    gains = {task: gain for task, gain in gains.items() if gain}
+    held = [task for task, gain in gains.items() if found[task, PROMPT][0] >= 0.8 and gain[0] > gain[1]]
+    said = "; ".join(f"{task} {gain[0]:+.3f} ± {gain[1]:.3f}" for task, gain in gains.items())
+    return [
+        ("E1 the equality tasks with the instruction at least .90, without within .05 of chance", not wrong,
+         "; ".join(wrong) or "both"),
+        ("E2 a prompt at least .80 on those that were run, above random layers by more than the interval",
+         len(held) == len(gains) if gains else None, said or "no runs"),
+    ]  # fmt: skip
+
+
+def measure(name: str, splits=("test",)) -> list[dict]:
+    """Zero-shot rows of a backbone, computed now, on the tasks whose instructions it was pretrained with."""
+    from .evaluation import SKILLS, zero_shot
+
+    model, tokenizer = load(name)
+    asked = [task for task in SKILLS if model.config.model_type == "t5" or task.startswith("world/")]
+    return zero_shot(model, tokenizer, asked, splits)
+
+
+def record(name: str) -> Path:
+    """Computes the zero-shot rows of all splits and writes them beside the weights; returns the file."""
+    path = folder_of(name) / "zero_shot.json"
+    write(path, (json.dumps(measure(name, SPLITS), indent=1) + "\n").encode())
+    return path
 
 
 def zero_shot_rows(name: str, run: bool) -> list[dict]:
     """Zero-shot accuracy, computed now or read from zero_shot.json."""
     if run:
-        from .evaluation import zero_shot
-
-        model, tokenizer = load(name)
-        return zero_shot(model, tokenizer)
+        return measure(name)
     path = folder_of(name) / "zero_shot.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the check without --quick")
@@ -104,21 +148,24 @@ def report(name: str, run: bool = True) -> str:
         lines.append(
             f"{row['task']:16} {row['split']:14} {row['instructed']:10.3f} {row['bare']:6.3f} {row['chance']:6.3f}"
         )
-    verdicts, record = judge_zero_shot(zero), recorded(name)
-    if record:
-        rows = [row for row in record["rows"] if row.get("backbone", name) == name]
+    verdicts, found = judge_zero_shot(zero), recorded(name)
+    rows = [row for row in found["rows"] if (row.get("backbone") or name) == name] if found else []
+    if rows:
         lines += [
             "",
             f"{'task':16} {'method':24} {'mean':>6} {'±':>6} {'runs':>4}   (test split, 95 % interval over seeds)",
         ]
         for (task, method), (value, half, runs) in sorted(means(rows).items()):
             lines.append(f"{task:16} {method:24} {value:6.3f} {half:6.3f} {runs:4d}")
-        if any(row["method"] == PROMPT for row in rows):
-            verdicts += judge_runs(rows)
-    if not record or not any(row["method"] == PROMPT for row in record["rows"]):
+    if any(row["method"] == PROMPT for row in rows):
+        verdicts += judge_runs(rows)
+    else:
         lines += [
             "",
-            "gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments run gates)",
+            f"gates 3 to 5 are open: tuning runs are not recorded (python -m dplearn.experiments run {STUDIES[name]})",
         ]
-    lines += [""] + [f"{'holds ' if holds else 'FAILS '} gate {gate}: {why}" for gate, holds, why in verdicts]
+    if name == "llama-mini":
+        verdicts += judge_equality(zero, rows)
+    said = {True: "holds ", False: "FAILS ", None: "OPEN  "}
+    lines += [""] + [f"{said[holds]} gate {gate}: {why}" for gate, holds, why in verdicts]
     return "\n".join(lines)

@@ -208,18 +208,19 @@ def fuse_activations(model):
             module.act = torch.nn.GELU(approximate="tanh")
 
 
-def plan(step):
+def plan(step, stages=STAGES):
     """(stage, learning rate) of a step."""
-    for stage in STAGES:
+    last = total_steps(stages)
+    for stage in stages:
         if step < stage.steps:
             low, high = stage.rates
             return stage, low + (high - low) * (step + 1) / stage.steps
         step -= stage.steps
-    raise ValueError(f"step {step} is after the last stage: expected less than {total_steps()}")
+    raise ValueError(f"step {step} is after the last stage: expected less than {last}")
 
 
-def total_steps():
-    return sum(stage.steps for stage in STAGES)
+def total_steps(stages=STAGES):
+    return sum(stage.steps for stage in stages)
 
 
 def block_of(number, rank, documents, tokenizer):
@@ -336,16 +337,22 @@ def train(rank, processes, folder, report_every=125):
         dist.destroy_process_group()
 
 
+def write_documents(folder):
+    """The entries of the pretraining libraries as folder/documents.json, once per run folder."""
+    from ..tasks.documentation import PRETRAINING_LIBRARIES, extract
+
+    if not (folder / "documents.json").exists():
+        entries = [entry for library in PRETRAINING_LIBRARIES for entry in extract(library)]
+        write(folder / "documents.json", json.dumps(entries).encode())
+
+
 def prepare(folder):
     """Tokenizer and documents, once per run folder."""
-    from ..tasks.documentation import PRETRAINING_LIBRARIES, extract
     from .tokenizer import build
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "documents.json").exists():
-        entries = [entry for library in PRETRAINING_LIBRARIES for entry in extract(library)]
-        write(folder / "documents.json", json.dumps(entries).encode())
+    write_documents(folder)
     if not (folder / "tokenizer").exists():
         build().save_pretrained(folder / "tokenizer")
 

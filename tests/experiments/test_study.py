@@ -283,7 +283,7 @@ def test_every_study_that_ships_keeps_to_the_protocol_or_says_why_not(name):
     assert all(len(tries) <= 1 for tries in counts.values())
 
 
-@pytest.mark.parametrize("name", ["gates", "position", "estimators", "vit", "clip"])
+@pytest.mark.parametrize("name", ["gates", "gates-llama", "position", "estimators", "vit", "clip"])
 def test_the_files_of_recorded_studies_are_what_was_recorded(name):
     """Every run of the record is one of the file's, with the same purpose, seed and rate, and the reverse."""
     one, rows = study.read(name), records.load(name)["rows"]
@@ -315,7 +315,7 @@ def test_the_files_of_recorded_studies_are_what_was_recorded(name):
     assert sorted(found, key=str) == sorted(wanted, key=str)
 
 
-@pytest.mark.parametrize("name", ["gates", "position", "estimators"])
+@pytest.mark.parametrize("name", ["gates", "gates-llama", "position", "estimators"])
 def test_the_prompts_and_settings_of_recorded_studies_are_those_of_the_record(name):
     """But for options that came later, and for defaults that the files pin to what they were."""
     one = study.read(name)
