@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, pipeline
 
 import dplearn as dp
-from dplearn.experiments import records
+from dplearn.experiments import commands, records, study
 
 
 def examples(name):
@@ -81,6 +82,30 @@ def test_the_table_of_estimators_is_that_of_the_record():
         mean, half = records.interval(gains)
         assert len(gains) == 5 and said in " ".join(text.split())
         assert f"{mean:.3f} ± {half:.3f}" in said if split == "validation" else abs(mean) < 0.001
+
+
+def test_the_verdicts_on_a_place_per_input_are_those_of_the_record(tmp_path):
+    """What the paper map says of it, sentence by sentence, and that the decisions had moved."""
+    one = study.read("estimators-place")
+    text = (ROOT / "book" / "paper-map.md").read_text()
+    row = next(
+        line for line in text.splitlines() if line.startswith("| A learned position per instance improves")
+    )
+    said = {}
+    for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one):
+        if cell.condition.name == "given":
+            found = commands._verdicts(one, cell, rows)
+            for name in ("score-function", "straight-through"):
+                method = f"per instance, {name}"
+                said[cell.task, name] = found["best fixed split", method].sentence()
+                runs = [r for r in rows if r["purpose"] == "report" and r["method"] == method]
+                assert len(runs) == 10
+                assert statistics.median(r["evidence"]["decisions"]["position"]["moved"] for r in runs) > 0.1
+    for task in ("place/mixed", "place/names"):
+        assert f"{said[task, 'score-function']} " in row.replace(" points", "")
+        assert said[task, "straight-through"] in row
+    assert said["place/xor", "score-function"] == said["place/xor", "straight-through"]
+    assert said["place/xor", "score-function"] in row
 
 
 def test_what_is_said_of_defaults_is_in_the_record():
