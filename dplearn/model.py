@@ -162,6 +162,7 @@ class PromptedModel(NamedPrompts):
         times = draws.log_probs.shape[0]
         rows = back = torch.arange(times * batch, device=reading.rows.device)
         if not torch.compiler.is_compiling():  # how many differ is known at run time alone
+            # (Copies that agree share the backbone's dropout, where it has any: the estimate stays unbiased.)
             rows, back = draws.distinct()
         several = reading.picked(rows % batch)
         tried = {name: choice.picked(rows) for name, choice in self.prompt.tried(decisions, draws).items()}

@@ -392,6 +392,11 @@ def token_positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1) * (mask != 0)
 
 
+def last_real(mask: Tensor) -> Tensor:
+    """The last real row of each instance, wherever the padding is: (B, T) -> (B,)."""
+    return ((mask != 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+
+
 def take_rows(states: Tensor, rows: Tensor) -> Tensor:
     """Rows of each instance: (B, S, d), (B, N) -> (B, N, d)."""
     return states.gather(1, rows.unsqueeze(2).expand(-1, -1, states.shape[2]))

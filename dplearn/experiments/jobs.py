@@ -208,8 +208,13 @@ def choose(
     if chosen is None or not _compared(study, method):
         return chosen, wanted
     # A "best of" method asks which of a list is best here, wherever their values were chosen.
-    own = [job_of(study, cell, method, seed, "choice", chosen) for seed in study.choice.seeds]
+    own = _own_choices(study, cell, method, chosen)
     return (chosen if all(job.key in rows for job in own) else None), [*wanted, *own]
+
+
+def _own_choices(study: Study, cell: Cell, method: Method, chosen: Mapping) -> list[Job]:
+    """The choice runs of a method in its own cell, with the values that it has chosen."""
+    return [job_of(study, cell, method, seed, "choice", chosen) for seed in study.choice.seeds]
 
 
 def _point(
@@ -301,7 +306,7 @@ def labelled(study: Study, rows: Mapping[str, Mapping]) -> Iterator[dict]:
             reports[method.name] = [
                 rows[job.key] | job.labels | extra | {"key": job.key} for job in own if job.key in rows
             ]
-            runs = [job_of(study, cell, method, seed, "choice", chosen) for seed in study.choice.seeds]
+            runs = _own_choices(study, cell, method, chosen)
             if _compared(study, method) and all(run.key in rows for run in runs):
                 scores[method.name] = statistics.mean(judged(rows[run.key], study.choice.by) for run in runs)
             yield from reports[method.name]

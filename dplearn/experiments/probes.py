@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dplearn import shelf
-from dplearn.backbones.base import token_positions
+from dplearn.backbones.base import last_real, take_rows, token_positions
 from dplearn.experiments.scoring import batch_size
 from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task
@@ -114,8 +114,8 @@ def state_probe(
             mask = batch["attention_mask"]
             given = {} if both else {"position_ids": token_positions(mask)}
             states = reader(input_ids=batch["input_ids"], attention_mask=mask, **given).last_hidden_state
-            last = (mask * torch.arange(mask.shape[1])).argmax(1)
-            parts.append(masked_mean(states, mask) if both else states[torch.arange(len(last)), last])
+            last = take_rows(states, last_real(mask).unsqueeze(1))[:, 0]
+            parts.append(masked_mean(states, mask) if both else last)
         return torch.cat(parts).double().numpy()
 
     train = features("train")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, set_seed
 
-from dplearn.backbones.base import token_positions
+from dplearn.backbones.base import last_real, take_rows, token_positions
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.estimators import ESTIMATORS
 from dplearn.experiments.fitting import Settings, VectorsFirst, annealed, both, fit
@@ -58,10 +58,7 @@ class LastRow(nn.Module):
         """input_ids, attention_mask: (B, T).  ``labels`` are for a loss outside; the Trainer looks for their name."""
         positions = {"position_ids": token_positions(attention_mask)} if self.takes_positions else {}
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (steps * (attention_mask != 0)).argmax(1)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        return {"logits": hidden.logits[rows, last].unsqueeze(1)}
+        return {"logits": take_rows(hidden.logits, last_real(attention_mask).unsqueeze(1))}
 
 
 def _answers_in_its_input(model) -> bool:

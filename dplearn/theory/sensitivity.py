@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import Backbone, CausalBackbone, EncoderBackbone, Seq2SeqBackbone, adapt
-from dplearn.backbones.base import evaluating, take_rows, token_positions, with_rows
+from dplearn.backbones.base import evaluating, last_real, take_rows, token_positions, with_rows
 from dplearn.backbones.text import right_padded
 from dplearn.backbones.views import changed
 from dplearn.insertion import Inserted, insert
@@ -217,7 +217,7 @@ class CausalTower(Tower):
         ).last_hidden_state
 
     def read(self, hidden, placed, embedded):
-        row = take_rows(hidden, _last(placed.mask).unsqueeze(1))[:, 0]
+        row = take_rows(hidden, last_real(placed.mask).unsqueeze(1))[:, 0]
         head = self.model.get_output_embeddings() or getattr(self.model, "score", None)
         return (row if head is None else head(row)), None
 
@@ -832,8 +832,8 @@ def readouts(states: States) -> dict[str, Tensor]:
     """
     mask, rows = states.placed.mask, states.rows
     real = mask.gather(1, states.placed.input_positions)
-    first, last = real.long().argmax(1, keepdim=True), _last(real).unsqueeze(1)  # (B, 1), of the input
-    start, end = mask.long().argmax(1, keepdim=True), _last(mask).unsqueeze(1)  # (B, 1), of all rows
+    first, last = real.long().argmax(1, keepdim=True), last_real(real).unsqueeze(1)  # (B, 1), of the input
+    start, end = mask.long().argmax(1, keepdim=True), last_real(mask).unsqueeze(1)  # (B, 1), of all rows
     return {
         "first token, tracked": take_rows(rows, first)[:, 0],
         "last token, tracked": take_rows(rows, last)[:, 0],
@@ -875,11 +875,6 @@ def _padding_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden.shape, dtype=dtype, device=mask.device).masked_fill(
         hidden, torch.finfo(dtype).min
     )
-
-
-def _last(mask: Tensor) -> Tensor:
-    """(B,) the last real row."""
-    return ((mask != 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
 
 def _like(rows: Tensor, length: int, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,6 @@ from tokenizers import processors
 from tqdm import tqdm
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from ..files import write
 from ..shelf import folder_of, load
 from .causal_mixture import CUE, STREAMS, Mixer, in_place
 from .mixture import NOISE
@@ -27,12 +26,12 @@ from .pretraining import (
     KEEP_MEMORY,
     Stage,
     embed,
-    losses_of,
+    load_checkpoint,
     plan,
     save_checkpoint,
     total_steps,
     write_documents,
-    write_hashes,
+    write_export,
 )
 
 NAME = "llama-mini"
@@ -178,14 +177,11 @@ def turn_constant(attention, rows, steps, strength, pairs):
 
 
 def parameter_groups(model):
-    """Weight decay for matrices other than the embeddings; larger steps for the embeddings, as in t5-mini."""
+    """Weight decay for matrices other than the embeddings."""
     table = model.get_input_embeddings().weight
-    rest = [parameter for parameter in model.parameters() if parameter is not table]
-    return [
-        {"params": [p for p in rest if p.ndim > 1], "factor": 1.0, "weight_decay": 0.01},
-        {"params": [p for p in rest if p.ndim == 1], "factor": 1.0, "weight_decay": 0.0},
-        {"params": [table], "factor": 1.0, "weight_decay": 0.0},
-    ]
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not table]
+    rest = [p for p in model.parameters() if p.ndim == 1 or p is table]
+    return [{"params": matrices, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
 
 
 def build_tokenizer():
@@ -316,12 +312,7 @@ def train(rank, folder, report_every=200):
     model = fresh_model(len(tokenizer)).train()
     take_words(model)
     optimiser = torch.optim.AdamW(parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), fused=True)
-    step, tokens, seconds = 0, 0, 0.0
-    if (folder / "checkpoint.pt").exists():
-        state = torch.load(folder / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
+    step, tokens, seconds = load_checkpoint(folder, model, optimiser)
     began, losses, last = time.time() - seconds, [], total_steps(STAGES)
     bar = tqdm(total=last, initial=step, mininterval=10)
     while step < last:
@@ -346,7 +337,7 @@ def train(rank, folder, report_every=200):
 def advance(model, optimiser, parts, tokenizer, rate, step):
     """One step of training at a learning rate on the parts of a batch; returns (loss, loss of the answers)."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["factor"]
+        group["lr"] = rate
     counts = [int((part["answers"] != -100).sum()) for part in parts]
     found = torch.zeros(2)
     for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
@@ -365,13 +356,7 @@ def export(folder, target):
     folder, target = Path(folder), Path(target)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model = fresh_model(len(tokenizer))
-    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
-    target.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    model.half().save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    write(target / "losses.json", (json.dumps(losses_of(folder), indent=0) + "\n").encode())
-    write_hashes(target)
-    return target
+    return write_export(folder, target, model, tokenizer)

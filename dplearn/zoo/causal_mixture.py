@@ -7,18 +7,14 @@ holes may come too early (restated rows and sentences) have versions here that h
 
 from __future__ import annotations
 
-from ..tasks.world import COLOURS, FAMILIES, PEOPLE, POOLS, TELLING, THINGS, WONDERING, join
+from ..tasks.world import COLOURS, FAMILIES, PEOPLE, POOLS, THINGS
 from . import mixture
 from .instructions import INSTRUCTIONS, instruct
 from .mixture import SENTINEL, filled
 
 CUE = SENTINEL.format(0)
-FACTS = {
-    "color": "colour",
-    "owner": "person",
-    "place": "place",
-    "thing": "thing",
-}  # what each equality is about
+# What each equality is about.
+FACTS = {"color": "colour", "owner": "person", "place": "place", "thing": "thing"}
 
 
 def in_place(text: str, target: str) -> list[tuple[str, bool]]:
@@ -70,28 +66,9 @@ def recall_short(world):
     return recalled(world.random, [(row["person"], row["colour"], row["thing"]) for row in rows])
 
 
-def restated(world, row, kind):
-    """One value of a row: a question with its answer, or a statement of which the last of person and value is asked."""
-    rng = world.random
-    if rng.random() < 0.4:
-        return [world.form(WONDERING[kind]).format(p=row["person"]), (None, row[kind])]
-    form = world.form(TELLING[kind])
-    hidden = max(("{p}", "{v}"), key=form.index)
-    words = {"{p}": row["person"], "{v}": row[kind]}
-    return [(None, words[w]) if w == hidden else words.get(w, w) for w in form.split()] + ["."]
-
-
-def recall_told(world):
-    """Facts in sentences, then restated in other words and another order, values or people asked."""
-    rng = world.random
-    extra = rng.choice((None, "place", "mood", "time"))
-    rows = world.scene(rng.randint(2, 4), extra)
-    pieces = [join(world.tell(rows, extra))]
-    for row in rng.sample(rows, len(rows)):
-        kinds = [kind for kind in ("thing", "colour", extra) if kind]
-        for kind in rng.sample(kinds, rng.randint(1, len(kinds))):
-            pieces += restated(world, row, kind)
-    return filled(pieces)
+def said_last(rng, form):
+    """Which of person and value a restated sentence hides: what it takes to know the answer stands before."""
+    return max(("{p}", "{v}"), key=form.index)
 
 
 def asked(world, family):
@@ -184,17 +161,8 @@ def choose(mixer, families):
 
 STREAMS = {
     "recall_short": lambda mixer: recall_short(mixer.everyone),
-    "recall_told": lambda mixer: recall_told(mixer.everyone),
-    **{
-        name: mixture.STREAMS[name]
-        for name in (
-            "judge_short",
-            "judge_told",
-            "senses",
-            *FAMILIES,
-            "bare",
-        )
-    },
+    "recall_told": lambda mixer: mixture.recall_told(mixer.everyone, said_last, most=None),
+    **{name: mixture.STREAMS[name] for name in ("judge_short", "judge_told", "senses", *FAMILIES, "bare")},
     "seen": seen,
     "seen_kind": seen_kind,
     "equal_words": lambda mixer: equal_words(mixer.world),

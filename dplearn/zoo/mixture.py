@@ -83,25 +83,34 @@ def recall_words(mixer):
     return recall(rng, [tuple(words[place : place + 3]) for place in range(0, len(words) - 2, 3)])
 
 
-def recall_told(world):
-    """The facts in sentences, then restated in other words and another order with values masked."""
+def value_or_person(rng, form):
+    """Which of the two a restated sentence hides: mostly the value."""
+    return "{p}" if rng.random() < 0.25 else "{v}"
+
+
+def recall_told(world, hide=value_or_person, most=2):
+    """The facts in sentences, then restated in other words and another order with values masked.
+
+    hide : as :func:`value_or_person`.  most : kinds of facts that are restated of one row; None: all that are told.
+    """
     rng = world.random
     extra = rng.choice((None, "place", "mood", "time"))
     rows = world.scene(rng.randint(2, 4), extra)
     pieces = [join(world.tell(rows, extra))]
     for row in rng.sample(rows, len(rows)):
-        for kind in rng.sample([kind for kind in ("thing", "colour", extra) if kind], rng.randint(1, 2)):
-            pieces += restated(world, row, kind)
+        kinds = [kind for kind in ("thing", "colour", extra) if kind]
+        for kind in rng.sample(kinds, rng.randint(1, most or len(kinds))):
+            pieces += restated(world, row, kind, hide)
     return filled(pieces)
 
 
-def restated(world, row, kind):
+def restated(world, row, kind, hide=value_or_person):
     """One value of a row: as a statement, a wh-question or a who-question, with the value or the person masked."""
     rng = world.random
     if rng.random() < 0.4:
         return [world.form(WONDERING[kind]).format(p=row["person"]), (None, row[kind])]
     form = world.form(TELLING[kind])
-    hidden = "{p}" if rng.random() < 0.25 else "{v}"
+    hidden = hide(rng, form)
     words = {"{p}": row["person"], "{v}": row[kind]}
     return [(None, words[w]) if w == hidden else words.get(w, w) for w in form.split()] + ["."]
 

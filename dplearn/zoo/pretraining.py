@@ -270,6 +270,16 @@ def save_checkpoint(folder, model, optimiser, step, tokens, seconds):
         torch.save(state, file)
 
 
+def load_checkpoint(folder, model, optimiser):
+    """(step, tokens, seconds) of the checkpoint of a run folder, whose state is put in place; zeros without one."""
+    if not (folder / "checkpoint.pt").exists():
+        return 0, 0, 0.0
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["tokens"], state["seconds"]
+
+
 def report(folder, model, tokenizer, documents, figures, seconds):
     """Appends one line to the log: the figures, minutes so far and held-out accuracies; prints it too."""
     streams = [name for name in STREAMS if not name.startswith(("bare", "documents", "told_corrupt"))]
@@ -302,12 +312,7 @@ def train(rank, processes, folder, report_every=125):
     optimiser = torch.optim.AdamW(
         parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    step, tokens, seconds = 0, 0, 0.0
-    if (folder / "checkpoint.pt").exists():
-        state = torch.load(folder / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
+    step, tokens, seconds = load_checkpoint(folder, model, optimiser)
     model.train()
     bar = tqdm(total=total_steps(), initial=step, disable=rank != 0, mininterval=10)
     began, losses, last = time.time() - seconds, [], total_steps()
@@ -375,7 +380,11 @@ def export(folder, target):
 
     folder, target = Path(folder), Path(target)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    model = fresh_model(len(tokenizer))
+    return write_export(folder, target, fresh_model(len(tokenizer)), tokenizer)
+
+
+def write_export(folder, target, model, tokenizer):
+    """The files of an export: the weights of the run folder's checkpoint in a model of its kind; returns ``target``."""
     model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
     target.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(target)
