@@ -15,8 +15,8 @@ from dplearn.experiments.verdicts import Verdict
 
 
 def store_of(options, one: Study) -> Store:
-    """Where the runs of a study lie."""
-    return Store(Path(options.runs) / one.name)
+    """Where the runs of a study lie, beside those of the others."""
+    return Store(Path(options.runs) / one.name, beside=options.runs)
 
 
 def rows_of(options, one: Study) -> dict[str, dict]:

@@ -116,17 +116,23 @@ class Runner:
         return True
 
     def _start(self, pending: list[Job]) -> None:
-        flying = {job.key for job in self._flying.values()}
+        flying, adopted = {job.key for job in self._flying.values()}, 0
         for job in pending:
             if len(self._flying) >= self.workers.count:
                 break
-            if job.key not in flying and self.store.claim(job.key):
+            if job.key in flying:
+                continue
+            if self.store.adopt(job.key):
+                adopted += 1
+            elif self.store.claim(job.key):
                 try:
                     future = self.workers.submit(self.work, dict(job.spec), self.options)
                 except BaseException:
                     self.store.release(job.key)
                     raise
                 self._flying[future] = job
+        if adopted:
+            self.say(f"{adopted} runs were done by other studies")
 
     def _land(self, future: Future, progress: Progress, jobs: list[Job]) -> None:
         """Keep the result of a run that ended; start it again where its process was killed."""

@@ -49,10 +49,14 @@ class Store:
     ----------
     folder : where the files lie; machines may share it.
     stale : seconds after which a claim that nobody touches is taken over.
+    beside : the folder that holds those of other studies, whose results of the same runs are taken (:meth:`adopt`).
     """
 
-    def __init__(self, folder: str | os.PathLike, stale: float = STALE):
+    def __init__(
+        self, folder: str | os.PathLike, stale: float = STALE, beside: str | os.PathLike | None = None
+    ):
         self.folder, self.stale = Path(folder), stale
+        self.beside = None if beside is None else Path(beside)
         self._token = secrets.token_hex(8)
         self._mine: set[str] = set()
         self._rows: dict[str, dict] = {}
@@ -73,6 +77,12 @@ class Store:
             write(path, (json.dumps(row) + "\n").encode())
             self._rows[key] = dict(row)
         return new
+
+    def adopt(self, key: str) -> bool:
+        """Copy the result of a run that another study has done; whether there is one. The key says that it is the same
+        run (:attr:`dplearn.experiments.jobs.Job.key`)."""
+        found = None if self.beside is None else next(self.beside.glob(f"*/{key}.json"), None)
+        return found is not None and self.add(key, json.loads(found.read_text()))
 
     # --- claims ---
 

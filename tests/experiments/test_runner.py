@@ -151,6 +151,21 @@ def test_progress_tells_how_many_are_done_and_the_time_left(tmp_path):
     ]
 
 
+def test_what_another_study_has_done_is_taken_over_and_not_run_again(tmp_path):
+    said, jobs = [], fake_runs.jobs(4, 0, tmp_path / "log")
+    runs = tmp_path / "runs"
+    for number in (1, 2):
+        Store(runs / "elsewhere").add(jobs[number].key, {"scores": {"test": {"accuracy": 10 + number}}})
+    store = Store(runs / "here", beside=runs)
+    assert Runner(lambda rows: jobs, store, fake_runs.Threads(), fake_runs.work, say=said.append).run() == []
+    rows = Store(runs / "here").rows()
+    assert sorted(rows) == sorted(job.key for job in jobs)
+    assert [rows[jobs[number].key]["scores"]["test"]["accuracy"] for number in (1, 2)] == [11, 12]
+    ran = (tmp_path / "log").read_text().splitlines()
+    assert len(ran) == 2 and "2 runs were done by other studies" in said
+    assert len(Store(runs / "elsewhere").rows()) == 2  # which is left as it was
+
+
 # --- claims ---
 
 
