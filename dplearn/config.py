@@ -49,7 +49,9 @@ HEADS = ("frozen", "trained")
 POOLED = ("pool_size", "mixing")  # only a pool has these
 
 # The authors' code and its variants, by the names of its scripts: what differs from the defaults.
-OF_AUTHORS = {"summary": "encoder", "standardize": False, "controller_init": "uniform"}
+OF_AUTHORS = {
+    "summary": "encoder", "standardize": False, "controller_init": "uniform", "estimator": "straight-through",
+}  # fmt: skip
 AUTHORS: dict[str, dict] = {
     "adap_pos": {"position": "task"},
     "adap_ins_pos": {"position": "instance"},
@@ -88,12 +90,13 @@ class PromptConfig:
         before they can be told apart (:mod:`dplearn.summaries`).
     controller_init : first logits of learned decisions: "zero" (all options equally likely; until something moved,
         evaluation takes the prefix and the whole prompt) or "uniform", random as in the authors' code.
-    estimator : how the gradient of a sampled decision is estimated: "straight-through" (the paper's), "position-space"
-        (for the position; other decisions by straight-through), "score-function" or "exact" (one learned decision);
-        see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The default is the cheapest: on
-        t5-mini no other one was better on both tasks tried. Where the position is known to matter, "position-space" is
-        nearer to the exact gradient, on T5 (much) and on BERT; on a decoder-only model prefer "score-function", since
-        the slope of a key that is not visible yet has no bound.
+    estimator : how the gradient of a sampled decision is estimated: "score-function", "exact" (one learned decision),
+        "position-space" (for the position; other decisions by straight-through) or "straight-through" (the paper's);
+        see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The first two compare the losses of
+        several options: unbiased, and dearer (``samples``). They ask for ``labels`` in training, or for a loss that
+        knows of them (:class:`dplearn.LabelWordLoss`). The other two take any loss in one pass. Where the right position
+        is known, on place-mini, only the first two learn it (record estimators-place), so the default is the cheaper of
+        them. On a decoder-only model "position-space" has slopes without a bound.
     samples : how many options "score-function" (at least 2; None: 4) and "exact" (None: all) try for each instance. A
         training step costs about so many forward and backward passes.
     temperature : initial temperature of Gumbel-Softmax; anneal it with :class:`dplearn.Annealing`.
@@ -160,9 +163,10 @@ class PromptConfig:
         "zero", "first logits of learned decisions", OneOf(CONTROLLER_INITS), before="uniform"
     )
     estimator: str = option(
-        "straight-through",
+        "score-function",
         "how the gradient of a sampled decision is estimated",
         KeyOf(ESTIMATORS),
+        before="straight-through",
     )
     samples: int | None = option(
         None, "how many options an estimator that compares losses tries", Later("None or an integer")

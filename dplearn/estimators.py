@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
+from dplearn.insertion import values_are_free
 from dplearn.sampling import Choice, Draws, Estimator, at_least_float32, gumbel_one_hot, sampled
 
 
@@ -100,13 +101,14 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def comparing_losses() -> list[str]:
-    """Names of the estimators that try several options for each instance.
+def comparing_losses(compare: bool = True) -> list[str]:
+    """Names of the estimators that try several options for each instance and compare their losses, or of the others,
+    which take any loss.
 
-    >>> comparing_losses()
-    ['score-function', 'exact']
+    >>> comparing_losses(), comparing_losses(False)
+    (['score-function', 'exact'], ['straight-through', 'position-space'])
     """
-    return [name for name, row in ESTIMATORS.items() if row.compares_losses]
+    return [name for name, row in ESTIMATORS.items() if row.compares_losses is compare]
 
 
 def draw(
@@ -126,7 +128,8 @@ def draw(
 
     Raises
     ------
-    ValueError : the estimator does not compare losses, or takes one decision and got another number of them.
+    ValueError : the estimator does not compare losses, or takes one decision and got another number of them; logits
+        that are not finite (looked at on the CPU alone: a device would have to wait).
     """
     row = ESTIMATORS.get(estimator)
     if row is None or row.draw is None:
@@ -134,6 +137,10 @@ def draw(
     if not logits or (len(logits) > 1 and not row.joint):
         expected = "one decision" if not row.joint else "at least one decision"
         raise ValueError(f"logits={list(logits)} is not valid with {estimator!r}, expected {expected}")
+    for name, value in logits.items():
+        if values_are_free(value) and not value.isfinite().all():
+            row = int((~value.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"logits of the {name}, row {row}, are not finite: training has diverged")
     log_p = {name: at_least_float32(value).log_softmax(-1) for name, value in logits.items()}
     return row.draw(log_p, row.usual_samples if samples is None else samples, generator)
 

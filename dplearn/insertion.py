@@ -471,7 +471,7 @@ def _check(prompt: Tensor, inputs: Tensor, mask: Tensor | None, keep_last: int |
     if mask is None:
         return torch.ones(batch, seq, dtype=torch.long, device=inputs.device)
     _check_integers("mask", mask, (batch, seq), inputs, bools=True)
-    if _values_are_free(mask):
+    if values_are_free(mask):
         _check_mask_values(mask.long())
     return mask
 
@@ -491,7 +491,7 @@ def _check_keep_last(keep_last: int | Tensor, inputs: Tensor) -> None:
     smallest = keep_last
     if isinstance(keep_last, Tensor):
         _check_integers("keep_last", keep_last, (inputs.shape[0],), inputs)
-        smallest = int(keep_last.min()) if _values_are_free(keep_last) and keep_last.numel() else 0
+        smallest = int(keep_last.min()) if values_are_free(keep_last) and keep_last.numel() else 0
     if not isinstance(smallest, int):
         raise TypeError(
             f"keep_last is {type(keep_last).__name__}, expected an int or an integer tensor (batch,)"
@@ -508,7 +508,7 @@ def _check_count(name: str, count: int | Tensor | None, prompt: Tensor, inputs: 
     if isinstance(count, Tensor):
         _check_integers(name, count, (batch,), inputs)
         outside = (count < 0) | (count > length)
-        if _values_are_free(count) and outside.any():
+        if values_are_free(count) and outside.any():
             wrong = int(count[outside][0])
     elif not is_whole(count):
         raise TypeError(f"{name} is {type(count).__name__}, expected an int or an integer tensor (batch,)")
@@ -531,7 +531,7 @@ def _check_weights(name: str, weights: Tensor, prompt: Tensor, inputs: Tensor) -
             f"{name} has shape {found}, expected {expected}, one column per {option} 0..{expected[1] - 1}"
         )
     _check_device(name, weights, inputs)
-    if not _values_are_free(weights) or weights.numel() == 0:
+    if not values_are_free(weights) or weights.numel() == 0:
         return
     # The straight-through form, hard - soft + soft, rounds: allow for it, in bf16 too.
     values = weights.detach()
@@ -558,7 +558,7 @@ def _check_device(name: str, tensor: Tensor, inputs: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device}, expected {inputs.device}, the device of inputs")
 
 
-def _values_are_free(tensor: Tensor) -> bool:
+def values_are_free(tensor: Tensor) -> bool:
     """Whether values may be checked: not on a device, which would have to wait, while tracing, nor under vmap."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return False

@@ -18,7 +18,7 @@ from dplearn.checks import shown
 from dplearn.config import PromptConfig
 from dplearn.controllers import FixedDecision, InstanceController
 from dplearn.conventions import OURS, class_for, losses_named
-from dplearn.estimators import draw, pick, repeat, surrogate
+from dplearn.estimators import comparing_losses, draw, pick, repeat, surrogate
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import DynamicPrompt, PromptedInput
 from dplearn.sampling import Choice
@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 
 
 @cache
-def _extended_type(kind: type) -> type:
+def _make_extended_type(kind: type) -> type:
     fields = [(name, object, None) for name in ("penalty", "draws")]
     return make_dataclass(f"Prompted{kind.__name__}", fields, bases=(kind,))
+
+
+@torch.compiler.assume_constant_result  # compiled code does not look into the making of a class
+def _extended_type(kind: type) -> type:
+    return _make_extended_type(kind)
 
 
 def extended(output, **fields):
@@ -331,6 +336,7 @@ class PromptedModel(NamedPrompts):
                 "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func "
                 "or a label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and "
                 "reads output.draws, as dplearn.LabelWordLoss does"
+                + (f", or take an estimator for any loss: {comparing_losses(False)}" if part == "estimator" else "")
             )
 
     def _has_part_of_loss(self) -> str | None:

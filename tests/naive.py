@@ -23,7 +23,7 @@ def prompted(seed=0, length=LENGTH, double=True, vectors=None, **options):
     """A prompted T5 in float64 whose random vectors have the scale of its embeddings, and whose decisions are random,
     with statistics of summaries as of ten inputs."""
     pool = {"pool_size": POOL} if options.get("vector", "single") != "single" else {}
-    options = pool | {"controller_init": "uniform"} | options
+    options = pool | tiny.SAMPLED | options
     config, t5 = dp.PromptConfig(length=length, **options), backbone()
     torch.manual_seed(seed)
     if vectors is None:

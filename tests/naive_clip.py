@@ -22,7 +22,7 @@ def make(kind="clip", backbone=None, length=LENGTH, seed=0, spread=6.0, **option
     """A prompted model in float64 with random vectors of the scale of the embeddings and decisions that differ."""
     backbone = MODELS[kind]() if backbone is None else backbone
     pool = {"pool_size": 2} if options.get("vector", "single") != "single" else {}
-    config = dp.PromptConfig(length=length, **pool | {"controller_init": "uniform"} | options)
+    config = dp.PromptConfig(length=length, **pool | tiny.SAMPLED | options)
     torch.manual_seed(seed)
     width = 12 if config.towers == "vision" else tiny.WIDTH
     model = dp.prompted(backbone, config, vectors=torch.randn(*config.shape, width)).to(backbone.dtype)

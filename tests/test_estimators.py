@@ -34,7 +34,7 @@ LABELS = {"t5": torch.tensor([[5, 6], [7, -100], [9, 10]])}
 def make(backbone, position="instance", seed=0, **options):
     """A prompted model in training mode whose prompt is in float64."""
     torch.manual_seed(seed)
-    config = dp.PromptConfig(length=LENGTH, position=position, **{"controller_init": "uniform"} | options)
+    config = dp.PromptConfig(length=LENGTH, position=position, **tiny.SAMPLED | options)
     shape = (*config.shape, tiny.WIDTH)
     model = dp.prompted(backbone, config, vectors=torch.randn(shape))
     model.prompt.double()
@@ -510,7 +510,7 @@ def test_evaluation_is_the_same_argmax_for_all(estimator):
             {"estimator": "exact", "size": "task"},
             r"enumerates the options of one decision, expected one of \['position', 'size'\]",
         ),
-        ({"samples": 3}, r"samples=3 has no use with estimator='straight-through', expected None"),
+        ({"estimator": "straight-through", "samples": 3}, r"samples=3 has no use with estimator='straight-through', expected None"),
         (
             {"estimator": "score-function", "samples": 1},
             r"samples=1 is not valid, expected an integer of at least 2",

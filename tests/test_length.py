@@ -173,7 +173,7 @@ def test_gradient_of_the_size_is_the_softmax_jacobian_times_the_loss_of_each_siz
     options = {"length": length, "position": split, "size": "task", "temperature": temperature}
     noise = torch.Generator().manual_seed(seed)
     prompt = (
-        dp.PromptConfig(**{"controller_init": "uniform"} | options)
+        dp.PromptConfig(**tiny.SAMPLED | options)
         .build(torch.randn(length, 3, dtype=torch.float64), noise)
         .train()
     )

@@ -10,6 +10,7 @@ import torch._dynamo.testing
 from transformers import AutoModel, ViTConfig, ViTForMaskedImageModeling
 
 import dplearn as dp
+from dplearn.estimators import ESTIMATORS, surrogate
 
 LENGTH = 5
 MODELS = {"t5": tiny.t5, "flan-t5": tiny.flan_t5, "bart": tiny.bart}
@@ -25,7 +26,7 @@ def backbone(request):
 def make(backbone, position="prefix", seed=0, **options):
     """A prompted model whose random vectors have the scale of the embeddings, in the backbone's dtype."""
     torch.manual_seed(seed)
-    config = dp.PromptConfig(length=LENGTH, position=position, **{"controller_init": "uniform"} | options)
+    config = dp.PromptConfig(length=LENGTH, position=position, **tiny.SAMPLED | options)
     model = dp.prompted(backbone, config, vectors=torch.randn(LENGTH, tiny.WIDTH))
     model.prompt.double()
     return model
@@ -286,6 +287,40 @@ def test_one_graph_under_compile(position):
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-10, atol=1e-10)
     gradients = [torch.autograd.grad(out.loss, model.prompt.vectors)[0] for out in (expected, found)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def with_the_draws_of(output, model, ids, mask):
+    """The loss of a training step by an estimator that compares losses, put together from passes with fixed decisions."""
+    draws, losses = output.draws, []
+    (name,) = draws.index
+    for options in draws.index[name]:
+        logits = model(ids, mask, labels=LABELS, decisions={name: options}).logits
+        losses.append(torch.nn.functional.cross_entropy(logits.mT, LABELS, reduction="none").mean(1))
+    chances = model.decide(ids, mask)[name].logits.log_softmax(1)
+    log_probs = torch.stack([chances.gather(1, options[:, None])[:, 0] for options in draws.index[name]])
+    share = (chances.exp() @ torch.arange(LENGTH + 1.0).double() / LENGTH).mean()
+    cost = model.prompt_config.size_cost * share
+    return surrogate(torch.stack(losses), draws._replace(log_probs=log_probs)).mean() + cost
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("options", [{"position": "instance"}, {"size": "task", "size_cost": 0.5}])
+def test_one_graph_trains_with_each_estimator(estimator, options):
+    """Without a look at which draws agree, and with outputs that have a penalty or draws."""
+    model = make(tiny.t5(), **options | {"estimator": estimator, "standardize": False}).train()
+    ids, mask = tiny.batch([6, 3, 8])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(3)
+    output = compiled(ids, mask, labels=LABELS)
+    torch.manual_seed(3)
+    compares = ESTIMATORS[estimator].compares_losses
+    expected = with_the_draws_of(output, model, ids, mask) if compares else model(ids, mask, labels=LABELS).loss
+    torch.testing.assert_close(output.loss, expected, rtol=1e-10, atol=0)
+    for name, parameter in model.trainable_parameters().items():
+        gradient = torch.autograd.grad(expected, parameter, retain_graph=True)[0]
+        assert gradient.abs().max() > 1e-6, name
+        found = torch.autograd.grad(output.loss, parameter, retain_graph=True)[0]
+        torch.testing.assert_close(found, gradient, rtol=1e-8, atol=1e-10)
 
 
 def test_a_new_temperature_does_not_compile_anew():

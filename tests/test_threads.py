@@ -149,7 +149,7 @@ def training(kind, steps=8, seen=None):
     make, batches = MAKERS[kind]
     torch.manual_seed(0)
     config = dp.PromptConfig(
-        length=3, position="instance", summary="encoder", backbone_dropout=True, controller_init="uniform"
+        length=3, position="instance", summary="encoder", backbone_dropout=True, **tiny.SAMPLED
     )
     model = dp.prompted(make(), config).train()
     for module in model.modules():

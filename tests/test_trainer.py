@@ -389,7 +389,7 @@ COSTLY = dict(size="task", size_cost=50.0)
 
 def costly(**options):
     torch.manual_seed(0)
-    return dp.prompted(tiny.t5(), dp.PromptConfig(length=3, **{"controller_init": "uniform"} | options))
+    return dp.prompted(tiny.t5(), dp.PromptConfig(length=3, **tiny.SAMPLED | options))
 
 
 @pytest.mark.parametrize("options", [COSTLY, {"position": "task", "estimator": "score-function"},

@@ -34,7 +34,7 @@ def model_of(backbone=None, **options):
     set_seed(0)
     backbone = backbone or tiny.bert(BertForSequenceClassification, num_labels=3)
     config = dp.PromptConfig(
-        length=LENGTH, position="task", tasks=TASKS, **{"controller_init": "uniform"} | options
+        length=LENGTH, position="task", tasks=TASKS, **tiny.SAMPLED | options
     )
     model = dp.prompted(backbone, config).double()
     with torch.no_grad():  # one task has a postfix, the other one a split
@@ -139,11 +139,17 @@ def test_answers_are_generated_for_each_task(tmp_path):
 DIVERGES = dict(learning_rate=float("inf"), max_grad_norm=0.0)
 
 
-def test_decisions_that_diverge_stop_the_training(tmp_path):
-    trainer = trainer_of(model_of(), rows(), tmp_path, **DIVERGES)
-    with pytest.raises(
-        ValueError, match="weights row 0 is nan away from one-hot, .*: .* training has diverged"
-    ):
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        ("straight-through", "weights row 0 is nan away from one-hot, .*: .* training has diverged"),
+        ("score-function", "logits of the position, row 0, are not finite: training has diverged"),
+        ("exact", "logits of the position, row 0, are not finite: training has diverged"),
+    ],
+)
+def test_decisions_that_diverge_stop_the_training(tmp_path, estimator, words):
+    trainer = trainer_of(model_of(estimator=estimator), rows(), tmp_path, **DIVERGES)
+    with pytest.raises(ValueError, match=words):
         trainer.train()
 
 

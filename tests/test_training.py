@@ -37,7 +37,7 @@ def model(position="instance", seed=0, **options):
     set_seed(seed)
     return dp.prompted(
         tiny.t5(dtype=torch.float32),
-        dp.PromptConfig(length=4, position=position, **{"controller_init": "uniform"} | options),
+        dp.PromptConfig(length=4, position=position, **tiny.SAMPLED | options),
     )
 
 

@@ -29,6 +29,8 @@ from transformers import (
 )
 
 WIDTH, VOCABULARY, EOS, PAD = 16, 60, 1, 0
+# Options with which a training step runs one sampled sequence for each input, and decisions start at random.
+SAMPLED = {"controller_init": "uniform", "estimator": "straight-through"}
 
 
 def t5(seed: int = 0, dropout: float = 0.0, dtype=torch.float64, **options):

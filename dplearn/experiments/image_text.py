@@ -33,9 +33,9 @@ PROMPTS: dict[str, dict] = {
     "prefix": {"position": "prefix"},
     "middle": {"position": 1},
     "postfix": {"position": "postfix"},
-    "position per task": {"position": "task"},
+    "position per task": {"position": "task", "estimator": "straight-through"},
     "position per task, score-function": {"position": "task", "estimator": "score-function"},
-    "position per class": {"position": "instance"},
+    "position per class": {"position": "instance", "estimator": "straight-through"},
     "pool per class": {"vector": "instance", "pool_size": POOL},
     "one prompt as large as the pool": {"length": POOL},  # times the words
     "pool per image": {"vector": "instance", "pool_size": POOL, "summary": "image"},

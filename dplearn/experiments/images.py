@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LENGTH, POOL = 8, 4
 RANDOM = ", random layers"  # at the end of a method's name: the same on layers that were never trained
 PROBE, FULL = "linear probe", "full fine-tuning"
-BEFORE = {"entry": "before-positions"}
+BEFORE, ESTIMATOR = {"entry": "before-positions"}, {"estimator": "straight-through"}
 # The prompts by name, each with its own trained head. "deep" has vectors in all layers.
 PROMPTS: dict[str, dict] = {
     "VPT-shallow": {},
@@ -43,8 +43,8 @@ PROMPTS: dict[str, dict] = {
     "one prompt as large as the pool": {"length": POOL * LENGTH},
     "prefix before positions": {"position": "prefix", **BEFORE},
     "postfix before positions": {"position": "postfix", **BEFORE},
-    "position per instance before positions": {"position": "instance", **BEFORE},
-    "position per instance, coded": {"position": "instance", "entry": "position-coded"},
+    "position per instance before positions": {"position": "instance", **BEFORE, **ESTIMATOR},
+    "position per instance, coded": {"position": "instance", "entry": "position-coded", **ESTIMATOR},
 }
 METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 

@@ -139,7 +139,7 @@ def make(case, seed=4, dtype=torch.float64, **options):
     """A prompted model whose vectors have the scale of the embeddings and whose decisions differ between inputs."""
     backbone = case.make(dtype=dtype)
     torch.manual_seed(seed)
-    config = dp.PromptConfig(length=LENGTH, **{"controller_init": "uniform"} | options)
+    config = dp.PromptConfig(length=LENGTH, **tiny.SAMPLED | options)
     model = dp.prompted(backbone, config, vectors=torch.randn(*config.shape, tiny.WIDTH))
     with torch.no_grad():
         for name, parameter in model.prompt.named_parameters():

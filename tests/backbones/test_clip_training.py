@@ -34,7 +34,7 @@ def small(kind="clip", towers="text", **options):
     torch.manual_seed(5)
     backbone = MODELS[kind](dtype=torch.float32)
     model = dp.prompted(
-        backbone, dp.PromptConfig(length=LENGTH, towers=towers, **{"controller_init": "uniform"} | options)
+        backbone, dp.PromptConfig(length=LENGTH, towers=towers, **tiny.SAMPLED | options)
     )
     model.set_classes(*tiny.texts(WORDS, kind == "siglip"))
     return model

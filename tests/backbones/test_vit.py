@@ -58,7 +58,7 @@ def hides_rows(name):
 
 def make(case, length=LENGTH, **options):
     """A prompted model in float64 whose vectors have the scale of the embedded patches."""
-    config = dp.PromptConfig(length=length, **{"controller_init": "uniform"} | options)
+    config = dp.PromptConfig(length=length, **tiny.SAMPLED | options)
     model = dp.prompted(case.make(), config, vectors=torch.randn(*config.shape, tiny.WIDTH)).double()
     with torch.no_grad():  # decisions that differ between images
         for name, parameter in model.prompt.named_parameters():
@@ -662,7 +662,7 @@ def test_the_trainer_changes_the_prompt_and_not_one_bit_of_the_backbone(options,
     torch.manual_seed(5)
     backbone = tiny.vit(dtype=torch.float32)
     before = copy.deepcopy(backbone.state_dict())
-    model = dp.prompted(backbone, dp.PromptConfig(length=LENGTH, **{"controller_init": "uniform"} | options))
+    model = dp.prompted(backbone, dp.PromptConfig(length=LENGTH, **tiny.SAMPLED | options))
     start = {name: value.detach().clone() for name, value in model.trainable_parameters().items()}
     arguments = TrainingArguments(
         tmp_path / "run",
@@ -915,7 +915,7 @@ def deep(**options):
             "size='task' is not valid with entry='before-positions', expected 'full' or a number",
         ),
         (
-            lambda m: deep(position="task"),
+            lambda m: deep(position="task", estimator="straight-through"),
             ValueError,
             "estimator='straight-through' is not valid with depth=2 and position='task', "
             "expected 'score-function' or 'exact', or 'position-space'",
