@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dplearn.backbones import Backbone, Boundary, Reading, adapt
+from dplearn.backbones import SHORTCUTS, Backbone, Boundary, Reading, adapt
 from dplearn.batches import batches_of
 from dplearn.checks import shown
 from dplearn.config import PromptConfig
+from dplearn.caching import cache_inputs
 from dplearn.controllers import FixedDecision, InstanceController
 from dplearn.conventions import OURS, class_for, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, repeat, surrogate
+from dplearn.kept import KeptInputs
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import DynamicPrompt, PromptedInput
 from dplearn.sampling import Choice
@@ -242,6 +245,42 @@ class PromptedModel(NamedPrompts):
                 controller.observe(summary)
 
     @torch.no_grad()
+    def cache_inputs(
+        self,
+        data: Iterable[dict] | Sequence[dict],
+        collate: Callable[[list[dict]], dict] | None = None,
+        batch_size: int = 16,
+        dtype: torch.dtype | None = None,
+        folder: str | os.PathLike | None = None,
+        verbose: bool = True,
+    ) -> KeptInputs:
+        """Compute the keys and values of inputs once, for a prompt that stands behind them (decoder-only models).
+
+        A row of a causal model does not see what follows it. So with a postfix the rows of the input are the frozen
+        model's own, in each step of training and for each prompt. From here on, a step on these inputs runs the
+        prompt's rows and what follows them alone. Its output has the columns from the last token of the input on, as
+        with transformers' ``logits_to_keep``; loss, gradients and answers are those of the full pass, up to rounding.
+        Other inputs, and calls that want a cache, hidden states or attentions, take the full pass, and so do all once
+        the backbone's weights have changed. ``model.shortcuts = ()`` turns it off.
+
+        Parameters
+        ----------
+        data, collate, batch_size : as in :meth:`fit_summaries`; each batch with ``context_length`` or ``keep_last`` as
+            in training.
+        dtype : in which keys and values are kept; None: the backbone's own. A shorter one saves memory and is no longer
+            exact.
+        folder : keep them there, as safetensors; what is there already is not computed again. None: in memory.
+        verbose : say how much it is before it starts.
+
+        Returns what is kept, which several calls add to.
+
+        Raises
+        ------
+        ValueError : a backbone, or a prompt, of which nothing can be kept; the message says why.
+        """
+        return cache_inputs(self, data, collate, batch_size, dtype, folder, verbose)
+
+    @torch.no_grad()
     def generate(self, input_ids=None, attention_mask=None, **options) -> Tensor:
         """Generate from the prompted input with the backbone's ``generate``.
 
@@ -262,6 +301,18 @@ class PromptedModel(NamedPrompts):
         inputs = ("input_ids", "attention_mask", "inputs_embeds")
         options = {name: value for name, value in reading.given.items() if name not in inputs}
         return self.adapter.generate(placed, reading, **options)
+
+    @property
+    def shortcuts(self) -> frozenset[str]:
+        """What is not computed again where it is known, a set of names: "inputs" (:meth:`cache_inputs`). All are exact up
+        to rounding; ``model.shortcuts = ()`` turns them off."""
+        return self.adapter.shortcuts
+
+    @shortcuts.setter
+    def shortcuts(self, names: Collection[str]) -> None:
+        if isinstance(names, str) or not set(names) <= set(SHORTCUTS):
+            raise ValueError(f"shortcuts={names!r} is not valid, expected some of {list(SHORTCUTS)}")
+        self.adapter.shortcuts = frozenset(names)
 
     # --- from a batch to a prompted input ---
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dplearn.backbones.base import Backbone, Boundary, Reading
+from dplearn.backbones.base import SHORTCUTS, Backbone, Boundary, Reading
 from dplearn.backbones.causal import CausalBackbone
 from dplearn.backbones.clip import CLIPBackbone
 from dplearn.backbones.encoder import EncoderBackbone
@@ -16,6 +16,7 @@ ADAPTERS = (Seq2SeqBackbone, CausalBackbone, EncoderBackbone, ViTBackbone, CLIPB
 
 __all__ = [
     "ADAPTERS",
+    "SHORTCUTS",
     "Backbone",
     "Boundary",
     "CLIPBackbone",

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+SHORTCUTS = ("inputs",)  # what of a text is not computed again where it is kept
+
+
 class Reading(NamedTuple):
     """A batch as a prompt meets it."""
 
@@ -116,6 +119,7 @@ class Backbone:
     kind = "text"
     reads = "text"
     input_name = "input_ids"
+    shortcuts = frozenset(SHORTCUTS)
     # Whether the answer stands in the input itself, as in a decoder-only language model.
     reads_answers = False
 
@@ -321,6 +325,10 @@ class Backbone:
     def continues(self, batch: dict) -> bool:
         """Whether a batch goes on behind a prompted input whose keys and values are cached."""
         return False
+
+    def refuses_kept(self, config: PromptConfig) -> str | None:
+        """Why nothing of an input's pass can be kept under such a prompt, or None if its keys and values can."""
+        return f"in {type(self.model).__name__} every row of the input sees the prompt, wherever it stands"
 
     def finish(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
         """What is done to a prompted input before the layers (positions of an image's prompt, for instance)."""

@@ -15,14 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones import position_space
+from dplearn.backbones import fronts, position_space
 from dplearn.backbones.base import Reading, evaluating
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import probe_ids, same
 from dplearn.backbones.text import TextBackbone, prompted_positions
 from dplearn.backbones.views import below, changed, prepare
+from dplearn.config import PromptConfig
 from dplearn.conventions import OURS
 from dplearn.estimators import instance_losses
+from dplearn.kept import KeptInputs
 
 
 class Prompted(NamedTuple):
@@ -53,6 +55,7 @@ class CausalBackbone(TextBackbone):
         super().__init__(model)
         self.predicts_next = model.get_output_embeddings() is not None and not _classifies_text(model)
         self.reads_answers = self.predicts_next
+        self.kept: KeptInputs | None = None  # inputs whose keys and values are known
         self._pads_left: bool | None = None  # whether padding in front changes nothing; asked when it matters
 
     def seen(self, mask: Tensor, keep_last: int | Tensor) -> Tensor:
@@ -63,6 +66,9 @@ class CausalBackbone(TextBackbone):
         return mask * (rest > kept)
 
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
+        front = fronts.front_of(self.kept, placed, reading) if "inputs" in self.shortcuts else None
+        if front is not None:
+            return fronts.run(self, front, placed, reading, head)
         mask, changes = None, standing_in(head)
         if placed.moves is not None:
             mask = position_space.causal_masks(
@@ -73,7 +79,7 @@ class CausalBackbone(TextBackbone):
                 self.entry.module.get_submodule(name), placed.moves
             )
         changes[self.entry.path] = self.entry(
-            placed, reading, self._rows(placed, reading), mask, self.first_position
+            placed, reading, self.rows_read(placed, reading.places(placed)), mask, self.first_position
         )
         prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
@@ -239,10 +245,22 @@ class CausalBackbone(TextBackbone):
                 more[name] = limit + extra
         return options | more
 
-    def _rows(self, placed, reading: Reading) -> Tensor:
-        """Which row the head reads: for language models the one before the next input token, for classifiers of the
-        whole text the last real one, wherever they look for it, else each token's own."""
-        own, steps = reading.places(placed), torch.arange(placed.mask.shape[1], device=placed.mask.device)
+    def refuses_kept(self, config: PromptConfig) -> str | None:
+        if config.position not in ("postfix", 0):
+            return (
+                f"position={config.position!r}, expected 'postfix': an input's rows see the vectors in front of them"
+            )
+        if config.backbone_dropout:
+            return "backbone_dropout=True, expected False: with dropout no two passes are alike"
+        if not (self.predicts_next or _classifies_text(self.model)):
+            return f"{type(self.model).__name__} gives the states of the input's own rows, expected a model with a head"
+        return None
+
+    def rows_read(self, placed, own: Tensor) -> Tensor:
+        """Which row the head reads for each token, whose own row is ``own`` (B, T): for language models the one before
+        the next input token, for classifiers of the whole text the last real one, wherever they look for it, else each
+        token's own."""
+        steps = torch.arange(placed.mask.shape[1], device=placed.mask.device)
         last = (steps * (placed.mask != 0)).amax(1, keepdim=True)
         if _classifies_text(self.model):
             return last.expand_as(own)

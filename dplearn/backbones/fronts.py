@@ -1,0 +1,168 @@
+"""The rows in front of a prompt in a causal model: computed once, and then read from what is kept.
+
+A step with a postfix on kept inputs runs the prompt's rows and what follows them alone, against the keys and values of
+the input (:class:`dplearn.kept.KeptInputs`). The head meets the columns from the last token of the input on: the
+outputs have as many, as with transformers' ``logits_to_keep``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dplearn.backbones.base import Reading, take_rows, token_positions, with_rows
+from dplearn.backbones.heads import standing_in
+from dplearn.backbones.probing import probe_ids
+from dplearn.backbones.views import changed
+from dplearn.kept import KeptInputs, digest_of
+from dplearn.prompt import PromptedInput
+
+# What a call may hold: all else is about rows that do not run, or asks for them.
+SERVED = {"input_ids", "attention_mask", "labels", "return_dict", "use_cache"}
+
+
+class Front(NamedTuple):
+    """The inputs of a batch whose keys and values are kept.
+
+    counts: (B,) rows in front of the prompt.  digests: by which they are kept.
+    """
+
+    counts: Tensor
+    digests: list[str]
+
+
+def counts_of(reading: Reading) -> Tensor:
+    """How many real rows an input has up to the boundary, (B,)."""
+    return (reading.mask != 0).sum(1) - reading.keep_last
+
+
+def digests_of(reading: Reading, counts: Tensor) -> list[str]:
+    """By what the inputs of a batch are kept: the ids of their rows up to the boundary."""
+    ids = reading.given["input_ids"]
+    if reading.columns is not None:
+        ids = torch.empty_like(ids).scatter(1, reading.columns, ids)
+    return [digest_of(row[:count]) for row, count in zip(ids.cpu(), counts.tolist(), strict=True)]
+
+
+def front_of(kept: KeptInputs | None, placed: PromptedInput, reading: Reading) -> Front | None:
+    """The kept inputs of a batch, or None where the full pass is due: something was not kept, a vector stands in front
+    of the input, or what the caller asks for is about all rows."""
+    if kept is None or not len(kept) or torch.compiler.is_compiling() or placed.moves is not None:
+        return None
+    if not _asks_for_the_rest_alone(kept.model, reading.given) or not kept.fresh:
+        return None
+    counts = counts_of(reading)
+    if bool((placed.decisions["position"].index != 0).any()) or bool((counts < 1).any()):
+        return None
+    digests = digests_of(reading, counts)
+    return Front(counts, digests) if all(digest in kept for digest in digests) else None
+
+
+def _asks_for_the_rest_alone(model, given: dict) -> bool:
+    """Whether a call can do without the rows of the input: it wants a loss or says that it wants no cache, and neither
+    hidden states nor anything else of the input's rows."""
+    given = {name: value for name, value in given.items() if value is not None}
+    config = model.config
+    wants = [given.get("use_cache"), getattr(config, "output_hidden_states", False), given.get("return_dict") is False]
+    wants += [getattr(config, "output_attentions", False), getattr(model, "is_gradient_checkpointing", False)]
+    answers = "labels" in given or torch.is_grad_enabled() or given.get("use_cache") is False
+    return "input_ids" in given and SERVED.issuperset(given) and answers and not any(wants)
+
+
+@torch.no_grad()
+def values_of_a_token(adapter) -> int:
+    """How many numbers the keys and values of one token are, over all layers."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    rows = adapter.embed(probe_ids(adapter.model, adapter.vocabulary))[:, :1]
+    mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+    adapter.entry.module(
+        inputs_embeds=rows, attention_mask=mask, **adapter.position_ids(mask), past_key_values=cache, use_cache=True
+    )
+    return sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+
+
+@torch.no_grad()
+def keep(adapter, kept: KeptInputs, reading: Reading) -> None:
+    """Compute and keep what is not kept yet of the inputs of a batch."""
+    from transformers import DynamicCache
+
+    counts = counts_of(reading)
+    digests = digests_of(reading, counts)
+    first = {digest: number for number, digest in reversed(list(enumerate(digests))) if digest not in kept}
+    if not first:
+        return
+    numbers = torch.tensor(sorted(first.values()), device=reading.rows.device)
+    counts, longest = counts[numbers], int(counts[numbers].max())
+    mask = (torch.arange(longest, device=counts.device) < counts.unsqueeze(1)).long()
+    cache = DynamicCache()
+    adapter.entry.module(
+        inputs_embeds=reading.rows[numbers, :longest], attention_mask=mask, **adapter.position_ids(mask),
+        past_key_values=cache, use_cache=True, return_dict=True,
+    )  # fmt: skip
+    kept.add(
+        {
+            digests[number]: [
+                torch.stack([layer.keys[row, :, :count], layer.values[row, :, :count]])
+                for layer in cache.layers
+            ]
+            for row, (number, count) in enumerate(zip(numbers.tolist(), counts.tolist()))
+        }
+    )
+
+
+def run(adapter, front: Front, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None):
+    """The model's output from the last row of the input on: N columns, the last of them each input's last real one."""
+    from transformers import DynamicCache
+
+    counts, device = front.counts, placed.embeds.device
+    ends = (torch.arange(placed.mask.shape[1], device=device) * (placed.mask != 0)).amax(1) + 1
+    rest = (ends - counts).unsqueeze(1)
+    rows = torch.arange(int(rest.max()), device=device)
+    inside = rows < rest
+    index = (rows + counts.unsqueeze(1)).clamp(max=placed.mask.shape[1] - 1)
+    mask = placed.mask.gather(1, index) * inside
+    positions = (token_positions(placed.mask) + adapter.first_position).gather(1, index)
+    layers, front_mask = adapter.kept.layers(front.digests, device)
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(layers):
+        cache.update(keys, values, number)
+
+    # The columns of the tokens from the last one of the input on, in the order of right padding.
+    behind = (reading.mask != 0).sum(1) - counts
+    steps = torch.arange(int(behind.max()) + 1, device=device)
+    columns = (counts.unsqueeze(1) - 1 + steps).clamp(max=reading.mask.shape[1] - 1)
+    real = steps <= behind.unsqueeze(1)
+    read = adapter.rows_read(placed, placed.input_positions).gather(1, columns)
+    last = read.masked_fill(~real, 0).amax(1, keepdim=True)
+    read = torch.cat([read[:, :-1], last], 1) - counts.unsqueeze(1)
+
+    def forward(usual, *values, **options):
+        inner = adapter.entry.arguments(values, options)
+        inner |= {"past_key_values": cache, "use_cache": True}
+        inner["inputs_embeds"] = take_rows(placed.embeds, index)
+        inner["attention_mask"] = torch.cat([front_mask, mask.to(front_mask.dtype)], 1)
+        inner.pop("input_ids", None)
+        inner.pop("position_ids", None)
+        if adapter.entry.takes_positions:
+            inner["position_ids"] = positions
+        return with_rows(usual(**inner), read.clamp(min=0))
+
+    given = {name: value for name, value in reading.given.items() if value is not None}
+    for name in ("input_ids", "labels"):
+        value = given.get(name)
+        if value is None or value.shape != reading.mask.shape:
+            continue  # labels of a classifier are one for each input
+        if reading.columns is not None:
+            value = torch.empty_like(value).scatter(1, reading.columns, value)
+        value = value.gather(1, columns)
+        given[name] = value.masked_fill(~real, -100) if name == "labels" else value
+    given["attention_mask"] = real.long()
+    changes = standing_in(head) | {adapter.entry.path: forward}
+    with changed(adapter.model, changes) as model:
+        output = model(**given)
+    # The cache holds what was kept as well, and nobody asked for it.
+    return type(output)(**{name: value for name, value in output.items() if name != "past_key_values"})

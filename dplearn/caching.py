@@ -1,0 +1,90 @@
+"""What `model.cache_inputs` does: check, say how much it is, keep, and compare once with the full pass."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from dplearn.backbones import Reading, fronts
+from dplearn.backbones.probing import same
+from dplearn.batches import batches_of
+from dplearn.kept import KeptInputs
+
+if TYPE_CHECKING:
+    from dplearn.model import PromptedModel
+
+
+def cache_inputs(
+    model: PromptedModel,
+    data: Iterable[dict] | Sequence[dict],
+    collate: Callable[[list[dict]], dict] | None,
+    batch_size: int,
+    dtype: torch.dtype | None,
+    folder: str | os.PathLike | None,
+    verbose: bool,
+) -> KeptInputs:
+    """See :meth:`dplearn.PromptedModel.cache_inputs`."""
+    adapter = model.adapter
+    reason = adapter.refuses_kept(model.prompt_config)
+    if reason is not None:
+        raise ValueError(f"cache_inputs: {reason}")
+    batches = list(batches_of(data, collate, batch_size, model.device))
+    readings = [_read(model, batch) for batch in batches]
+    kept = adapter.kept
+    if kept is None or not kept.fresh or not kept.made_as(dtype, folder):
+        kept = KeptInputs(model.backbone, dtype, folder)
+    if verbose:
+        _tell(kept, readings, adapter)
+    adapter.kept = kept
+    for number, reading in enumerate(readings):
+        fronts.keep(adapter, kept, reading)
+        if number == 0 and kept.dtype == model.backbone.dtype:
+            _compare(model, batches[0])
+    return kept
+
+
+def _read(model: PromptedModel, batch: dict) -> Reading:
+    given, boundary = model._taken_apart({n: v for n, v in batch.items() if _known(model, n)}, sees=True)[:2]
+    return model.adapter.read(given, boundary, model.prompt_config, model._size())
+
+
+def _known(model: PromptedModel, name: str) -> bool:
+    return model.known_names is None or name in model.known_names
+
+
+def _tell(kept: KeptInputs, readings: list[Reading], adapter) -> None:
+    """Print how much is going to be kept."""
+    lengths: dict[str, int] = {}
+    for reading in readings:
+        counts = fronts.counts_of(reading)
+        lengths |= dict(zip(fronts.digests_of(reading, counts), counts.tolist(), strict=True))
+    new = {name: count for name, count in lengths.items() if name not in kept}
+    size = sum(new.values()) * fronts.values_of_a_token(adapter) * kept.dtype.itemsize
+    where = "in memory" if kept.folder is None else f"in {str(kept.folder)!r}"
+    print(
+        f"keeping keys and values of {len(new):,} inputs ({sum(new.values()):,} tokens, {size / 2**20:,.1f} MB) {where}; "
+        f"{len(lengths) - len(new):,} are kept already"
+    )
+
+
+def _compare(model: PromptedModel, batch: dict) -> None:
+    """Raise ValueError where an input is answered otherwise than by the full pass."""
+    one = {name: value[:1] for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    one = {name: value for name, value in one.items() if _known(model, name) and name != "labels"} | {"use_cache": False}
+    kept, training = model.adapter.kept, model.training
+    model.eval()
+    try:
+        found = model(**one).logits
+        model.adapter.kept = None
+        full = model(**one).logits
+    finally:
+        model.adapter.kept = kept
+        model.train(training)
+    if not same(model.backbone, found[:, -1:], full[:, -1:]):
+        model.adapter.kept = None
+        raise ValueError(
+            f"cache_inputs: {type(model.backbone).__name__} answers otherwise on kept keys and values than on the input"
+        )

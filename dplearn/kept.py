@@ -1,0 +1,144 @@
+"""Keys and values of inputs, kept: what no prompt can change is computed once.
+
+In a causal model a row sees the rows in front of it alone. So where a prompt stands behind the input (postfix), the
+input's keys and values in every layer are those of the frozen model, in every step of training and for every prompt.
+:class:`KeptInputs` holds them, in memory or in files; :mod:`dplearn.backbones.fronts` makes and uses them.
+
+What is kept is found by the ids of the tokens that it was made from, and holds for the weights that it was made with: an
+input that was never seen, or a model that was changed, takes the full pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dplearn.fingerprint import differing, fingerprint
+
+ABOUT = "kept.json"
+
+
+def digest_of(ids: Tensor) -> str:
+    """The name under which an input (T,) of token ids is kept.
+
+    >>> digest_of(torch.tensor([3, 5])) == digest_of(torch.tensor([3, 5], dtype=torch.int32))
+    True
+    """
+    return hashlib.blake2b(ids.cpu().long().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+class KeptInputs:
+    """Keys and values of inputs by the digest of their token ids.
+
+    Parameters
+    ----------
+    model : the backbone that they are of.
+    dtype : in which they are kept; None: the model's own, which is exact.
+    folder : where they lie as safetensors; what is there already is used. None: in memory.
+
+    Raises
+    ------
+    ValueError : ``folder`` holds what was made with another model or in another dtype.
+    """
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype | None = None, folder: str | os.PathLike | None = None
+    ):
+        self.model, self.dtype = model, model.dtype if dtype is None else dtype
+        self.folder = None if folder is None else Path(folder)
+        self._layers: dict[str, Sequence[Tensor]] = {}  # (2, H, T, d_h) of each layer
+        self._files: dict[str, tuple[safe_open, int]] = {}  # the file that holds an input, and the number of layers
+        self._made_with = _state(model)
+        if self.folder is not None:
+            self._open()
+
+    def __len__(self) -> int:
+        return len(self._layers) + len(self._files)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._layers or digest in self._files
+
+    def made_as(self, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> bool:
+        """Whether these are what a caller with such options asks for."""
+        return self.dtype == (self.model.dtype if dtype is None else dtype) and self.folder == (
+            None if folder is None else Path(folder)
+        )
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the model's weights are those that these were made with."""
+        return _state(self.model) == self._made_with
+
+    def add(self, found: dict[str, Sequence[Tensor]]) -> None:
+        """Keep inputs: by digest, keys and values (2, H, T, d_h) of each layer."""
+        kept = {name: [layer.to(self.dtype).contiguous() for layer in layers] for name, layers in found.items()}
+        if self.folder is None or not kept:
+            self._layers |= {name: [layer.cpu() for layer in layers] for name, layers in kept.items()}
+            return
+        number = len(list(self.folder.glob("inputs-*.safetensors")))
+        path = self.folder / f"inputs-{number:05}.safetensors"
+        tensors = {f"{name}.{i}": layer.cpu() for name, layers in kept.items() for i, layer in enumerate(layers)}
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial)
+        partial.replace(path)
+        self._read(path)
+
+    def layers(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Keys and values of several inputs, padded in front: (2, B, H, T, d_h) of each layer, and the mask (B, T)."""
+        found = [self._of(digest) for digest in digests]
+        lengths = [layers[0].shape[2] for layers in found]
+        longest, dtype = max(lengths), self.model.dtype
+        steps = torch.arange(longest, device=device)
+        mask = (steps >= longest - torch.tensor(lengths, device=device).unsqueeze(1)).long()
+        batched = []
+        for same in zip(*found, strict=True):
+            heads, width = same[0].shape[1], same[0].shape[3]
+            values = torch.zeros(2, len(same), heads, longest, width, dtype=dtype, device=device)
+            for number, (each, length) in enumerate(zip(same, lengths)):
+                values[:, number, :, longest - length :] = each.to(device, dtype, non_blocking=True)
+            batched.append(values)
+        return batched, mask
+
+    def _of(self, digest: str) -> Sequence[Tensor]:
+        if digest in self._layers:
+            return self._layers[digest]
+        file, layers = self._files[digest]
+        return [file.get_tensor(f"{digest}.{number}") for number in range(layers)]
+
+    def _open(self) -> None:
+        about = {"dtype": str(self.dtype), "fingerprint": fingerprint(self.model)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / ABOUT
+        if not path.exists():
+            path.write_text(json.dumps(about))
+        known = json.loads(path.read_text())
+        other = differing(known["fingerprint"], self.model)
+        if known["dtype"] != about["dtype"] or other:
+            raise ValueError(
+                f"folder={str(self.folder)!r} holds inputs of "
+                + (f"a model with other values of {other}" if other else f"dtype {known['dtype']}")
+                + f", expected those of this {type(self.model).__name__} in {self.dtype}, or an empty folder"
+            )
+        for file in sorted(self.folder.glob("inputs-*.safetensors")):
+            self._read(file)
+
+    def _read(self, path: Path) -> None:
+        file = safe_open(path, "pt")
+        count: dict[str, int] = {}
+        for name in file.keys():
+            digest = name.partition(".")[0]
+            count[digest] = count.get(digest, 0) + 1
+        self._files |= {digest: (file, layers) for digest, layers in count.items()}
+
+
+def _state(model: nn.Module) -> tuple:
+    """What changes with a model's weights: where they lie, and how often they were written to."""
+    return tuple((p.data_ptr(), p._version, p.dtype) for p in model.parameters())
