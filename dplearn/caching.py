@@ -31,13 +31,14 @@ def cache_inputs(
     reason = adapter.refuses_kept(model.prompt_config)
     if reason is not None:
         raise ValueError(f"cache_inputs: {reason}")
+    size = fronts.values_of_a_token(adapter)
     batches = list(batches_of(data, collate, batch_size, model.device))
     readings = [_read(model, batch) for batch in batches]
     kept = adapter.kept
     if kept is None or not kept.fresh or not kept.made_as(dtype, folder):
         kept = KeptInputs(model.backbone, dtype, folder)
     if verbose:
-        _tell(kept, readings, adapter)
+        _tell(kept, readings, size)
     adapter.kept = kept
     for number, reading in enumerate(readings):
         fronts.keep(adapter, kept, reading)
@@ -55,14 +56,14 @@ def _known(model: PromptedModel, name: str) -> bool:
     return model.known_names is None or name in model.known_names
 
 
-def _tell(kept: KeptInputs, readings: list[Reading], adapter) -> None:
+def _tell(kept: KeptInputs, readings: list[Reading], each: int) -> None:
     """Print how much is going to be kept."""
     lengths: dict[str, int] = {}
     for reading in readings:
         counts = fronts.counts_of(reading)
         lengths |= dict(zip(fronts.digests_of(reading, counts), counts.tolist(), strict=True))
     new = {name: count for name, count in lengths.items() if name not in kept}
-    size = sum(new.values()) * fronts.values_of_a_token(adapter) * kept.dtype.itemsize
+    size = sum(new.values()) * each * kept.dtype.itemsize
     where = "in memory" if kept.folder is None else f"in {str(kept.folder)!r}"
     print(
         f"keeping keys and values of {len(new):,} inputs ({sum(new.values()):,} tokens, {size / 2**20:,.1f} MB) {where}; "

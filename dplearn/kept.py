@@ -54,8 +54,8 @@ class KeptInputs:
     ):
         self.model, self.dtype = model, model.dtype if dtype is None else dtype
         self.folder = None if folder is None else Path(folder)
-        self._layers: dict[str, Sequence[Tensor]] = {}  # (2, H, T, d_h) of each layer
-        self._files: dict[str, tuple[safe_open, int]] = {}  # the file that holds an input, and the number of layers
+        self._layers: dict[str, Sequence[Tensor]] = {}  # keys (H, T, d_k) and values (H, T, d_v), layer by layer
+        self._files: dict[str, tuple[safe_open, int]] = {}  # the file that holds an input, and how many tensors it has
         self._made_with = _state(model)
         if self.folder is not None:
             self._open()
@@ -78,7 +78,7 @@ class KeptInputs:
         return _state(self.model) == self._made_with
 
     def add(self, found: dict[str, Sequence[Tensor]]) -> None:
-        """Keep inputs: by digest, keys and values (2, H, T, d_h) of each layer."""
+        """Keep inputs: by digest, keys (H, T, d_k) and values (H, T, d_v) of one layer after the other."""
         kept = {name: [layer.to(self.dtype).contiguous() for layer in layers] for name, layers in found.items()}
         if self.folder is None or not kept:
             self._layers |= {name: [layer.cpu() for layer in layers] for name, layers in kept.items()}
@@ -92,18 +92,19 @@ class KeptInputs:
         self._read(path)
 
     def layers(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
-        """Keys and values of several inputs, padded in front: (2, B, H, T, d_h) of each layer, and the mask (B, T)."""
+        """Keys and values of several inputs, padded in front: (B, H, T, d) one after the other, and the mask (B, T)."""
         found = [self._of(digest) for digest in digests]
-        lengths = [layers[0].shape[2] for layers in found]
+        lengths = [layers[0].shape[1] for layers in found]
         longest, dtype = max(lengths), self.model.dtype
         steps = torch.arange(longest, device=device)
         mask = (steps >= longest - torch.tensor(lengths, device=device).unsqueeze(1)).long()
         batched = []
         for same in zip(*found, strict=True):
-            heads, width = same[0].shape[1], same[0].shape[3]
-            values = torch.zeros(2, len(same), heads, longest, width, dtype=dtype, device=device)
+            values = torch.zeros(
+                len(same), same[0].shape[0], longest, same[0].shape[2], dtype=dtype, device=device
+            )
             for number, (each, length) in enumerate(zip(same, lengths)):
-                values[:, number, :, longest - length :] = each.to(device, dtype, non_blocking=True)
+                values[number, :, longest - length :] = each.to(device, dtype, non_blocking=True)
             batched.append(values)
         return batched, mask
 

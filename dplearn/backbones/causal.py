@@ -66,7 +66,7 @@ class CausalBackbone(TextBackbone):
         return mask * (rest > kept)
 
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
-        front = fronts.front_of(self.kept, placed, reading) if "inputs" in self.shortcuts else None
+        front = fronts.front_of(self, placed, reading) if "inputs" in self.shortcuts else None
         if front is not None:
             return fronts.run(self, front, placed, reading, head)
         mask, changes = None, standing_in(head)

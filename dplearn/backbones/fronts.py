@@ -46,9 +46,10 @@ def digests_of(reading: Reading, counts: Tensor) -> list[str]:
     return [digest_of(row[:count]) for row, count in zip(ids.cpu(), counts.tolist(), strict=True)]
 
 
-def front_of(kept: KeptInputs | None, placed: PromptedInput, reading: Reading) -> Front | None:
+def front_of(adapter, placed: PromptedInput, reading: Reading) -> Front | None:
     """The kept inputs of a batch, or None where the full pass is due: something was not kept, a vector stands in front
     of the input, or what the caller asks for is about all rows."""
+    kept = adapter.kept
     if kept is None or not len(kept) or torch.compiler.is_compiling() or placed.moves is not None:
         return None
     if not _asks_for_the_rest_alone(kept.model, reading.given) or not kept.fresh:
@@ -56,6 +57,8 @@ def front_of(kept: KeptInputs | None, placed: PromptedInput, reading: Reading) -
     counts = counts_of(reading)
     if bool((placed.decisions["position"].index != 0).any()) or bool((counts < 1).any()):
         return None
+    if not adapter.entry.takes_positions and bool((counts != counts[0]).any()):
+        return None  # the padding in front would count as rows
     digests = digests_of(reading, counts)
     return Front(counts, digests) if all(digest in kept for digest in digests) else None
 
@@ -66,23 +69,36 @@ def _asks_for_the_rest_alone(model, given: dict) -> bool:
     given = {name: value for name, value in given.items() if value is not None}
     config = model.config
     wants = [given.get("use_cache"), getattr(config, "output_hidden_states", False), given.get("return_dict") is False]
-    wants += [getattr(config, "output_attentions", False), getattr(model, "is_gradient_checkpointing", False)]
+    wants += [getattr(config, "output_attentions", False), any(m.training for m in model.modules())]
     answers = "labels" in given or torch.is_grad_enabled() or given.get("use_cache") is False
     return "input_ids" in given and SERVED.issuperset(given) and answers and not any(wants)
 
 
 @torch.no_grad()
 def values_of_a_token(adapter) -> int:
-    """How many numbers the keys and values of one token are, over all layers."""
+    """How many numbers the keys and values of one token are, over all layers.
+
+    Raises
+    ------
+    ValueError : the model keeps something else, such as the state of a recurrent layer.
+    """
     from transformers import DynamicCache
 
     cache = DynamicCache()
     rows = adapter.embed(probe_ids(adapter.model, adapter.vocabulary))[:, :1]
     mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
-    adapter.entry.module(
-        inputs_embeds=rows, attention_mask=mask, **adapter.position_ids(mask), past_key_values=cache, use_cache=True
-    )
-    return sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    given = {"inputs_embeds": rows, "attention_mask": mask, **adapter.position_ids(mask)}
+    try:
+        adapter.entry.module(**given, past_key_values=cache, use_cache=True)
+        found = [part.shape for layer in cache.layers for part in (layer.keys, layer.values)]
+    except Exception as error:
+        found = f"{type(error).__name__}: {str(error)[:120]}"
+    if isinstance(found, str) or not found or any(len(shape) != 4 or shape[2] != 1 for shape in found):
+        raise ValueError(
+            f"cache_inputs: {type(adapter.model).__name__} is not made of keys and values alone ({found}), expected "
+            "attention in every layer"
+        )
+    return sum(shape.numel() for shape in found)
 
 
 @torch.no_grad()
@@ -106,8 +122,7 @@ def keep(adapter, kept: KeptInputs, reading: Reading) -> None:
     kept.add(
         {
             digests[number]: [
-                torch.stack([layer.keys[row, :, :count], layer.values[row, :, :count]])
-                for layer in cache.layers
+                part[row, :, :count] for layer in cache.layers for part in (layer.keys, layer.values)
             ]
             for row, (number, count) in enumerate(zip(numbers.tolist(), counts.tolist()))
         }
@@ -128,8 +143,8 @@ def run(adapter, front: Front, placed: PromptedInput, reading: Reading, head: nn
     positions = (token_positions(placed.mask) + adapter.first_position).gather(1, index)
     layers, front_mask = adapter.kept.layers(front.digests, device)
     cache = DynamicCache()
-    for number, (keys, values) in enumerate(layers):
-        cache.update(keys, values, number)
+    for number in range(len(layers) // 2):
+        cache.update(layers[2 * number], layers[2 * number + 1], number)
 
     # The columns of the tokens from the last one of the input on, in the order of right padding.
     behind = (reading.mask != 0).sum(1) - counts
