@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from dplearn.backbones import Reading, fronts
-from dplearn.backbones.probing import same
 from dplearn.batches import batches_of
 from dplearn.kept import KeptInputs
 
@@ -84,7 +83,9 @@ def _compare(model: PromptedModel, batch: dict) -> None:
     finally:
         model.adapter.kept = kept
         model.train(training)
-    if not same(model.backbone, found[:, -1:], full[:, -1:]):
+    # Some models compute parts in float32 whatever their dtype is.
+    near = 5e-2 if model.backbone.dtype.itemsize < 4 else 1e-4
+    if (found[:, -1] - full[:, -1]).abs().max() > near * full[:, -1].abs().max():
         model.adapter.kept = None
         raise ValueError(
             f"cache_inputs: {type(model.backbone).__name__} answers otherwise on kept keys and values than on the input"

@@ -150,7 +150,7 @@ class PromptedModel(NamedPrompts):
         if learning and set(self.prompt.samples()) - set(given):
             return self._forward_draws(reading, summary, task, given)
         placed = self._insert(reading, summary, task, given)
-        output = self.adapter.run(placed, reading, self.prompt.head)
+        output = self.adapter.run(placed, self.adapter.shortened(placed, reading), self.prompt.head)
         loss = output.get("loss") if hasattr(output, "get") else None
         if loss is not None and loss.requires_grad and not self.training:
             self._warn_at_backward(loss)
@@ -175,17 +175,19 @@ class PromptedModel(NamedPrompts):
         several = reading.picked(rows % batch)
         tried = {name: choice.picked(rows) for name, choice in self.prompt.tried(decisions, draws).items()}
         placed = self._insert(several, None, None, {}, tried)
+        several = self.adapter.shortened(placed, several)
         output = self.adapter.run(placed, several, self.prompt.head)
         if len(rows) < len(back):
             output = type(output)(**{name: spread(value, back, len(rows)) for name, value in output.items()})
-        penalty, loss, labels = self.prompt.penalty(decisions), None, reading.given.get("labels")
+        penalty, loss, labels = self.prompt.penalty(decisions), None, several.given.get("labels")
         if labels is not None and "logits" not in output:
             raise ValueError(
                 f"estimator={config.estimator!r} compares losses of logits, and the output of {self._get_name()} has "
                 f"none: expected another estimator, or a model with one head (it has {list(output)})"
             )
         if labels is not None:
-            losses = self.adapter.losses(output["logits"], repeat(labels, times, batch)).view(times, batch)
+            labels = pick(labels, back, len(rows))
+            losses = self.adapter.losses(output["logits"], labels).view(times, batch)
             loss = surrogate(losses, draws).mean() + (0.0 if penalty is None else penalty)
         return extended(output, loss=loss, penalty=penalty, draws=draws)
 
@@ -301,6 +303,29 @@ class PromptedModel(NamedPrompts):
         inputs = ("input_ids", "attention_mask", "inputs_embeds")
         options = {name: value for name, value in reading.given.items() if name not in inputs}
         return self.adapter.generate(placed, reading, **options)
+
+    @torch.no_grad()
+    def prompt_embeds(self, input_ids=None, attention_mask=None, **batch) -> list[Tensor]:
+        """Each input with its prompt in place, as an inference engine for the bare backbone takes it.
+
+        Takes what :meth:`generate` takes for the input. Returns one tensor (T + n, d) for each instance, without padding,
+        in the backbone's dtype: the embedded tokens with the n vectors that are in use, decided as in evaluation. An
+        engine that accepts embedded prompts (vLLM's ``prompt_embeds``, say) answers to them as this model does.
+
+        Raises
+        ------
+        ValueError : not a decoder-only language model: an encoder's rows alone are no prompt for an engine.
+        """
+        if not self.adapter.reads_answers:
+            raise ValueError(
+                f"prompt_embeds of {type(self.backbone).__name__}, expected a decoder-only language model"
+            )
+        batch = _named(batch, input_ids, attention_mask)
+        ids = batch.get("input_ids")
+        if ids is not None and batch.get("attention_mask") is None:
+            batch["attention_mask"] = self.adapter.inferred_mask(ids, batch)
+        placed = self._insert(*self._read(batch, generates=True), sampling=False)
+        return [rows[real] for rows, real in zip(placed.embeds, placed.mask != 0, strict=True)]
 
     @property
     def shortcuts(self) -> frozenset[str]:

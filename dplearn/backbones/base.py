@@ -28,6 +28,8 @@ from dplearn.summaries import masked_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from dplearn.backbones.fronts import Front
+
 
 SHORTCUTS = ("inputs",)  # what of a text is not computed again where it is kept
 
@@ -44,6 +46,7 @@ class Reading(NamedTuple):
     columns: Tensor | None = None
     # (1, T + n, d), position vectors for an image's prompt, or for all of its rows; None: there are none to add
     codes: Tensor | None = None
+    front: Front | None = None  # the rows in front of the prompt, where they do not run
 
     def picked(self, instances: Tensor) -> Reading:
         """The batch of these instances, (N,) numbers of 0..B - 1, any of them any number of times."""
@@ -333,6 +336,10 @@ class Backbone:
     def finish(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
         """What is done to a prompted input before the layers (positions of an image's prompt, for instance)."""
         return placed
+
+    def shortened(self, placed: PromptedInput, reading: Reading) -> Reading:
+        """The batch without what is known of it already, as :meth:`run` then takes it (:mod:`dplearn.backbones.fronts`)."""
+        return reading
 
     def run(self, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None = None):
         """The model's own output for a prompted input; ``head`` holds modules that stand in for the model's own."""

@@ -65,10 +65,13 @@ class CausalBackbone(TextBackbone):
         kept = keep_last.unsqueeze(1) if isinstance(keep_last, Tensor) else keep_last
         return mask * (rest > kept)
 
-    def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
+    def shortened(self, placed, reading: Reading) -> Reading:
         front = fronts.front_of(self, placed, reading) if "inputs" in self.shortcuts else None
-        if front is not None:
-            return fronts.run(self, front, placed, reading, head)
+        return reading if front is None else fronts.shortened(front, placed, reading)
+
+    def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
+        if reading.front is not None:
+            return fronts.run(self, placed, reading, head)
         mask, changes = None, standing_in(head)
         if placed.moves is not None:
             mask = position_space.causal_masks(
@@ -191,6 +194,9 @@ class CausalBackbone(TextBackbone):
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))
         options = self._with_room(options, placed.embeds.shape[1] - reading.mask.shape[1])
         options |= {"inputs_embeds": embeds, "attention_mask": placed.mask.gather(1, order)}
+        if cache is None and "inputs" in self.shortcuts:
+            cache = fronts.cache_for(self, placed, reading, options)
+            options |= {} if cache is None else {"past_key_values": cache}
         try:
             with evaluating(self.model) as model:
                 return model.generate(**options)

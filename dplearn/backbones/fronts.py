@@ -26,20 +26,25 @@ SERVED = {"input_ids", "attention_mask", "labels", "return_dict", "use_cache"}
 class Front(NamedTuple):
     """The inputs of a batch whose keys and values are kept.
 
-    counts: (B,) rows in front of the prompt.  digests: by which they are kept.
+    counts: (B,) rows that are kept.  digests: by which.
+    columns: (B, N), the tokens from the last one of the input on, in the order of right padding.  real: (B, N), whether
+    there is such a token.
     """
 
     counts: Tensor
     digests: list[str]
+    columns: Tensor
+    real: Tensor
 
 
 def counts_of(reading: Reading) -> Tensor:
-    """How many real rows an input has up to the boundary, (B,)."""
-    return (reading.mask != 0).sum(1) - reading.keep_last
+    """How many rows of an input are kept, (B,): all up to the boundary but the last one, whose state the head reads where
+    no vector is in use."""
+    return (reading.mask != 0).sum(1) - reading.keep_last - 1
 
 
 def digests_of(reading: Reading, counts: Tensor) -> list[str]:
-    """By what the inputs of a batch are kept: the ids of their rows up to the boundary."""
+    """By what the inputs of a batch are kept: the ids of these rows."""
     ids = reading.given["input_ids"]
     if reading.columns is not None:
         ids = torch.empty_like(ids).scatter(1, reading.columns, ids)
@@ -49,18 +54,28 @@ def digests_of(reading: Reading, counts: Tensor) -> list[str]:
 def front_of(adapter, placed: PromptedInput, reading: Reading) -> Front | None:
     """The kept inputs of a batch, or None where the full pass is due: something was not kept, a vector stands in front
     of the input, or what the caller asks for is about all rows."""
+    asks = adapter.kept is not None and _asks_for_the_rest_alone(adapter.model, reading.given)
+    return _kept_front(adapter, placed, reading) if asks else None
+
+
+def _kept_front(adapter, placed: PromptedInput, reading: Reading) -> Front | None:
     kept = adapter.kept
     if kept is None or not len(kept) or torch.compiler.is_compiling() or placed.moves is not None:
         return None
-    if not _asks_for_the_rest_alone(kept.model, reading.given) or not kept.fresh:
+    if reading.given.get("input_ids") is None or not kept.fresh:
         return None
     counts = counts_of(reading)
-    if bool((placed.decisions["position"].index != 0).any()) or bool((counts < 1).any()):
+    if bool((placed.decisions["position"].index != 0).any()) or bool((counts < 0).any()) or not counts.any():
         return None
     if not adapter.entry.takes_positions and bool((counts != counts[0]).any()):
         return None  # the padding in front would count as rows
     digests = digests_of(reading, counts)
-    return Front(counts, digests) if all(digest in kept for digest in digests) else None
+    if any(digest not in kept for digest in digests):
+        return None
+    behind = ((reading.mask != 0).sum(1) - counts).unsqueeze(1)
+    steps = torch.arange(int(behind.max()), device=counts.device)
+    columns = (counts.unsqueeze(1) + steps).clamp(max=reading.mask.shape[1] - 1)
+    return Front(counts, digests, columns, steps < behind)
 
 
 def _asks_for_the_rest_alone(model, given: dict) -> bool:
@@ -108,8 +123,12 @@ def keep(adapter, kept: KeptInputs, reading: Reading) -> None:
 
     counts = counts_of(reading)
     digests = digests_of(reading, counts)
-    first = {digest: number for number, digest in reversed(list(enumerate(digests))) if digest not in kept}
-    if not first:
+    first = {
+        digest: number
+        for number, digest in reversed(list(enumerate(digests)))
+        if digest not in kept and counts[number] >= 0
+    }
+    if not first or not counts.any():
         return
     numbers = torch.tensor(sorted(first.values()), device=reading.rows.device)
     counts, longest = counts[numbers], int(counts[numbers].max())
@@ -129,31 +148,68 @@ def keep(adapter, kept: KeptInputs, reading: Reading) -> None:
     )
 
 
-def run(adapter, front: Front, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None):
-    """The model's output from the last row of the input on: N columns, the last of them each input's last real one."""
+def cache_for(adapter, placed: PromptedInput, reading: Reading, options: dict):
+    """The cache from which ``generate`` goes on behind kept inputs, or None where it has to begin at the start: the rows
+    behind the inputs differ in number, or the caller asks for a cache or for outputs of another kind."""
+    config = options.get("generation_config") or adapter.model.generation_config
+
+    def asked(name):
+        return options[name] if options.get(name) is not None else getattr(config, name, None)
+
+    front = None if asked("cache_implementation") else _kept_front(adapter, placed, reading)
+    if front is None or any(asked(name) for name in ("output_hidden_states", "output_attentions")):
+        return None
+    if asked("use_cache") is False or asked("prefill_chunk_size") or asked("assistant_model"):
+        return None
+    rest = (placed.mask != 0).sum(1) - front.counts
+    if bool((rest != rest[0]).any()):
+        return None
+    cache, _ = _cache_of(adapter, front, placed.embeds.device)
+    times = max(asked("num_beams") or 1, asked("num_return_sequences") or 1)
+    if times > 1:
+        cache.batch_repeat_interleave(times)
+    return cache
+
+
+def _cache_of(adapter, front: Front, device: torch.device):
+    """Kept keys and values as a cache, padded in front, and its mask (B, N)."""
     from transformers import DynamicCache
 
-    counts, device = front.counts, placed.embeds.device
-    ends = (torch.arange(placed.mask.shape[1], device=device) * (placed.mask != 0)).amax(1) + 1
-    rest = (ends - counts).unsqueeze(1)
-    rows = torch.arange(int(rest.max()), device=device)
-    inside = rows < rest
-    index = (rows + counts.unsqueeze(1)).clamp(max=placed.mask.shape[1] - 1)
-    mask = placed.mask.gather(1, index) * inside
-    positions = (token_positions(placed.mask) + adapter.first_position).gather(1, index)
-    layers, front_mask = adapter.kept.layers(front.digests, device)
+    layers, mask = adapter.kept.layers(front.digests, device)
     cache = DynamicCache()
     for number in range(len(layers) // 2):
         cache.update(layers[2 * number], layers[2 * number + 1], number)
+    return cache, mask
 
-    # The columns of the tokens from the last one of the input on, in the order of right padding.
-    behind = (reading.mask != 0).sum(1) - counts
-    steps = torch.arange(int(behind.max()) + 1, device=device)
-    columns = (counts.unsqueeze(1) - 1 + steps).clamp(max=reading.mask.shape[1] - 1)
-    real = steps <= behind.unsqueeze(1)
-    read = adapter.rows_read(placed, placed.input_positions).gather(1, columns)
-    last = read.masked_fill(~real, 0).amax(1, keepdim=True)
-    read = torch.cat([read[:, :-1], last], 1) - counts.unsqueeze(1)
+
+def shortened(front: Front, placed: PromptedInput, reading: Reading) -> Reading:
+    """The batch as the head meets it: the columns from the last token of the input on, (B, N), padded on the right."""
+    given = {name: value for name, value in reading.given.items() if value is not None}
+    for name in ("input_ids", "labels"):
+        value = given.get(name)
+        if value is None or value.shape != reading.mask.shape:
+            continue  # labels of a classifier are one for each input
+        if reading.columns is not None:
+            value = torch.empty_like(value).scatter(1, reading.columns, value)
+        value = value.gather(1, front.columns)
+        given[name] = value.masked_fill(~front.real, -100) if name == "labels" else value
+    given["attention_mask"] = front.real.long()
+    return reading._replace(given=given, front=front)
+
+
+def run(adapter, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None):
+    """The model's output for a shortened batch: N columns, the last of them each input's last real one."""
+    front, device = reading.front, placed.embeds.device
+    ends = (torch.arange(placed.mask.shape[1], device=device) * (placed.mask != 0)).amax(1) + 1
+    rest = (ends - front.counts).unsqueeze(1)
+    rows = torch.arange(int(rest.max()), device=device)
+    index = (rows + front.counts.unsqueeze(1)).clamp(max=placed.mask.shape[1] - 1)
+    mask = placed.mask.gather(1, index) * (rows < rest)
+    positions = (token_positions(placed.mask) + adapter.first_position).gather(1, index)
+    cache, front_mask = _cache_of(adapter, front, device)
+    read = adapter.rows_read(placed, placed.input_positions).gather(1, front.columns)
+    last = read.masked_fill(~front.real, 0).amax(1, keepdim=True)
+    read = torch.cat([read[:, :-1], last], 1) - front.counts.unsqueeze(1)
 
     def forward(usual, *values, **options):
         inner = adapter.entry.arguments(values, options)
@@ -166,18 +222,7 @@ def run(adapter, front: Front, placed: PromptedInput, reading: Reading, head: nn
             inner["position_ids"] = positions
         return with_rows(usual(**inner), read.clamp(min=0))
 
-    given = {name: value for name, value in reading.given.items() if value is not None}
-    for name in ("input_ids", "labels"):
-        value = given.get(name)
-        if value is None or value.shape != reading.mask.shape:
-            continue  # labels of a classifier are one for each input
-        if reading.columns is not None:
-            value = torch.empty_like(value).scatter(1, reading.columns, value)
-        value = value.gather(1, columns)
-        given[name] = value.masked_fill(~real, -100) if name == "labels" else value
-    given["attention_mask"] = real.long()
-    changes = standing_in(head) | {adapter.entry.path: forward}
-    with changed(adapter.model, changes) as model:
-        output = model(**given)
+    with changed(adapter.model, standing_in(head) | {adapter.entry.path: forward}) as model:
+        output = model(**reading.given)
     # The cache holds what was kept as well, and nobody asked for it.
     return type(output)(**{name: value for name, value in output.items() if name != "past_key_values"})
