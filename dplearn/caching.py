@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
 from dplearn.backbones import Reading, fronts
 from dplearn.batches import batches_of
+from dplearn.fingerprint import differing, fingerprint
 from dplearn.kept import KeptInputs
 
-if TYPE_CHECKING:
-    from dplearn.model import PromptedModel
+ABOUT = "kept.json"
 
 
 def cache_inputs(
-    model: PromptedModel,
+    model,
     data: Iterable[dict] | Sequence[dict],
     collate: Callable[[list[dict]], dict] | None,
     batch_size: int,
@@ -35,6 +36,7 @@ def cache_inputs(
     readings = [_read(model, batch) for batch in batches]
     kept = adapter.kept
     if kept is None or not kept.fresh or not kept.made_as(dtype, folder):
+        _check_folder(model.backbone, dtype, folder)
         kept = KeptInputs(model.backbone, dtype, folder)
     if verbose:
         _tell(kept, readings, size)
@@ -46,12 +48,31 @@ def cache_inputs(
     return kept
 
 
-def _read(model: PromptedModel, batch: dict) -> Reading:
+def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> None:
+    """Write down what a folder is of, or raise ValueError where it is of another model or in another dtype."""
+    if folder is None:
+        return
+    about = {"dtype": str(model.dtype if dtype is None else dtype), "fingerprint": fingerprint(model)}
+    path = Path(folder) / ABOUT
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(about))
+    known = json.loads(path.read_text())
+    other = differing(known["fingerprint"], model)
+    if known["dtype"] != about["dtype"] or other:
+        raise ValueError(
+            f"folder={str(folder)!r} holds inputs of "
+            + (f"a model with other values of {other}" if other else f"dtype {known['dtype']}")
+            + f", expected those of this {type(model).__name__} in {about['dtype']}, or an empty folder"
+        )
+
+
+def _read(model, batch: dict) -> Reading:
     given, boundary = model._taken_apart({n: v for n, v in batch.items() if _known(model, n)}, sees=True)[:2]
     return model.adapter.read(given, boundary, model.prompt_config, model._size())
 
 
-def _known(model: PromptedModel, name: str) -> bool:
+def _known(model, name: str) -> bool:
     return model.known_names is None or name in model.known_names
 
 
@@ -65,15 +86,17 @@ def _tell(kept: KeptInputs, readings: list[Reading], each: int) -> None:
     size = sum(new.values()) * each * kept.dtype.itemsize
     where = "in memory" if kept.folder is None else f"in {str(kept.folder)!r}"
     print(
-        f"keeping keys and values of {len(new):,} inputs ({sum(new.values()):,} tokens, {size / 2**20:,.1f} MB) {where}; "
-        f"{len(lengths) - len(new):,} are kept already"
+        f"keeping keys and values of {len(new):,} inputs ({sum(new.values()):,} tokens, {size / 2**20:,.1f} MB) "
+        f"{where}; {len(lengths) - len(new):,} are kept already"
     )
 
 
-def _compare(model: PromptedModel, batch: dict) -> None:
+def _compare(model, batch: dict) -> None:
     """Raise ValueError where an input is answered otherwise than by the full pass."""
     one = {name: value[:1] for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    one = {name: value for name, value in one.items() if _known(model, name) and name != "labels"} | {"use_cache": False}
+    one = {name: value for name, value in one.items() if _known(model, name) and name != "labels"} | {
+        "use_cache": False
+    }
     kept, training = model.adapter.kept, model.training
     model.eval()
     try:

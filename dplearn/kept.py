@@ -4,14 +4,13 @@ In a causal model a row sees the rows in front of it alone. So where a prompt st
 input's keys and values in every layer are those of the frozen model, in every step of training and for every prompt.
 :class:`KeptInputs` holds them, in memory or in files; :mod:`dplearn.backbones.fronts` makes and uses them.
 
-What is kept is found by the ids of the tokens that it was made from, and holds for the weights that it was made with: an
-input that was never seen, or a model that was changed, takes the full pass.
+What is kept is found by the ids of the tokens that it was made from, and holds for the weights that it was made with:
+an input that was never seen, or a model that was changed, takes the full pass.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-from dplearn.fingerprint import differing, fingerprint
-
-ABOUT = "kept.json"
 
 
 def digest_of(ids: Tensor) -> str:
@@ -42,11 +37,7 @@ class KeptInputs:
     ----------
     model : the backbone that they are of.
     dtype : in which they are kept; None: the model's own, which is exact.
-    folder : where they lie as safetensors; what is there already is used. None: in memory.
-
-    Raises
-    ------
-    ValueError : ``folder`` holds what was made with another model or in another dtype.
+    folder : where they lie as safetensors; what is there already is used: it has to be this model's. None: in memory.
     """
 
     def __init__(
@@ -54,11 +45,17 @@ class KeptInputs:
     ):
         self.model, self.dtype = model, model.dtype if dtype is None else dtype
         self.folder = None if folder is None else Path(folder)
-        self._layers: dict[str, Sequence[Tensor]] = {}  # keys (H, T, d_k) and values (H, T, d_v), layer by layer
-        self._files: dict[str, tuple[safe_open, int]] = {}  # the file that holds an input, and how many tensors it has
+        self._layers: dict[
+            str, Sequence[Tensor]
+        ] = {}  # keys (H, T, d_k) and values (H, T, d_v), layer by layer
+        self._files: dict[
+            str, tuple[safe_open, int]
+        ] = {}  # the file that holds an input, and how many tensors it has
         self._made_with = _state(model)
         if self.folder is not None:
-            self._open()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted(self.folder.glob("inputs-*.safetensors")):
+                self._read(file)
 
     def __len__(self) -> int:
         return len(self._layers) + len(self._files)
@@ -79,13 +76,17 @@ class KeptInputs:
 
     def add(self, found: dict[str, Sequence[Tensor]]) -> None:
         """Keep inputs: by digest, keys (H, T, d_k) and values (H, T, d_v) of one layer after the other."""
-        kept = {name: [layer.to(self.dtype).contiguous() for layer in layers] for name, layers in found.items()}
+        kept = {
+            name: [layer.to(self.dtype).contiguous() for layer in layers] for name, layers in found.items()
+        }
         if self.folder is None or not kept:
             self._layers |= {name: [layer.cpu() for layer in layers] for name, layers in kept.items()}
             return
         number = len(list(self.folder.glob("inputs-*.safetensors")))
         path = self.folder / f"inputs-{number:05}.safetensors"
-        tensors = {f"{name}.{i}": layer.cpu() for name, layers in kept.items() for i, layer in enumerate(layers)}
+        tensors = {
+            f"{name}.{i}": layer.cpu() for name, layers in kept.items() for i, layer in enumerate(layers)
+        }
         partial = path.with_suffix(".partial")
         save_file(tensors, partial)
         partial.replace(path)
@@ -113,23 +114,6 @@ class KeptInputs:
             return self._layers[digest]
         file, layers = self._files[digest]
         return [file.get_tensor(f"{digest}.{number}") for number in range(layers)]
-
-    def _open(self) -> None:
-        about = {"dtype": str(self.dtype), "fingerprint": fingerprint(self.model)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / ABOUT
-        if not path.exists():
-            path.write_text(json.dumps(about))
-        known = json.loads(path.read_text())
-        other = differing(known["fingerprint"], self.model)
-        if known["dtype"] != about["dtype"] or other:
-            raise ValueError(
-                f"folder={str(self.folder)!r} holds inputs of "
-                + (f"a model with other values of {other}" if other else f"dtype {known['dtype']}")
-                + f", expected those of this {type(self.model).__name__} in {self.dtype}, or an empty folder"
-            )
-        for file in sorted(self.folder.glob("inputs-*.safetensors")):
-            self._read(file)
 
     def _read(self, path: Path) -> None:
         file = safe_open(path, "pt")

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from dplearn.backbones import SHORTCUTS, Backbone, Boundary, Reading, adapt
 from dplearn.batches import batches_of
+from dplearn.caching import cache_inputs
 from dplearn.checks import shown
 from dplearn.config import PromptConfig
-from dplearn.caching import cache_inputs
 from dplearn.controllers import FixedDecision, InstanceController
 from dplearn.conventions import OURS, class_for, losses_named
-from dplearn.estimators import comparing_losses, draw, pick, repeat, surrogate
+from dplearn.estimators import comparing_losses, draw, pick, surrogate
 from dplearn.kept import KeptInputs
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import DynamicPrompt, PromptedInput
@@ -308,9 +308,9 @@ class PromptedModel(NamedPrompts):
     def prompt_embeds(self, input_ids=None, attention_mask=None, **batch) -> list[Tensor]:
         """Each input with its prompt in place, as an inference engine for the bare backbone takes it.
 
-        Takes what :meth:`generate` takes for the input. Returns one tensor (T + n, d) for each instance, without padding,
-        in the backbone's dtype: the embedded tokens with the n vectors that are in use, decided as in evaluation. An
-        engine that accepts embedded prompts (vLLM's ``prompt_embeds``, say) answers to them as this model does.
+        Takes what :meth:`generate` takes for the input. Returns one tensor (T + n, d) for each instance, without
+        padding, in the backbone's dtype: the embedded tokens with the n vectors that are in use, decided as in
+        evaluation. An engine that accepts embedded prompts (vLLM's ``prompt_embeds``, say) answers to them as this model does.
 
         Raises
         ------
@@ -329,8 +329,8 @@ class PromptedModel(NamedPrompts):
 
     @property
     def shortcuts(self) -> frozenset[str]:
-        """What is not computed again where it is known, a set of names: "inputs" (:meth:`cache_inputs`). All are exact up
-        to rounding; ``model.shortcuts = ()`` turns them off."""
+        """What is not computed again where it is known, a set of names: "inputs" (:meth:`cache_inputs`). All are exact
+        up to rounding; ``model.shortcuts = ()`` turns them off."""
         return self.adapter.shortcuts
 
     @shortcuts.setter
@@ -412,7 +412,11 @@ class PromptedModel(NamedPrompts):
                 "part of the loss is the model's own. (The Trainer takes labels away where it has a compute_loss_func "
                 "or a label_smoothing_factor.) Set model.loss_outside = True where your loss adds output.penalty and "
                 "reads output.draws, as dplearn.LabelWordLoss does"
-                + (f", or take an estimator for any loss: {comparing_losses(False)}" if part == "estimator" else "")
+                + (
+                    f", or take an estimator for any loss: {comparing_losses(False)}"
+                    if part == "estimator"
+                    else ""
+                )
             )
 
     def _has_part_of_loss(self) -> str | None:

@@ -510,7 +510,10 @@ def test_evaluation_is_the_same_argmax_for_all(estimator):
             {"estimator": "exact", "size": "task"},
             r"enumerates the options of one decision, expected one of \['position', 'size'\]",
         ),
-        ({"estimator": "straight-through", "samples": 3}, r"samples=3 has no use with estimator='straight-through', expected None"),
+        (
+            {"estimator": "straight-through", "samples": 3},
+            r"samples=3 has no use with estimator='straight-through', expected None",
+        ),
         (
             {"estimator": "score-function", "samples": 1},
             r"samples=1 is not valid, expected an integer of at least 2",

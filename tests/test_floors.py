@@ -10,7 +10,7 @@ from project import ROOT
 FLOORS = [
     # mathematics, checks, files
     {"batches", "checks", "evidence", "offload", "version"},
-    {"report", "files", "conventions", "insertion", "sampling", "fits"},
+    {"report", "files", "conventions", "insertion", "kept", "sampling", "fits"},
     {"estimators", "packaged"},
     {"shelf"},
     {"choice", "settings", "summaries"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"config"},
     {"backbones"},
     {"by_name", "card", "fingerprint", "freezing"},
-    {"building"},
+    {"building", "caching"},
     {"named_prompts"},
     {"model"},
     {"contrastive"},

@@ -82,7 +82,9 @@ CASES = {
 
 def make(backbone, head="trained", vectors=None, **options):
     """A prompted model in the backbone's dtype; the vectors depend on the shape alone."""
-    config = dp.PromptConfig(**tiny.SAMPLED | {"length": LENGTH, "head": head, "controller_init": "zero"} | options)
+    config = dp.PromptConfig(
+        **tiny.SAMPLED | {"length": LENGTH, "head": head, "controller_init": "zero"} | options
+    )
     if vectors is None:
         vectors = torch.randn(*config.shape, tiny.WIDTH, generator=torch.Generator().manual_seed(7))
     return dp.prompted(backbone, config, vectors=vectors).to(backbone.dtype)

@@ -320,7 +320,9 @@ def test_one_graph_trains_where_parts_of_the_loss_are_the_models_own(estimator, 
     output = compiled(ids, mask, labels=LABELS)
     torch.manual_seed(3)
     compares = ESTIMATORS[estimator].compares_losses
-    expected = with_the_draws_of(output, model, ids, mask) if compares else model(ids, mask, labels=LABELS).loss
+    expected = (
+        with_the_draws_of(output, model, ids, mask) if compares else model(ids, mask, labels=LABELS).loss
+    )
     torch.testing.assert_close(output.loss, expected, rtol=1e-10, atol=0)
     for name, parameter in model.trainable_parameters().items():
         gradient = torch.autograd.grad(expected, parameter, retain_graph=True)[0]

@@ -33,9 +33,7 @@ def rows(tasks=WHICH, **columns):
 def model_of(backbone=None, **options):
     set_seed(0)
     backbone = backbone or tiny.bert(BertForSequenceClassification, num_labels=3)
-    config = dp.PromptConfig(
-        length=LENGTH, position="task", tasks=TASKS, **tiny.SAMPLED | options
-    )
+    config = dp.PromptConfig(length=LENGTH, position="task", tasks=TASKS, **tiny.SAMPLED | options)
     model = dp.prompted(backbone, config).double()
     with torch.no_grad():  # one task has a postfix, the other one a split
         model.prompt.position.controller.logits.copy_(torch.tensor([[2.0, 0, 0, 0], [0, 0, 2.0, 0]]))

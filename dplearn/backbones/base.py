@@ -338,7 +338,7 @@ class Backbone:
         return placed
 
     def shortened(self, placed: PromptedInput, reading: Reading) -> Reading:
-        """The batch without what is known of it already, as :meth:`run` then takes it (:mod:`dplearn.backbones.fronts`)."""
+        """The batch without what is known of it already, as :meth:`run` takes it then."""
         return reading
 
     def run(self, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None = None):

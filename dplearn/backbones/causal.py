@@ -253,9 +253,7 @@ class CausalBackbone(TextBackbone):
 
     def refuses_kept(self, config: PromptConfig) -> str | None:
         if config.position not in ("postfix", 0):
-            return (
-                f"position={config.position!r}, expected 'postfix': an input's rows see the vectors in front of them"
-            )
+            return f"position={config.position!r}, expected 'postfix': an input's rows see the vectors in front of them"
         if config.backbone_dropout:
             return "backbone_dropout=True, expected False: with dropout no two passes are alike"
         if not (self.predicts_next or _classifies_text(self.model)):

@@ -38,8 +38,8 @@ class Front(NamedTuple):
 
 
 def counts_of(reading: Reading) -> Tensor:
-    """How many rows of an input are kept, (B,): all up to the boundary but the last one, whose state the head reads where
-    no vector is in use."""
+    """How many rows of an input are kept, (B,): all up to the boundary but the last one, whose state the head reads
+    where no vector is in use."""
     return (reading.mask != 0).sum(1) - reading.keep_last - 1
 
 
@@ -83,7 +83,11 @@ def _asks_for_the_rest_alone(model, given: dict) -> bool:
     hidden states nor anything else of the input's rows."""
     given = {name: value for name, value in given.items() if value is not None}
     config = model.config
-    wants = [given.get("use_cache"), getattr(config, "output_hidden_states", False), given.get("return_dict") is False]
+    wants = [
+        given.get("use_cache"),
+        getattr(config, "output_hidden_states", False),
+        given.get("return_dict") is False,
+    ]
     wants += [getattr(config, "output_attentions", False), any(m.training for m in model.modules())]
     answers = "labels" in given or torch.is_grad_enabled() or given.get("use_cache") is False
     return "input_ids" in given and SERVED.issuperset(given) and answers and not any(wants)
@@ -149,8 +153,8 @@ def keep(adapter, kept: KeptInputs, reading: Reading) -> None:
 
 
 def cache_for(adapter, placed: PromptedInput, reading: Reading, options: dict):
-    """The cache from which ``generate`` goes on behind kept inputs, or None where it has to begin at the start: the rows
-    behind the inputs differ in number, or the caller asks for a cache or for outputs of another kind."""
+    """The cache from which ``generate`` goes on behind kept inputs, or None where it has to begin at the start: the
+    rows behind the inputs differ in number, or the caller asks for a cache or for outputs of another kind."""
     config = options.get("generation_config") or adapter.model.generation_config
 
     def asked(name):

@@ -33,9 +33,7 @@ def small(kind="clip", towers="text", **options):
     """In float32, as in real training, with classes set."""
     torch.manual_seed(5)
     backbone = MODELS[kind](dtype=torch.float32)
-    model = dp.prompted(
-        backbone, dp.PromptConfig(length=LENGTH, towers=towers, **tiny.SAMPLED | options)
-    )
+    model = dp.prompted(backbone, dp.PromptConfig(length=LENGTH, towers=towers, **tiny.SAMPLED | options))
     model.set_classes(*tiny.texts(WORDS, kind == "siglip"))
     return model
 

@@ -52,7 +52,13 @@ def alternating():
     return tiny.finish(Gemma2ForCausalLM, Gemma2Config(**SIZES, sliding_window=8), 0, torch.float64)
 
 
-MODELS = {"gpt2": tiny.gpt2, "llama": tiny.llama, "qwen2": tiny.qwen2, "mistral": windowed, "gemma2": alternating}
+MODELS = {
+    "gpt2": tiny.gpt2,
+    "llama": tiny.llama,
+    "qwen2": tiny.qwen2,
+    "mistral": windowed,
+    "gemma2": alternating,
+}
 
 
 def batch_of(rows=ROWS, behind=BEHIND, side="right", extra=0):
@@ -94,7 +100,9 @@ def assert_as_without(model, batch, **tolerance):
         outputs.append(gradients(model, batch))
     model.shortcuts = ("inputs",)
     (found, own), (full, wanted) = outputs
-    assert_close(found.loss, full.loss, rtol=tolerance.get("rtol", 1e-5), atol=0)  # in float32 by transformers
+    assert_close(
+        found.loss, full.loss, rtol=tolerance.get("rtol", 1e-5), atol=0
+    )  # in float32 by transformers
     for name, gradient in wanted.items():
         if gradient is None:
             assert own[name] is None
@@ -156,7 +164,9 @@ def test_what_is_decided_is_decided_alike(kind, options):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    rows=st.lists(st.lists(st.integers(2, tiny.VOCABULARY - 1), min_size=3, max_size=9), min_size=1, max_size=4),
+    rows=st.lists(
+        st.lists(st.integers(2, tiny.VOCABULARY - 1), min_size=3, max_size=9), min_size=1, max_size=4
+    ),
     behind=st.lists(st.integers(0, 4), min_size=4, max_size=4),
     side=st.sampled_from(["left", "right"]),
     kind=st.sampled_from(sorted(MODELS)),
@@ -172,7 +182,9 @@ def test_any_batch_gives_what_it_gives_without(rows, behind, side, kind):
 
 
 def test_a_classifier_reads_the_last_row():
-    model = dp.prompted(tiny.llama(LlamaForSequenceClassification), dp.PromptConfig(length=3, position="postfix"))
+    model = dp.prompted(
+        tiny.llama(LlamaForSequenceClassification), dp.PromptConfig(length=3, position="postfix")
+    )
     model.double()
     batch = batch_of() | {"labels": torch.tensor([0, 1, 1]), "keep_last": 0}
     model.cache_inputs(iter([batch]), verbose=False)
@@ -215,7 +227,9 @@ def test_the_trainer_gives_the_same_losses(tmp_path):
     "options", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"do_sample": True}]
 )
 @pytest.mark.parametrize("last", [1, 2])
-@pytest.mark.parametrize("kind", sorted(set(MODELS) - {"gemma2"}))  # it computes parts in float32, and is refused padding
+@pytest.mark.parametrize(
+    "kind", sorted(set(MODELS) - {"gemma2"})
+)  # it computes parts in float32, and is refused padding
 def test_generation_goes_on_behind_kept_inputs(kind, last, options):
     model, (ids, mask) = model_of(kind), spliced.padded(ROWS, "left")
     options = {"do_sample": False, "max_new_tokens": 4, "keep_last": last} | options
@@ -315,7 +329,10 @@ def test_a_folder_is_used_again_and_tells_what_it_is_of(tmp_path, capsys):
     model = model_of()
     model.cache_inputs(iter([batch]), folder=folder)
     size = 2 * 2 * 16 * (2 + 1 + 3) * 8  # layers, keys and values, width, tokens, bytes
-    assert f"3 inputs (6 tokens, {size / 2**20:,.1f} MB) in {str(folder)!r}; 0 are kept" in capsys.readouterr().out
+    assert (
+        f"3 inputs (6 tokens, {size / 2**20:,.1f} MB) in {str(folder)!r}; 0 are kept"
+        in capsys.readouterr().out
+    )
     again = model_of()
     seen = lengths_run(again)
     more = batch_of([*ROWS, [9, 9, 9]], [*BEHIND, 1])
@@ -325,9 +342,13 @@ def test_a_folder_is_used_again_and_tells_what_it_is_of(tmp_path, capsys):
     assert_as_without(again, more)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors", ".safetensors"]
     other = spliced.prompted(tiny.llama(seed=1), "postfix")
-    with pytest.raises(ValueError, match="holds inputs of a model with other values of .*expected those of this"):
+    with pytest.raises(
+        ValueError, match="holds inputs of a model with other values of .*expected those of this"
+    ):
         other.cache_inputs(iter([batch]), folder=folder)
-    with pytest.raises(ValueError, match=r"holds inputs of dtype torch.float64, expected .* in torch.bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"holds inputs of dtype torch.float64, expected .* in torch.bfloat16"
+    ):
         again.cache_inputs(iter([batch]), folder=folder, dtype=torch.bfloat16)
     assert json.loads((folder / "kept.json").read_text())["dtype"] == "torch.float64"
     assert other.adapter.kept is None and len(again.adapter.kept) == 4
@@ -365,7 +386,11 @@ def test_several_inputs_are_padded_in_front():
         (tiny.llama, {"position": "prefix"}, "position='prefix', expected 'postfix'"),
         (tiny.llama, {"position": "instance"}, "position='instance', expected 'postfix'"),
         (tiny.llama, {"backbone_dropout": True}, "backbone_dropout=True, expected False"),
-        (lambda: tiny.llama(LlamaModel), {}, "LlamaModel gives the states of the input's own rows, expected a model"),
+        (
+            lambda: tiny.llama(LlamaModel),
+            {},
+            "LlamaModel gives the states of the input's own rows, expected a model",
+        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(make, options, message):
@@ -408,5 +433,7 @@ def test_prompt_embeds_feed_the_bare_backbone(position, side):
         assert rows.dtype == torch.float64 and not rows.requires_grad
         answer = model.backbone.generate(inputs_embeds=rows[None], do_sample=False, max_new_tokens=4)
         assert answer[0].tolist() == new.tolist()
-    with pytest.raises(ValueError, match="prompt_embeds of T5ForConditionalGeneration, expected a decoder-only"):
+    with pytest.raises(
+        ValueError, match="prompt_embeds of T5ForConditionalGeneration, expected a decoder-only"
+    ):
         dp.prompted(tiny.t5(), dp.PromptConfig(length=3)).prompt_embeds(ids, mask)
