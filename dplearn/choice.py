@@ -54,8 +54,8 @@ class Chooser(nn.Module):
 
     Parameters
     ----------
-    estimator : how the gradient of the sampled choice is estimated, a key of :data:`dplearn.estimators.ESTIMATORS`. (The
-        default here is the one that needs nothing but this module; a prompt's is that of its config.)
+    estimator : how the gradient of the sampled choice is estimated, a key of :data:`dplearn.estimators.ESTIMATORS`.
+        (The default here is the one that needs nothing but this module; a prompt's is that of its config.)
     temperature : of Gumbel-Softmax, positive. Change it with :meth:`set_temperature`, or let
         :class:`dplearn.training.Annealing` do so; evaluation does not depend on it.
     sample_in_evaluation : draw noise in evaluation too. Off by default: the score of a sampled decision is a

@@ -310,7 +310,8 @@ class PromptedModel(NamedPrompts):
 
         Takes what :meth:`generate` takes for the input. Returns one tensor (T + n, d) for each instance, without
         padding, in the backbone's dtype: the embedded tokens with the n vectors that are in use, decided as in
-        evaluation. An engine that accepts embedded prompts (vLLM's ``prompt_embeds``, say) answers to them as this model does.
+        evaluation. An engine that accepts embedded prompts (vLLM's ``prompt_embeds``, say) answers to them as this
+        model does.
 
         Raises
         ------
