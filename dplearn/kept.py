@@ -60,6 +60,11 @@ class KeptInputs:
     def __len__(self) -> int:
         return len(self._layers) + len(self._files)
 
+    @property
+    def digests(self) -> frozenset[str]:
+        """By what inputs are kept: digests of their token ids."""
+        return frozenset(self._layers) | frozenset(self._files)
+
     def __contains__(self, digest: str) -> bool:
         return digest in self._layers or digest in self._files
 

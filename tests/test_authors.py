@@ -134,7 +134,7 @@ def test_options_replace_those_of_a_variant():
         pool_size=2,
         summary="embeddings",
         standardize=False,
-        controller_init="uniform",
+        **tiny.SAMPLED,
     )
 
 

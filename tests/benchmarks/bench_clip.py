@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from bench_steps import frozen_with_gradient, make_step
+from bench_steps import ONE_PASS, frozen_with_gradient, make_step
 from goals import CLASSES, CLIP_SHORTCUTS
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
@@ -159,7 +159,8 @@ def report_classes(report, clip, shape, count, pairs):
     coop = HandWrittenCoOp(clip, torch.randn(LENGTH, shape.text[0]) * 0.02, ids)
     ways = {way: ({}, *choice) for way, (choice, _) in CLIP_SHORTCUTS.items()}
     fast = (SHORTCUTS, True)
-    ways |= {"task": ({"position": "task"}, *fast), "class": ({"position": "instance"}, *fast)}
+    learned = {"task": {"position": "task", **ONE_PASS}, "class": {"position": "instance", **ONE_PASS}}
+    ways |= {way: (options, *fast) for way, options in learned.items()}
     steps = {"CoOp": make_step(coop, batch), "texts alone": make_step(coop, cached(coop, batch))}
     for way, (options, shortcuts, keeps_images) in ways.items():
         model = prompted(clip, ids, shortcuts, **options)

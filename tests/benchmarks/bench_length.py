@@ -5,7 +5,7 @@ and masks them, which is what training needs. Both give the same logits.
 """
 
 import torch
-from bench_steps import FULL, SMALL, make_batch, make_t5
+from bench_steps import FULL, ONE_PASS, SMALL, make_batch, make_t5
 
 import dplearn as dp
 
@@ -14,7 +14,7 @@ LENGTH, USED, SPLIT = 100, 20, 10
 
 def make_model(backbone):
     """A model whose size is learned, made sure of the size 20."""
-    config = dp.PromptConfig(length=LENGTH, size="task", position=SPLIT)
+    config = dp.PromptConfig(length=LENGTH, size="task", position=SPLIT, **ONE_PASS)
     model = dp.prompted(backbone, config).eval()
     with torch.no_grad():
         model.prompt.size.controller.logits[:, USED] = 10.0

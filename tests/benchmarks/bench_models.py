@@ -5,7 +5,17 @@ hand, by concatenation, and stays in front of the head.
 """
 
 import torch
-from bench_steps import EOS, FULL, SMALL, VOCABULARY, FixedPrompt, frozen_with_gradient, make_step, padded
+from bench_steps import (
+    EOS,
+    FULL,
+    ONE_PASS,
+    SMALL,
+    VOCABULARY,
+    FixedPrompt,
+    frozen_with_gradient,
+    make_step,
+    padded,
+)
 
 import dplearn as dp
 
@@ -49,7 +59,7 @@ def measure(report, quick, pairs):
     shape = SMALL if quick else FULL
     for kind, make in (("gpt2", make_gpt2), ("bert", make_bert)):
         backbone, batch = make(shape), make_batch(kind, shape)
-        config = dp.PromptConfig(length=LENGTH, position="instance")
+        config = dp.PromptConfig(length=LENGTH, position="instance", **ONE_PASS)
         models = dp.prompted(backbone, config), FixedPrompt(backbone, torch.randn(LENGTH, shape.dim))
         steps = [make_step(model.train(), batch) for model in models]
         backbone.eval()

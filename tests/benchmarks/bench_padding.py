@@ -5,7 +5,7 @@ tokens. Each epoch trains an instance position on the T5 of bench_steps.
 """
 
 import torch
-from bench_steps import EOS, FULL, SMALL, make_step, make_t5, padded
+from bench_steps import EOS, FULL, ONE_PASS, SMALL, make_step, make_t5, padded
 
 import dplearn as dp
 
@@ -34,7 +34,9 @@ def share_of_padding(batches):
 
 
 def measure(report, quick, pairs):
-    model = dp.prompted(make_t5(SMALL if quick else FULL), dp.PromptConfig(position="instance")).train()
+    model = dp.prompted(
+        make_t5(SMALL if quick else FULL), dp.PromptConfig(position="instance", **ONE_PASS)
+    ).train()
     lengths = make_lengths(quick)
     ways = {
         "longest": make_batches(lengths, int(lengths.max())),

@@ -115,12 +115,13 @@ class AuthorsWay(nn.Module):
         return self.backbone(inputs_embeds=embeds, attention_mask=mask, labels=labels)
 
 
+ONE_PASS = {"estimator": "straight-through"}  # what others cost is the figure of the estimators
 OURS = {
     "prefix": {},
-    "task": {"position": "task"},
-    "instance": {"position": "instance"},
-    "unified": {"position": "instance", "size": "instance", "vector": "instance"},
-    "encoder": {"position": "instance", "summary": "encoder"},
+    "task": {"position": "task", **ONE_PASS},
+    "instance": {"position": "instance", **ONE_PASS},
+    "unified": {"position": "instance", "size": "instance", "vector": "instance", **ONE_PASS},
+    "encoder": {"position": "instance", "summary": "encoder", **ONE_PASS},
 }
 
 

@@ -8,7 +8,7 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from bench_steps import frozen_with_gradient, make_step
+from bench_steps import ONE_PASS, frozen_with_gradient, make_step
 from torch import nn
 
 import dplearn as dp
@@ -76,8 +76,8 @@ def ours(layers):
     return {
         "prefix": {},
         "pool": {"vector": "instance", "pool_size": 4},
-        "before": {"position": "instance", "entry": "before-positions"},
-        "after": {"position": "instance"},
+        "before": {"position": "instance", "entry": "before-positions", **ONE_PASS},
+        "after": {"position": "instance", **ONE_PASS},
         "deep": {"depth": layers},
     }
 

@@ -106,9 +106,9 @@ def _steps():
         yield Figure(f"peft/fixed l={l}", f"PEFT prompt tuning / fixed prompt; l={l}")
         for way, words in {
             "prefix": "our prefix",
-            "task": "position per task",
-            "instance": "position per instance",
-            "unified": "position, size and vector per instance",
+            "task": "position per task, straight-through",
+            "instance": "position per instance, straight-through",
+            "unified": "position, size and vector per instance, straight-through",
         }.items():
             yield Figure(f"{way}/fixed l={l}", f"{words} / fixed prompt; l={l}", 1.05)
         yield Figure(f"instance/peft l={l}", f"position per instance / PEFT prompt tuning; l={l}", 1.05)
@@ -205,6 +205,21 @@ def _gradients():
             yield Figure(f"{kind} {name} noise", f"{words}, {name}: noise")
 
 
+KEPT = {64: 0.40, 128: 0.22, 256: 0.13}  # T -> the goal of a step on kept inputs
+
+
+def _kept():
+    for T, goal in KEPT.items():
+        yield Figure(f"kept/prefix T={T}", f"postfix on kept inputs / our prefix; T={T}, l=20", goal)
+        yield Figure(f"kept/postfix T={T}", f"postfix on kept inputs / the same without; T={T}, l=20")
+        yield Figure(f"kept/peft T={T}", f"postfix on kept inputs / PEFT prompt tuning; T={T}, l=20")
+        yield Figure(
+            f"difference T={T}", f"largest relative difference of the gradient, kept / not; T={T}", 1e-4
+        )
+    yield Figure("bytes", "bytes that keys and values of one token take")
+    yield Figure("frozen", "frozen weights that got a gradient in all of these", 0)
+
+
 GROUPS = {
     "insertion": Group("The insertion operator", "bench_insertion", tuple(_insertion())),
     "steps": Group("A training step", "bench_steps", tuple(_steps())),
@@ -213,6 +228,7 @@ GROUPS = {
     "clip": Group("Images and texts", "bench_clip", tuple(_clip())),
     "length": Group("Unused vectors", "bench_length", tuple(_length())),
     "padding": Group("Padding", "bench_padding", tuple(_padding())),
+    "kept": Group("Kept inputs", "bench_kept", tuple(_kept())),
     "estimators": Group("Estimators of the position's gradient", "bench_estimators", tuple(_estimators())),
     "gradients": Group("What the estimators find", "bench_gradients", tuple(_gradients())),
 }

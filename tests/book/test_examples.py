@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, pipeline
 
 import dplearn as dp
-from dplearn.experiments import commands, records, study
+from dplearn.experiments import commands, records, study, tables
 
 
 def examples(name):
@@ -88,6 +88,33 @@ def test_the_verdicts_on_a_place_per_input_are_those_of_the_record(tmp_path):
         assert said[task, "straight-through"] in row
     assert said["place/xor", "score-function"] == said["place/xor", "straight-through"]
     assert said["place/xor", "score-function"] in row
+
+
+def test_what_the_paper_map_says_of_t5_mini_is_in_the_record(tmp_path):
+    one = study.read("instance")
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    per_task = next(line for line in lines if line.startswith("| A learned position per task"))
+    per_input = next(line for line in lines if line.startswith("| A learned position per instance"))
+    for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one):
+        found = commands._verdicts(one, cell, rows)
+        grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+        reported = {method: group for (method,), group in grouped.items()}
+        assert {len(group) for group in reported.values()} == {5}
+        decided = {
+            level: tables.evidence_over(reported[f"per {level}, score-function"])["position"]
+            for level in ("task", "instance")
+        }
+        said = {
+            level: found["best fixed split", f"per {level}, score-function"].sentence() for level in decided
+        }
+        assert said["instance"] in per_input and decided["instance"]["moved"] > 0.1
+        assert f"{decided['instance']['used']:.1f}" in per_input
+        assert f"{decided['task']['moved']:.2f}" in per_task
+        if cell.task == "world/color":
+            assert said["task"].startswith("not learned")
+            assert {records.headline(row, "test") for row in reported["best fixed split"]} == {1.0}
+        else:
+            assert said["task"] in per_task
 
 
 def test_what_is_said_of_defaults_is_in_the_record():

@@ -183,8 +183,8 @@ def test_optimizers_have_the_rates_of_vectors_and_decisions():
     ("options", "expected"),
     [
         ({}, 1),
-        ({"position": "instance"}, 1),
-        ({"position": "instance", "estimator": "score-function"}, 4),
+        ({"position": "instance"}, 4),
+        ({"position": "instance", "estimator": "straight-through"}, 1),
         ({"position": "instance", "estimator": "score-function", "samples": 7}, 7),
         ({"position": "task", "estimator": "exact"}, 6),
         ({"position": "prefix", "estimator": "exact"}, 1),
