@@ -274,7 +274,9 @@ class PromptedModel(NamedPrompts):
         folder : keep them there, as safetensors; what is there already is not computed again. None: in memory.
         verbose : say how much it is before it starts.
 
-        Returns what is kept, which several calls add to.
+        Returns
+        -------
+        What is kept; a further call with the same ``dtype`` and ``folder`` adds to it.
 
         Raises
         ------
