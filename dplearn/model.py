@@ -267,8 +267,10 @@ class PromptedModel(NamedPrompts):
 
         Parameters
         ----------
-        data, collate, batch_size : as in :meth:`fit_summaries`; each batch with ``context_length`` or ``keep_last`` as
-            in training.
+        data : the examples, or batches as a DataLoader gives them, with ``context_length`` or ``keep_last`` as in
+            training.
+        collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
+        batch_size : examples in each batch.
         dtype : in which keys and values are kept; None: the backbone's own. A shorter one saves memory and is no longer
             exact.
         folder : keep them there, as safetensors; what is there already is not computed again. None: in memory.
