@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dplearn import files
 from dplearn.backbones import Reading, fronts
 from dplearn.batches import batches_of
 from dplearn.fingerprint import differing, fingerprint
@@ -56,8 +57,8 @@ def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | 
     path = Path(folder) / ABOUT
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about))
-    known = json.loads(path.read_text())
+        files.write(path, json.dumps(about).encode())
+    known = files.parse(path, files.read_json(path))
     other = differing(known["fingerprint"], model)
     if known["dtype"] != about["dtype"] or other:
         raise ValueError(
@@ -68,12 +69,12 @@ def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | 
 
 
 def _read(model, batch: dict) -> Reading:
-    given, boundary = model._taken_apart({n: v for n, v in batch.items() if _known(model, n)}, sees=True)[:2]
+    if batch.get("input_ids") is None:
+        raise ValueError(
+            f"cache_inputs: a batch has {list(batch)}, expected input_ids, by which inputs are found again"
+        )
+    given, boundary = model._taken_apart(model.accepted(batch), sees=True)[:2]
     return model.adapter.read(given, boundary, model.prompt_config, model._size())
-
-
-def _known(model, name: str) -> bool:
-    return model.known_names is None or name in model.known_names
 
 
 def _tell(kept: KeptInputs, readings: list[Reading], each: int) -> None:
@@ -92,17 +93,16 @@ def _tell(kept: KeptInputs, readings: list[Reading], each: int) -> None:
 
 
 def _compare(model, batch: dict) -> None:
-    """Raise ValueError where an input is answered otherwise than by the full pass."""
-    one = {name: value[:1] for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    one = {name: value for name, value in one.items() if _known(model, name) and name != "labels"} | {
+    """Raise ValueError where a batch is answered otherwise than by the full pass."""
+    batch = {name: value for name, value in model.accepted(batch).items() if name != "labels"} | {
         "use_cache": False
     }
     kept, training = model.adapter.kept, model.training
     model.eval()
     try:
-        found = model(**one).logits
+        found = model(**batch).logits
         model.adapter.kept = None
-        full = model(**one).logits
+        full = model(**batch).logits
     finally:
         model.adapter.kept = kept
         model.train(training)

@@ -95,8 +95,8 @@ class PromptConfig:
         see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The first two compare the losses of
         several options: unbiased, and dearer (``samples``). They ask for ``labels`` in training, or for a loss that
         knows of them (:class:`dplearn.LabelWordLoss`). The other two take any loss in one pass. Where the right
-        position is known, on place-mini, only the first two learn it (record estimators-place), so the default is the
-        cheaper of them. On a decoder-only model "position-space" has slopes without a bound.
+        position is known, on place-mini, only the first two find it for nearly all inputs (record estimators-place), so
+        the default is the cheaper of them. On a decoder-only model "position-space" has slopes without a bound.
     samples : how many options "score-function" (at least 2; None: 4) and "exact" (None: all) try for each instance. A
         training step costs about so many forward and backward passes.
     temperature : initial temperature of Gumbel-Softmax; anneal it with :class:`dplearn.Annealing`.

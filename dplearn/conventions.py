@@ -100,6 +100,10 @@ class AsBackbone(nn.Module):
     # Its parameters in their order.
     places: tuple[str, ...] = FIRST
 
+    def accepted(self, batch: dict) -> dict:
+        """What of a batch the model takes: a data set may have columns beside."""
+        return {n: v for n, v in batch.items() if self.known_names is None or n in self.known_names}
+
     def _check_names(self, names) -> None:
         """Raise TypeError where an argument is neither of the backbone's forward nor of a prompt."""
         if self.known_names is not None:

@@ -5,20 +5,24 @@ input's keys and values in every layer are those of the frozen model, in every s
 :class:`KeptInputs` holds them, in memory or in files; :mod:`dplearn.backbones.fronts` makes and uses them.
 
 What is kept is found by the ids of the tokens that it was made from, and holds for the weights that it was made with:
-an input that was never seen, or a model that was changed, takes the full pass.
+an input that was never seen, or a model that was changed, takes the full pass. (Changes are seen as autograd counts
+them. A write through ``parameter.data``, which nothing counts, is not.)
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from dplearn import files
 
 
 def digest_of(ids: Tensor) -> str:
@@ -45,12 +49,9 @@ class KeptInputs:
     ):
         self.model, self.dtype = model, model.dtype if dtype is None else dtype
         self.folder = None if folder is None else Path(folder)
-        self._layers: dict[
-            str, Sequence[Tensor]
-        ] = {}  # keys (H, T, d_k) and values (H, T, d_v), layer by layer
-        self._files: dict[
-            str, tuple[safe_open, int]
-        ] = {}  # the file that holds an input, and how many tensors it has
+        # By digest: keys (H, T, d_k) and values (H, T, d_v), layer by layer; or the file that holds them, and how many.
+        self._layers: dict[str, Sequence[Tensor]] = {}
+        self._files: dict[str, tuple[Path, int]] = {}
         self._made_with = _state(model)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,14 +88,12 @@ class KeptInputs:
         if self.folder is None or not kept:
             self._layers |= {name: [layer.cpu() for layer in layers] for name, layers in kept.items()}
             return
-        number = len(list(self.folder.glob("inputs-*.safetensors")))
-        path = self.folder / f"inputs-{number:05}.safetensors"
+        # Named by what is in it: several processes may write to one folder.
+        path = self.folder / f"inputs-{hashlib.sha256(''.join(kept).encode()).hexdigest()[:16]}.safetensors"
         tensors = {
             f"{name}.{i}": layer.cpu() for name, layers in kept.items() for i, layer in enumerate(layers)
         }
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(path)
+        files.write(path, save(tensors))
         self._read(path)
 
     def layers(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
@@ -117,16 +116,14 @@ class KeptInputs:
     def _of(self, digest: str) -> Sequence[Tensor]:
         if digest in self._layers:
             return self._layers[digest]
-        file, layers = self._files[digest]
-        return [file.get_tensor(f"{digest}.{number}") for number in range(layers)]
+        path, layers = self._files[digest]
+        with safe_open(path, "pt") as file:
+            return [file.get_tensor(f"{digest}.{number}") for number in range(layers)]
 
     def _read(self, path: Path) -> None:
-        file = safe_open(path, "pt")
-        count: dict[str, int] = {}
-        for name in file.keys():
-            digest = name.partition(".")[0]
-            count[digest] = count.get(digest, 0) + 1
-        self._files |= {digest: (file, layers) for digest, layers in count.items()}
+        with safe_open(path, "pt") as file:
+            count = Counter(name.partition(".")[0] for name in file.keys())
+        self._files |= {digest: (path, layers) for digest, layers in count.items()}
 
 
 def _state(model: nn.Module) -> tuple:

@@ -150,7 +150,7 @@ class PromptedModel(NamedPrompts):
         if learning and set(self.prompt.samples()) - set(given):
             return self._forward_draws(reading, summary, task, given)
         placed = self._insert(reading, summary, task, given)
-        output = self.adapter.run(placed, self.adapter.shortened(placed, reading), self.prompt.head)
+        output = self.adapter.run(placed, self.adapter.shortened(placed, reading, learning), self.prompt.head)
         loss = output.get("loss") if hasattr(output, "get") else None
         if loss is not None and loss.requires_grad and not self.training:
             self._warn_at_backward(loss)
@@ -175,7 +175,7 @@ class PromptedModel(NamedPrompts):
         several = reading.picked(rows % batch)
         tried = {name: choice.picked(rows) for name, choice in self.prompt.tried(decisions, draws).items()}
         placed = self._insert(several, None, None, {}, tried)
-        several = self.adapter.shortened(placed, several)
+        several = self.adapter.shortened(placed, several, True)
         output = self.adapter.run(placed, several, self.prompt.head)
         if len(rows) < len(back):
             output = type(output)(**{name: spread(value, back, len(rows)) for name, value in output.items()})
@@ -241,8 +241,7 @@ class PromptedModel(NamedPrompts):
         for controller in controllers:
             controller.standardizer.reset()
         for batch in batches_of(data, collate, batch_size, self.device) if controllers else ():
-            names = [name for name in batch if self.known_names is None or name in self.known_names]
-            summary = self.summarize(**{name: batch[name] for name in names})
+            summary = self.summarize(**self.accepted(batch))
             for controller in controllers:
                 controller.observe(summary)
 
@@ -298,10 +297,7 @@ class PromptedModel(NamedPrompts):
         """
         self._check_replica()
         self._check_pipeline()
-        batch = _named(options, input_ids, attention_mask)
-        ids = batch.get("input_ids")
-        if ids is not None and batch.get("attention_mask") is None:
-            batch["attention_mask"] = self.adapter.inferred_mask(ids, batch)
+        batch = self._with_mask(_named(options, input_ids, attention_mask))
         reading, summary, task, given = self._read(batch, generates=True)
         placed = self._insert(reading, summary, task, given, sampling=False)
         inputs = ("input_ids", "attention_mask", "inputs_embeds")
@@ -325,10 +321,7 @@ class PromptedModel(NamedPrompts):
             raise ValueError(
                 f"prompt_embeds of {type(self.backbone).__name__}, expected a decoder-only language model"
             )
-        batch = _named(batch, input_ids, attention_mask)
-        ids = batch.get("input_ids")
-        if ids is not None and batch.get("attention_mask") is None:
-            batch["attention_mask"] = self.adapter.inferred_mask(ids, batch)
+        batch = self._with_mask(_named(batch, input_ids, attention_mask))
         placed = self._insert(*self._read(batch, generates=True), sampling=False)
         return [rows[real] for rows, real in zip(placed.embeds, placed.mask != 0, strict=True)]
 
@@ -345,6 +338,13 @@ class PromptedModel(NamedPrompts):
         self.adapter.shortcuts = frozenset(names)
 
     # --- from a batch to a prompted input ---
+
+    def _with_mask(self, batch: dict) -> dict:
+        """A batch for generation, with the mask that the backbone infers where none is given."""
+        ids = batch.get("input_ids")
+        if ids is None or batch.get("attention_mask") is not None:
+            return batch
+        return batch | {"attention_mask": self.adapter.inferred_mask(ids, batch)}
 
     def _read(
         self, batch: dict, learning: bool = False, generates: bool = False

@@ -138,12 +138,8 @@ class _Run:
     def __init__(self, model, data, collate, batch_size, loss, verbose):
         if not is_whole(batch_size, 1):
             refuse("batch_size", batch_size, "an integer of at least 1")
-        names = model.known_names
         self.model, self.loss, self.verbose = model, loss, verbose
-        self.batches = [
-            {name: value for name, value in batch.items() if names is None or name in names}
-            for batch in batches_of(data, collate, batch_size)
-        ]
+        self.batches = [model.accepted(batch) for batch in batches_of(data, collate, batch_size)]
         if not self.batches:
             raise ValueError("data is empty, expected at least one example")
 

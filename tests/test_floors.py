@@ -10,8 +10,8 @@ from project import ROOT
 FLOORS = [
     # mathematics, checks, files
     {"batches", "checks", "evidence", "offload", "version"},
-    {"report", "files", "conventions", "insertion", "kept", "sampling", "fits"},
-    {"estimators", "packaged"},
+    {"report", "files", "conventions", "insertion", "sampling", "fits"},
+    {"estimators", "kept", "packaged"},
     {"shelf"},
     {"choice", "settings", "summaries"},
     # parts

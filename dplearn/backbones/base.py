@@ -337,8 +337,9 @@ class Backbone:
         """What is done to a prompted input before the layers (positions of an image's prompt, for instance)."""
         return placed
 
-    def shortened(self, placed: PromptedInput, reading: Reading) -> Reading:
-        """The batch without what is known of it already, as :meth:`run` takes it then."""
+    def shortened(self, placed: PromptedInput, reading: Reading, learning: bool) -> Reading:
+        """The batch without what is known of it already, as :meth:`run` takes it then; ``learning``: for a step of
+        training."""
         return reading
 
     def run(self, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None = None):

@@ -65,8 +65,8 @@ class CausalBackbone(TextBackbone):
         kept = keep_last.unsqueeze(1) if isinstance(keep_last, Tensor) else keep_last
         return mask * (rest > kept)
 
-    def shortened(self, placed, reading: Reading) -> Reading:
-        front = fronts.front_of(self, placed, reading) if "inputs" in self.shortcuts else None
+    def shortened(self, placed, reading: Reading, learning: bool) -> Reading:
+        front = fronts.front_of(self, placed, reading, learning) if "inputs" in self.shortcuts else None
         return reading if front is None else fronts.shortened(front, placed, reading)
 
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):

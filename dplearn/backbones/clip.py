@@ -123,6 +123,11 @@ class CLIPBackbone(Backbone):
         elif config.towers == "coupled":
             prompt.vision = Coupling(config.depth, self.width, self.vision_width)
 
+    def refuses_kept(self, config) -> str | None:
+        return (
+            f"{type(self.model).__name__} has images and texts, expected cache_images, which keeps the images"
+        )
+
     def check(self, config) -> None:
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
         name, towers = type(self.model).__name__, config.towers or "text"

@@ -40,7 +40,7 @@ class Front(NamedTuple):
 def counts_of(reading: Reading) -> Tensor:
     """How many rows of an input are kept, (B,): all up to the boundary but the last one, whose state the head reads
     where no vector is in use."""
-    return (reading.mask != 0).sum(1) - reading.keep_last - 1
+    return ((reading.mask != 0).sum(1) - reading.keep_last - 1).clamp(min=0)
 
 
 def digests_of(reading: Reading, counts: Tensor) -> list[str]:
@@ -51,10 +51,10 @@ def digests_of(reading: Reading, counts: Tensor) -> list[str]:
     return [digest_of(row[:count]) for row, count in zip(ids.cpu(), counts.tolist(), strict=True)]
 
 
-def front_of(adapter, placed: PromptedInput, reading: Reading) -> Front | None:
+def front_of(adapter, placed: PromptedInput, reading: Reading, learning: bool) -> Front | None:
     """The kept inputs of a batch, or None where the full pass is due: something was not kept, a vector stands in front
-    of the input, or what the caller asks for is about all rows."""
-    asks = adapter.kept is not None and _asks_for_the_rest_alone(adapter.model, reading.given)
+    of the input, or what the caller asks for is about all rows. ``learning``: it is a step of training."""
+    asks = adapter.kept is not None and _asks_for_the_rest_alone(adapter.model, reading.given, learning)
     return _kept_front(adapter, placed, reading) if asks else None
 
 
@@ -65,7 +65,7 @@ def _kept_front(adapter, placed: PromptedInput, reading: Reading) -> Front | Non
     if reading.given.get("input_ids") is None or not kept.fresh:
         return None
     counts = counts_of(reading)
-    if bool((placed.decisions["position"].index != 0).any()) or bool((counts < 0).any()) or not counts.any():
+    if bool((placed.decisions["position"].index != 0).any()) or not counts.any():
         return None
     if not adapter.entry.takes_positions and bool((counts != counts[0]).any()):
         return None  # the padding in front would count as rows
@@ -78,9 +78,9 @@ def _kept_front(adapter, placed: PromptedInput, reading: Reading) -> Front | Non
     return Front(counts, digests, columns, steps < behind)
 
 
-def _asks_for_the_rest_alone(model, given: dict) -> bool:
-    """Whether a call can do without the rows of the input: it wants a loss or says that it wants no cache, and neither
-    hidden states nor anything else of the input's rows."""
+def _asks_for_the_rest_alone(model, given: dict, learning: bool) -> bool:
+    """Whether a call can do without the rows of the input: it is for a loss or says that it wants no cache, and wants
+    neither hidden states nor anything else of the input's rows. (Nor is there dropout, whatever the prompt in use.)"""
     given = {name: value for name, value in given.items() if value is not None}
     config = model.config
     wants = [
@@ -89,7 +89,7 @@ def _asks_for_the_rest_alone(model, given: dict) -> bool:
         given.get("return_dict") is False,
     ]
     wants += [getattr(config, "output_attentions", False), any(m.training for m in model.modules())]
-    answers = "labels" in given or torch.is_grad_enabled() or given.get("use_cache") is False
+    answers = learning or "labels" in given or given.get("use_cache") is False
     return "input_ids" in given and SERVED.issuperset(given) and answers and not any(wants)
 
 
@@ -127,11 +127,7 @@ def keep(adapter, kept: KeptInputs, reading: Reading) -> None:
 
     counts = counts_of(reading)
     digests = digests_of(reading, counts)
-    first = {
-        digest: number
-        for number, digest in reversed(list(enumerate(digests)))
-        if digest not in kept and counts[number] >= 0
-    }
+    first = {digest: number for number, digest in reversed(list(enumerate(digests))) if digest not in kept}
     if not first or not counts.any():
         return
     numbers = torch.tensor(sorted(first.values()), device=reading.rows.device)
@@ -212,8 +208,10 @@ def run(adapter, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | 
     positions = (token_positions(placed.mask) + adapter.first_position).gather(1, index)
     cache, front_mask = _cache_of(adapter, front, device)
     read = adapter.rows_read(placed, placed.input_positions).gather(1, front.columns)
-    last = read.masked_fill(~front.real, 0).amax(1, keepdim=True)
-    read = torch.cat([read[:, :-1], last], 1) - front.counts.unsqueeze(1)
+    read = (read - front.counts.unsqueeze(1)).masked_fill(
+        ~front.real, 0
+    )  # what padding reads does not matter
+    read = torch.cat([read[:, :-1], read.amax(1, keepdim=True)], 1)
 
     def forward(usual, *values, **options):
         inner = adapter.entry.arguments(values, options)
@@ -224,7 +222,7 @@ def run(adapter, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | 
         inner.pop("position_ids", None)
         if adapter.entry.takes_positions:
             inner["position_ids"] = positions
-        return with_rows(usual(**inner), read.clamp(min=0))
+        return with_rows(usual(**inner), read)
 
     with changed(adapter.model, standing_in(head) | {adapter.entry.path: forward}) as model:
         output = model(**reading.given)

@@ -4,6 +4,7 @@ The right value is the plain model on the text with the prompt's words spliced i
 without the shortcut.
 """
 
+import copy
 import json
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     DataCollatorForSeq2Seq,
     DynamicCache,
     FalconMambaConfig,
@@ -134,10 +137,8 @@ def test_a_training_step_on_kept_inputs_is_that_of_the_spliced_text(kind, side):
     labels = [[-100] * (len(row) - last) + row[len(row) - last :] for row, last in zip(ROWS, BEHIND)]
     loss = spliced.causal_loss(model.backbone, ROWS, labels, 0, BEHIND, vectors)
     assert_close(output.loss.double(), loss, rtol=1e-5, atol=0)
-    scaled = vectors if kind != "gemma2" else None  # its prompt is scaled as its words are
-    if scaled is not None:
-        (wanted,) = torch.autograd.grad(loss, vectors)
-        assert_close(found["prompt.vectors"], wanted, rtol=1e-4, atol=1e-6)
+    (wanted,) = torch.autograd.grad(loss, vectors)
+    assert_close(found["prompt.vectors"], wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -199,7 +200,7 @@ def test_the_trainer_gives_the_same_losses(tmp_path):
         {"input_ids": row, "labels": [-100] * (len(row) - 1) + row[-1:], "context_length": len(row) - 1}
         for row in ROWS * 4
     ]
-    losses = []
+    losses, evaluated = [], []
     for kept in (True, False):
         torch.manual_seed(0)
         model = dp.prompted(tiny.llama(dtype=torch.float32), dp.PromptConfig(length=3, position="postfix"))
@@ -215,7 +216,8 @@ def test_the_trainer_gives_the_same_losses(tmp_path):
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         assert (max(seen) == 1 + 3 + 1) is kept
-        assert trainer.evaluate(data)["eval_loss"] > 0
+        evaluated.append(trainer.evaluate(data)["eval_loss"])
+    assert_close(*map(torch.tensor, evaluated), rtol=1e-4, atol=0)
     assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
     assert len(losses[0]) == 6
 
@@ -295,6 +297,9 @@ def test_a_call_that_wants_more_takes_the_full_pass(options):
         del batch["labels"]
         assert model(**batch).past_key_values is not None
         assert model(**batch, use_cache=False).logits.shape[1] == 1 + max(BEHIND)
+    assert (
+        model.eval()(**batch).logits.shape[1] == batch["input_ids"].shape[1]
+    )  # whether gradients are on or not
 
 
 def test_weights_that_change_make_what_was_kept_worthless():
@@ -313,12 +318,11 @@ def test_weights_that_change_make_what_was_kept_worthless():
 
 
 def test_a_wrong_key_would_be_seen(monkeypatch):
-    """The check of the checks: with one key for all inputs the losses differ."""
+    """The check of the checks: with one key for all inputs the first batch is answered otherwise."""
     model, batch = model_of(), batch_of([[5, 9, 6, 7], [40, 4, 8, 3]], [1, 1])
     monkeypatch.setattr("dplearn.backbones.fronts.digest_of", lambda ids: "one")
-    model.cache_inputs(iter([batch]), verbose=False)
-    with pytest.raises(AssertionError, match="not close"):
-        assert_as_without(model, batch)
+    with pytest.raises(ValueError, match="answers otherwise on kept keys"):
+        model.cache_inputs(iter([batch]), verbose=False)
 
 
 # --- in files ---
@@ -383,6 +387,7 @@ def test_several_inputs_are_padded_in_front():
         (tiny.t5, {}, "in T5ForConditionalGeneration every row of the input sees the prompt"),
         (tiny.bert, {}, "in BertModel every row of the input sees the prompt"),
         (tiny.vit, {"position": "prefix"}, "in ViTForImageClassification every row of the input sees"),
+        (tiny.clip, {"position": 1}, "CLIPModel has images and texts, expected cache_images"),
         (tiny.llama, {"position": "prefix"}, "position='prefix', expected 'postfix'"),
         (tiny.llama, {"position": "instance"}, "position='instance', expected 'postfix'"),
         (tiny.llama, {"backbone_dropout": True}, "backbone_dropout=True, expected False"),
@@ -397,6 +402,57 @@ def test_what_cannot_be_kept_is_refused_by_name(make, options, message):
     model = dp.prompted(make(), dp.PromptConfig(length=3, **{"position": "postfix"} | options))
     with pytest.raises(ValueError, match=f"cache_inputs: {message}"):
         model.cache_inputs(iter([]))
+
+
+def test_inputs_without_ids_and_data_that_is_no_input_are_told_apart():
+    model, batch = model_of(), batch_of()
+    rows = model.backbone.get_input_embeddings()(batch["input_ids"]).detach()
+    with pytest.raises(ValueError, match="cache_inputs: a batch has .*, expected input_ids"):
+        model.cache_inputs(iter([{"inputs_embeds": rows, "keep_last": 1}]))
+    model.cache_inputs(iter([batch | {"topic": ["a", "b", "c"]}]), verbose=False)  # a column beside
+    assert len(model.adapter.kept) == 3
+
+
+@pytest.mark.parametrize("last", [1, torch.tensor([1, 2, 1])])
+def test_the_first_batch_is_compared_with_the_full_pass(monkeypatch, last):
+    model, batch = model_of(), batch_of() | {"keep_last": last}
+    layers = KeptInputs.layers
+
+    def wrong(self, digests, device):
+        found, mask = layers(self, digests, device)
+        return [found[0] + 1, *found[1:]], mask
+
+    monkeypatch.setattr(KeptInputs, "layers", wrong)
+    with pytest.raises(ValueError, match="LlamaForCausalLM answers otherwise on kept keys and values"):
+        model.cache_inputs(iter([batch]), verbose=False)
+    assert model.adapter.kept is None
+
+
+@pytest.mark.parametrize("folder", [None, "kept"])
+def test_a_model_with_kept_inputs_can_be_copied(tmp_path, folder):
+    model, batch = model_of(), batch_of()
+    model.cache_inputs(iter([batch]), folder=folder and tmp_path / folder, verbose=False)
+    assert_as_without(copy.deepcopy(model), batch)
+
+
+def test_models_without_position_ids_keep_batches_of_one_length():
+    """Padding in front would move their positions: a batch of several lengths takes the full pass."""
+    config = BartConfig(
+        vocab_size=tiny.VOCABULARY, d_model=tiny.WIDTH, decoder_layers=2, decoder_attention_heads=2,
+        decoder_ffn_dim=32, dropout=0.0, pad_token_id=tiny.PAD, eos_token_id=tiny.EOS, is_decoder=True,
+        is_encoder_decoder=False,
+    )  # fmt: skip
+    bart = tiny.finish(BartForCausalLM, config, 0, torch.float64)
+    torch.manual_seed(0)
+    model = dp.prompted(bart, dp.PromptConfig(length=3, position="postfix")).double()
+    assert not model.adapter.entry.takes_positions
+    same = batch_of([[5, 9, 6, 20, 33], [40, 4, 8, 7, 7]], [2, 2])
+    model.cache_inputs(iter([same]), verbose=False)
+    model.cache_inputs(iter([batch_of()]), verbose=False)
+    found, full = assert_as_without(model, same)
+    assert found.logits.shape[1] == 3 < full.logits.shape[1]
+    found, full = assert_as_without(model, batch_of())
+    assert found.logits.shape[1] == full.logits.shape[1]
 
 
 def test_a_recurrent_model_is_refused_by_name():
