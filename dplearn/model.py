@@ -261,8 +261,9 @@ class PromptedModel(NamedPrompts):
         model's own, in each step of training and for each prompt. From here on, a step on these inputs runs the
         prompt's rows and what follows them alone. Its output has the columns from the last token of the input on, as
         with transformers' ``logits_to_keep``; loss, gradients and answers are those of the full pass, up to rounding.
-        Other inputs, and calls that want a cache, hidden states or attentions, take the full pass, and so do all once
-        the backbone's weights have changed. ``model.shortcuts = ()`` turns it off.
+        Other inputs take the full pass, and so do calls that want a cache, hidden states or attentions, or that are
+        neither training nor have labels nor ``use_cache=False``; and all once the backbone's weights have changed.
+        ``model.shortcuts = ()`` turns it off.
 
         Parameters
         ----------

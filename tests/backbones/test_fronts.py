@@ -11,6 +11,7 @@ import pytest
 import spliced
 import tiny
 import torch
+from architectures import ARCHITECTURES, NotBuilt, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -470,6 +471,37 @@ def test_a_recurrent_model_is_refused_by_name():
 def test_unknown_shortcuts_are_named(names):
     with pytest.raises(ValueError, match=r"shortcuts=.* is not valid, expected some of \['inputs'\]"):
         model_of().shortcuts = names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one_length", [False, True])
+@pytest.mark.parametrize("architecture", [one for one in ARCHITECTURES if one.task != "seq2seq"], ids=str)
+def test_every_architecture_keeps_its_inputs_or_says_why_not(architecture, one_length):
+    """What is kept changes no loss and no gradient; the rest is refused, or takes the full pass."""
+    try:
+        model = dp.prompted(build(architecture), dp.PromptConfig(length=3, position="postfix"))
+    except (NotBuilt, TypeError) as reason:
+        pytest.skip(str(reason)[:200])
+    if not model.adapter.causal:
+        pytest.skip("an encoder")
+    model.to(model.backbone.dtype)
+    lengths = torch.tensor([4, 4, 4] if one_length else [7, 3, 6])
+    ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    ids[1, 6:], mask[1, 6:] = 0, 0
+    answer = (torch.arange(9) >= lengths.unsqueeze(1)) & (mask > 0)
+    labels = ids.where(answer, -100) if architecture.task == "causal" else torch.tensor([0, 1, 0])
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "context_length": lengths}
+    try:
+        model.cache_inputs(iter([batch]), verbose=False)
+    except ValueError as reason:
+        assert "is not made of keys and values alone" in str(reason)
+        return
+    near = 1e-6 if model.dtype == torch.float64 else 1e-4  # some models compute parts in float32
+    found, full = assert_as_without(model, batch, rtol=1e-4, atol=near)
+    if architecture.task == "causal":
+        shorter = one_length or model.adapter.entry.takes_positions
+        assert (found.logits.shape[1] < full.logits.shape[1]) is shorter
 
 
 # --- for engines ---
