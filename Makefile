@@ -64,7 +64,7 @@ test-site: $(VENV)/.ready ## only the browser test of the built pages (after mak
 	$(BIN)/python -m pytest tests/book/test_site.py -ra
 
 sweep: $(VENV)/.ready ## the slow tests: a prompt in every text architecture that transformers knows, and real models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backbones/test_architectures.py tests/zoo/test_real.py -m "slow or not slow" -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backbones tests/zoo/test_real.py -m "slow or not slow" -n $(JOBS)
 
 notebooks: $(VENV)/.ready ## re-execute the notebooks and store them in the normal form
 	$(if $(NB),OMP_NUM_THREADS=1 $(BIN)/python book/_tools/refresh_notebooks.py $(NB),@echo "no notebooks yet")

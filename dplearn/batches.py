@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,7 +18,7 @@ def batches_of(
 
     Parameters
     ----------
-    data : examples (anything with a length and indices), or an iterable of batches such as a DataLoader.
+    data : examples (anything with a length and indices), one batch, or an iterable of batches such as a DataLoader.
     collate : examples -> batch, such as ``DataCollatorForSeq2Seq(tokenizer, model)``; None: transformers' default, for
         examples of one length. For examples only.
     batch_size : examples in a batch, at least 1. For examples only.
@@ -27,7 +27,9 @@ def batches_of(
     ------
     ValueError : examples of different lengths without a ``collate`` that pads them.
     """
-    if isinstance(data, DataLoader) or not hasattr(data, "__getitem__"):
+    if isinstance(data, Mapping):
+        loader = [data]
+    elif isinstance(data, DataLoader) or not hasattr(data, "__getitem__"):
         loader = data
     else:
         from transformers import default_data_collator

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +37,9 @@ def digest_of(ids: Tensor) -> str:
 class KeptInputs:
     """Keys and values of inputs by the digest of their token ids.
 
+    As a context, ``with model.cache_inputs(batch, verbose=False): ...``, it forgets at the end what the call added: to
+    answer several prompts on one input, say.
+
     Parameters
     ----------
     model : the backbone that they are of.
@@ -52,7 +55,9 @@ class KeptInputs:
         # By digest: keys (H, T, d_k) and values (H, T, d_v), layer by layer; or the file that holds them, and how many.
         self._layers: dict[str, Sequence[Tensor]] = {}
         self._files: dict[str, tuple[Path, int]] = {}
-        self._made_with = _state(model)
+        self._made_with = state_of(model)
+        self._latest: tuple = (None, None)  # what was asked for last, and what it was
+        self.forget: Callable[[], None] = lambda: None  # undoes the call of cache_inputs that gave these
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file in sorted(self.folder.glob("inputs-*.safetensors")):
@@ -78,7 +83,19 @@ class KeptInputs:
     @property
     def fresh(self) -> bool:
         """Whether the model's weights are those that these were made with."""
-        return _state(self.model) == self._made_with
+        return state_of(self.model) == self._made_with
+
+    def __enter__(self) -> KeptInputs:
+        return self
+
+    def __exit__(self, *raised) -> None:
+        self.forget()
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Forget all other inputs (files stay where they are)."""
+        self._layers = {name: layers for name, layers in self._layers.items() if name in digests}
+        self._files = {name: file for name, file in self._files.items() if name in digests}
+        self._latest = (None, None)
 
     def add(self, found: dict[str, Sequence[Tensor]]) -> None:
         """Keep inputs: by digest, keys (H, T, d_k) and values (H, T, d_v) of one layer after the other."""
@@ -98,6 +115,12 @@ class KeptInputs:
 
     def layers(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
         """Keys and values of several inputs, padded in front: (B, H, T, d) one after the other, and the mask (B, T)."""
+        asked = (tuple(digests), device)
+        if self._latest[0] != asked:  # several prompts in turn ask for the same
+            self._latest = (asked, self._padded(digests, device))
+        return self._latest[1]
+
+    def _padded(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
         found = [self._of(digest) for digest in digests]
         lengths = [layers[0].shape[1] for layers in found]
         longest, dtype = max(lengths), self.model.dtype
@@ -126,6 +149,6 @@ class KeptInputs:
         self._files |= {digest: (path, layers) for digest, layers in count.items()}
 
 
-def _state(model: nn.Module) -> tuple:
+def state_of(model: nn.Module) -> tuple:
     """What changes with a model's weights: where they lie, and how often they were written to."""
     return tuple((p.data_ptr(), p._version, p.dtype) for p in model.parameters())

@@ -267,8 +267,8 @@ class PromptedModel(NamedPrompts):
 
         Parameters
         ----------
-        data : the examples, or batches as a DataLoader gives them, with ``context_length`` or ``keep_last`` as in
-            training.
+        data : the examples, a batch, or batches as a DataLoader gives them, with ``context_length`` or ``keep_last`` as
+            in training.
         collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
         batch_size : examples in each batch.
         dtype : in which keys and values are kept; None: the backbone's own. A shorter one saves memory and is no longer
@@ -278,7 +278,9 @@ class PromptedModel(NamedPrompts):
 
         Returns
         -------
-        What is kept; a further call with the same ``dtype`` and ``folder`` adds to it.
+        What is kept; a further call with the same ``dtype`` and ``folder`` adds to it. As a context it is kept for a
+        while: inside of ``with model.cache_inputs(batch, verbose=False):`` several prompts in turn answer to one batch
+        whose inputs ran once.
 
         Raises
         ------
@@ -328,8 +330,15 @@ class PromptedModel(NamedPrompts):
 
     @property
     def shortcuts(self) -> frozenset[str]:
-        """What is not computed again where it is known, a set of names: "inputs" (:meth:`cache_inputs`). All are exact
-        up to rounding; ``model.shortcuts = ()`` turns them off."""
+        """What is not computed again where it is known, a set of names. All are exact up to rounding;
+        ``model.shortcuts = ()`` turns them off. Decoder-only models have them, while no layer has dropout:
+
+        - "inputs": inputs that are kept (:meth:`cache_inputs`).
+        - "prefix": keys and values of vectors in front of every input of a batch, in evaluation and generation; for
+          each prompt, until it changes.
+        - "front": in training with a postfix, rows in front of every vector run without a gradient, and once for all
+          draws of an instance, where they are at least half of all rows.
+        """
         return self.adapter.shortcuts
 
     @shortcuts.setter

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from dplearn.backbones.fronts import Front
 
 
-SHORTCUTS = ("inputs",)  # what of a text is not computed again where it is kept
+# What is not computed again where it is known: kept inputs, a prompt in front of them, rows without a gradient.
+SHORTCUTS = ("inputs", "prefix", "front")
 
 
 class Reading(NamedTuple):
@@ -47,6 +48,9 @@ class Reading(NamedTuple):
     # (1, T + n, d), position vectors for an image's prompt, or for all of its rows; None: there are none to add
     codes: Tensor | None = None
     front: Front | None = None  # the rows in front of the prompt, where they do not run
+    copies: Tensor | None = (
+        None  # (N,), of which instance of a batch each one is a copy; None: there are none
+    )
 
     def picked(self, instances: Tensor) -> Reading:
         """The batch of these instances, (N,) numbers of 0..B - 1, any of them any number of times."""
@@ -55,7 +59,7 @@ class Reading(NamedTuple):
         fields = {
             name: pick(value, instances, batch) for name, value in self._asdict().items() if name != "codes"
         }
-        return self._replace(**fields | {"given": given})
+        return self._replace(**fields | {"given": given, "copies": instances})
 
     def places(self, placed: PromptedInput) -> Tensor:
         """(B, T): the row of the prompted input that holds each column of what was given."""

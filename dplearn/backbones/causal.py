@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones import fronts, position_space
+from dplearn.backbones import fronts, parts, position_space
 from dplearn.backbones.base import Reading, evaluating
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import probe_ids, same
@@ -56,6 +56,15 @@ class CausalBackbone(TextBackbone):
         self.predicts_next = model.get_output_embeddings() is not None and not _classifies_text(model)
         self.reads_answers = self.predicts_next
         self.kept: KeptInputs | None = None  # inputs whose keys and values are known
+        self.values_of_a_token: int | None = None  # how many numbers of a token are kept
+        self.compared: tuple = (
+            None,
+            0,
+        )  # weights and length with which they were compared with the full pass
+        self.prefixes = parts.known_prefixes()  # keys and values of vectors in front of every input
+        self.runs_in_parts: bool | None = (
+            None  # as :mod:`~dplearn.backbones.parts` does it; asked when it matters
+        )
         self._pads_left: bool | None = None  # whether padding in front changes nothing; asked when it matters
 
     def seen(self, mask: Tensor, keep_last: int | Tensor) -> Tensor:
@@ -81,9 +90,10 @@ class CausalBackbone(TextBackbone):
             changes[below(self.entry.path, name)] = getattr(position_space, how)(
                 self.entry.module.get_submodule(name), placed.moves
             )
-        changes[self.entry.path] = self.entry(
+        entry = self.entry(
             placed, reading, self.rows_read(placed, reading.places(placed)), mask, self.first_position
         )
+        changes[self.entry.path] = parts.cut(entry, self, placed, reading)
         prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
             output = model(**reading.given)
@@ -189,14 +199,21 @@ class CausalBackbone(TextBackbone):
                 f"past_key_values holds {int(cache.get_seq_length())} rows, expected an empty cache: generate puts the "
                 "prompt around the whole input. A loop over model(...) continues a cache"
             )
-        # Padding before real rows, each in their order.
-        order = placed.mask.long().argsort(dim=1, stable=True)
+        known = None
+        if cache is None and "inputs" in self.shortcuts:
+            cache = fronts.cache_for(self, placed, reading, options)
+        if cache is None and "prefix" in self.shortcuts:
+            known = parts.prefix_for(self, placed, options)
+        # Padding before real rows, each in their order; behind the rows that are known.
+        places = placed.mask.long()
+        if known is not None:
+            count, cache = known
+            places = torch.cat([places[:, :count] - 2, places[:, count:]], 1)
+        order = places.argsort(dim=1, stable=True)
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))
         options = self._with_room(options, placed.embeds.shape[1] - reading.mask.shape[1])
         options |= {"inputs_embeds": embeds, "attention_mask": placed.mask.gather(1, order)}
-        if cache is None and "inputs" in self.shortcuts:
-            cache = fronts.cache_for(self, placed, reading, options)
-            options |= {} if cache is None else {"past_key_values": cache}
+        options |= {} if cache is None else {"past_key_values": cache}
         try:
             with evaluating(self.model) as model:
                 return model.generate(**options)

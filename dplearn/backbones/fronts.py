@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dplearn.backbones.base import Reading, take_rows, token_positions, with_rows
 from dplearn.backbones.heads import standing_in
+from dplearn.backbones.parts import cache_of, copies_of
 from dplearn.backbones.probing import probe_ids
 from dplearn.backbones.views import changed
 from dplearn.kept import KeptInputs, digest_of
@@ -65,7 +66,10 @@ def _kept_front(adapter, placed: PromptedInput, reading: Reading) -> Front | Non
     if reading.given.get("input_ids") is None or not kept.fresh:
         return None
     counts = counts_of(reading)
-    if bool((placed.decisions["position"].index != 0).any()) or not counts.any():
+    position = placed.decisions["position"]
+    if position.weights is not None:  # their gradient is about the rows of the input
+        return None
+    if bool((position.index != 0).any()) or not counts.any():
         return None
     if not adapter.entry.takes_positions and bool((counts != counts[0]).any()):
         return None  # the padding in front would count as rows
@@ -150,36 +154,23 @@ def keep(adapter, kept: KeptInputs, reading: Reading) -> None:
 
 def cache_for(adapter, placed: PromptedInput, reading: Reading, options: dict):
     """The cache from which ``generate`` goes on behind kept inputs, or None where it has to begin at the start: the
-    rows behind the inputs differ in number, or the caller asks for a cache or for outputs of another kind."""
-    config = options.get("generation_config") or adapter.model.generation_config
-
-    def asked(name):
-        return options[name] if options.get(name) is not None else getattr(config, name, None)
-
-    front = None if asked("cache_implementation") else _kept_front(adapter, placed, reading)
-    if front is None or any(asked(name) for name in ("output_hidden_states", "output_attentions")):
-        return None
-    if asked("use_cache") is False or asked("prefill_chunk_size") or asked("assistant_model"):
+    rows behind the inputs differ in number, or the caller asks for what begins there (:func:`~.parts.copies_of`)."""
+    times = copies_of(adapter.model, options)
+    front = None if times is None else _kept_front(adapter, placed, reading)
+    if front is None:
         return None
     rest = (placed.mask != 0).sum(1) - front.counts
     if bool((rest != rest[0]).any()):
         return None
     cache, _ = _cache_of(adapter, front, placed.embeds.device)
-    times = max(asked("num_beams") or 1, asked("num_return_sequences") or 1)
-    if times > 1:
-        cache.batch_repeat_interleave(times)
+    cache.batch_repeat_interleave(times)
     return cache
 
 
 def _cache_of(adapter, front: Front, device: torch.device):
     """Kept keys and values as a cache, padded in front, and its mask (B, N)."""
-    from transformers import DynamicCache
-
     layers, mask = adapter.kept.layers(front.digests, device)
-    cache = DynamicCache()
-    for number in range(len(layers) // 2):
-        cache.update(layers[2 * number], layers[2 * number + 1], number)
-    return cache, mask
+    return cache_of(layers), mask
 
 
 def shortened(front: Front, placed: PromptedInput, reading: Reading) -> Reading:

@@ -12,6 +12,17 @@ import spliced
 import tiny
 import torch
 from architectures import ARCHITECTURES, NotBuilt, build
+from decoders import (
+    BEHIND,
+    MODELS,
+    NEAR,
+    ROWS,
+    assert_as_without,
+    batch_of,
+    gradients,
+    lengths_run,
+    model_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -22,12 +33,8 @@ from transformers import (
     DynamicCache,
     FalconMambaConfig,
     FalconMambaForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
     Trainer,
     TrainingArguments,
 )
@@ -35,86 +42,6 @@ from transformers import (
 import dplearn as dp
 from dplearn import kept as kept_inputs
 from dplearn.kept import KeptInputs
-
-ROWS = [[5, 9, 6, 20, 33], [40, 4, 8], [3, 3, 17, 21, 12, 9, 50]]
-BEHIND = [2, 1, 3]
-NEAR = dict(rtol=1e-5, atol=1e-8)  # some models compute parts of a layer in float32
-SIZES = dict(
-    vocab_size=tiny.VOCABULARY, hidden_size=tiny.WIDTH, intermediate_size=32, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=tiny.PAD, eos_token_id=tiny.EOS,
-    bos_token_id=None,
-)  # fmt: skip
-
-
-def windowed():
-    """Attention that reaches eight rows back."""
-    return tiny.finish(MistralForCausalLM, MistralConfig(**SIZES, sliding_window=8), 0, torch.float64)
-
-
-def alternating():
-    """A layer with a window, then one without; embeddings that the model scales."""
-    return tiny.finish(Gemma2ForCausalLM, Gemma2Config(**SIZES, sliding_window=8), 0, torch.float64)
-
-
-MODELS = {
-    "gpt2": tiny.gpt2,
-    "llama": tiny.llama,
-    "qwen2": tiny.qwen2,
-    "mistral": windowed,
-    "gemma2": alternating,
-}
-
-
-def batch_of(rows=ROWS, behind=BEHIND, side="right", extra=0):
-    ids, mask = spliced.padded(rows, side, extra=extra)
-    labels = [[-100] * (len(row) - last) + row[len(row) - last :] for row, last in zip(rows, behind)]
-    labels = spliced.padded(labels, side, -100, extra)[0]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "keep_last": torch.tensor(behind)}
-
-
-def model_of(kind="llama", position="postfix", **options):
-    return spliced.prompted(MODELS[kind](), position, **options)
-
-
-def lengths_run(model):
-    """A list that gets the number of rows of each pass through the first layer."""
-    seen, module = [], model.adapter.entry.module
-    layer = next(layer for name, layer in module.named_modules() if name in ("layers.0", "h.0"))
-
-    def look(layer, arguments, options):
-        seen.append((arguments[0] if arguments else options["hidden_states"]).shape[1])
-
-    layer.register_forward_pre_hook(look, with_kwargs=True)
-    return seen
-
-
-def gradients(model, batch, **options):
-    torch.manual_seed(3)
-    output = model.train()(**batch, **options)
-    parameters = model.trainable_parameters()
-    found = torch.autograd.grad(output.loss, parameters.values(), allow_unused=True)
-    return output, dict(zip(parameters, found))
-
-
-def assert_as_without(model, batch, **tolerance):
-    """Loss and gradients with the shortcut and without; returns the outputs."""
-    outputs = []
-    for shortcuts in (("inputs",), ()):
-        model.shortcuts = shortcuts
-        outputs.append(gradients(model, batch))
-    model.shortcuts = ("inputs",)
-    (found, own), (full, wanted) = outputs
-    assert_close(
-        found.loss, full.loss, rtol=tolerance.get("rtol", 1e-5), atol=0
-    )  # in float32 by transformers
-    for name, gradient in wanted.items():
-        if gradient is None:
-            assert own[name] is None
-        else:
-            assert gradient.abs().max() > 1e-8, name
-            assert_close(own[name], gradient, **tolerance or NEAR)
-    return found, full
-
 
 # --- equal to the full pass ---
 
@@ -283,6 +210,34 @@ def test_named_prompts_in_turn_and_inputs_that_were_not_seen():
     for each, kept in ((new, True), (same_front, True), (changed, False), (other_end, False)):
         assert_as_without(model, each)
         assert (seen[-2] < seen[-1]) is kept
+
+
+def test_several_prompts_answer_to_one_input_that_ran_once():
+    model, batch = model_of(), batch_of()
+    del batch["labels"]
+    model.add_prompt("other", dp.PromptConfig(length=2, position="postfix"))
+    model.double()
+    model.cache_inputs(iter([batch_of([ROWS[1]], [1])]), verbose=False)
+    before = model.adapter.kept.digests
+    for _ in range(2):
+        seen, short = lengths_run(model), 1 + max(BEHIND)
+        with torch.no_grad(), model.cache_inputs(batch, verbose=False) as kept:
+            assert len(kept) == 3 and model.adapter.kept is kept
+            front = max(len(row) - last - 1 for row, last in zip(ROWS, BEHIND))
+            compared = [3 + short, 3 + max(map(len, ROWS))] if _ == 0 else []
+            assert seen == [front, *compared]
+            for name in ("default", "other", "default"):
+                model.use_prompt(name)
+                found = model(**batch, use_cache=False).logits[:, -1]
+                model.shortcuts = ()
+                full = model(**batch).logits
+                model.shortcuts = ("inputs",)
+                assert_close(found, full[range(3), [len(row) - 1 for row in ROWS]], **NEAR)
+                assert seen[-2] == model.prompt.length + short
+        assert model.adapter.kept.digests == before
+    with model.cache_inputs(batch, dtype=torch.bfloat16, verbose=False) as other:
+        assert model.adapter.kept is other and len(other) == 3
+    assert model.adapter.kept.digests == before and model.adapter.kept.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -469,7 +424,9 @@ def test_a_recurrent_model_is_refused_by_name():
 
 @pytest.mark.parametrize("names", ["inputs", ["images"], ("inputs", "all")])
 def test_unknown_shortcuts_are_named(names):
-    with pytest.raises(ValueError, match=r"shortcuts=.* is not valid, expected some of \['inputs'\]"):
+    with pytest.raises(
+        ValueError, match=r"shortcuts=.* is not valid, expected some of \['inputs', 'prefix', 'front'\]"
+    ):
         model_of().shortcuts = names
 
 
