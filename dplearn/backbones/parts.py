@@ -155,7 +155,12 @@ def cache_of(layers: list[Tensor], config=None):
 
     cache = DynamicCache() if config is None else DynamicCache(config=config)
     for number in range(len(layers) // 2):
-        cache.update(layers[2 * number], layers[2 * number + 1], number)
+        keys, values = layers[2 * number : 2 * number + 2]
+        if config is not None:
+            cache.update(keys, values, number)
+            continue
+        cache.update(keys[:, :, :0], values[:, :, :0], number)  # makes the layer; the rest without a copy
+        cache.layers[number].keys, cache.layers[number].values = keys, values
     return cache
 
 

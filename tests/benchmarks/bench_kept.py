@@ -49,20 +49,27 @@ def gradient(model, batch):
 def measure(report, quick, pairs):
     backbone = make_llama(quick)
     config = dp.PromptConfig(length=LENGTH, position="postfix")
-    kept, plain = (dp.prompted(backbone, config).train() for _ in range(2))
+    kept, front, plain = (dp.prompted(backbone, config).train() for _ in range(3))
+    plain.shortcuts = ()
     prefix = dp.prompted(backbone, dp.PromptConfig(length=LENGTH)).train()
     theirs = peft_prompt(backbone)
     for tokens in KEPT:
         batch = make_batch(tokens)
         ours = batch | {"keep_last": ANSWER}
         found = kept.cache_inputs(iter([ours]), verbose=False)
-        steps = {name: make_step(model, ours) for name, model in (("kept", kept), ("postfix", plain))}
+        steps = {
+            name: make_step(model, ours)
+            for name, model in (("kept", kept), ("front", front), ("postfix", plain))
+        }
         steps |= {"prefix": make_step(prefix, ours)}
         kept.prompt.load_state_dict(plain.prompt.state_dict())
         one, other = gradient(kept, ours), gradient(plain, ours)
         report.add(f"difference T={tokens}", ((one - other).abs().max() / other.abs().max()).item())
         for name in ("prefix", "postfix"):
             report.ratio(f"kept/{name} T={tokens}", steps["kept"], steps[name], pairs)
+        seconds = report.figures[-1]["ms"][0] / 1e3
+        report.add(f"tokens/s T={tokens}", BATCH * tokens / seconds)
+        report.ratio(f"front/postfix T={tokens}", steps["front"], steps["postfix"], pairs)
         if theirs is None:
             report.skip(f"kept/peft T={tokens}", "peft is not installed")
         else:

@@ -45,7 +45,7 @@ def make_bert(shape):
 
 
 def make_batch(kind, shape):
-    """Inputs as for T5. GPT-2 learns the last two tokens of each, BERT one of two classes."""
+    """Inputs as for T5. GPT-2 and Llama learn the last two tokens of each, BERT one of two classes."""
     lengths = torch.randint(shape.seq // 2, shape.seq + 1, (shape.batch,))
     lengths[0] = shape.seq
     batch = padded(lengths, shape.seq)

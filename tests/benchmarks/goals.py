@@ -212,12 +212,45 @@ def _kept():
     for T, goal in KEPT.items():
         yield Figure(f"kept/prefix T={T}", f"postfix on kept inputs / our prefix; T={T}, l=20", goal)
         yield Figure(f"kept/postfix T={T}", f"postfix on kept inputs / the same without; T={T}, l=20")
+        yield Figure(f"tokens/s T={T}", f"input tokens per second of CPU time in these steps; T={T}")
+        words = "postfix whose input runs without gradient / the same with"
+        yield Figure(f"front/postfix T={T}", f"{words}; T={T}, l=20")
         yield Figure(f"kept/peft T={T}", f"postfix on kept inputs / PEFT prompt tuning; T={T}, l=20")
         yield Figure(
             f"difference T={T}", f"largest relative difference of the gradient, kept / not; T={T}", 1e-4
         )
     yield Figure("bytes", "bytes that keys and values of one token take")
     yield Figure("frozen", "frozen weights that got a gradient in all of these", 0)
+
+
+SERVED, SERVED_TOKENS, NEW_TOKENS = (1, 4, 16), 128, 8  # prompts on one input, T, tokens that are generated
+
+
+def _serving():
+    for count in SERVED:
+        words = f"{count} prompts on one input, keeping it included / one full pass; T={SERVED_TOKENS}, l=20"
+        goal = 1 + 1.2 * count * 20 / (SERVED_TOKENS + 20)
+        yield Figure(f"{count} prompts/one", words, round(goal, 2) if count > 1 else None)
+    yield Figure("difference", "largest relative difference of the answers, shared / not", 1e-4)
+    words = f"{NEW_TOKENS} new tokens behind a prefix that is kept / not; T={SERVED_TOKENS}, l=20"
+    yield Figure("prefix kept/not", words)
+    yield Figure("other tokens", "new tokens that differ between the two", 0)
+
+
+PEFT_MODELS = {"t5": "T5-small", "llama": "Llama, 135M", "bert": "BERT-base"}
+PEFT_WAYS = {
+    "prefix": "our prefix",
+    "instance": "position per instance",
+    "pool": "a pool of 4 prompts mixed for each input",
+}
+
+
+def _peft():
+    for kind, model in PEFT_MODELS.items():
+        for way, words in PEFT_WAYS.items():
+            goal = 1.02 if way == "prefix" else 1.05
+            yield Figure(f"{kind} {way}/peft", f"{model}: {words} / PEFT prompt tuning; l=20", goal)
+        yield Figure(f"{kind} frozen", f"{model}: frozen weights that got a gradient", 0)
 
 
 GROUPS = {
@@ -229,6 +262,8 @@ GROUPS = {
     "length": Group("Unused vectors", "bench_length", tuple(_length())),
     "padding": Group("Padding", "bench_padding", tuple(_padding())),
     "kept": Group("Kept inputs", "bench_kept", tuple(_kept())),
+    "serving": Group("Several prompts on one input", "bench_serving", tuple(_serving())),
+    "peft": Group("Beside PEFT", "bench_peft", tuple(_peft())),
     "estimators": Group("Estimators of the position's gradient", "bench_estimators", tuple(_estimators())),
     "gradients": Group("What the estimators find", "bench_gradients", tuple(_gradients())),
 }
