@@ -77,7 +77,7 @@ def section(goals, name, record):
     found = {} if row is None else {figure["name"]: figure for figure in row["figures"]}
     quick = row is not None and row["quick"]
     judged, other = [], []
-    for figure in goals.GROUPS[name].figures:
+    for figure in goals.group(name).figures:
         line = cells(goals, figure, found.get(figure.name), quick)
         (other if figure.goal is None else judged).append(line)
     parts = [table(judged)] if judged else []

@@ -14,16 +14,14 @@ import dplearn as dp
 LENGTH, BATCH, ANSWER = 20, 4, 2
 
 
-def make_llama(quick):
+def make_llama(quick, **other):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30)
+    sizes = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
     if quick:
-        sizes = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, num_attention_heads=9 if not quick else 3, num_key_value_heads=3,
-        bos_token_id=None, eos_token_id=EOS, pad_token_id=0, use_cache=False, **sizes,
-    )  # fmt: skip
+        sizes = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=3)
+    sizes |= dict(num_key_value_heads=3, vocab_size=VOCABULARY) | other
+    config = LlamaConfig(bos_token_id=None, eos_token_id=EOS, pad_token_id=0, use_cache=False, **sizes)
     return LlamaForCausalLM(config).eval()
 
 

@@ -154,6 +154,19 @@ def frozen_with_gradient(backbone):
     return sum(p.grad is not None or p.requires_grad for p in backbone.parameters())
 
 
+def operator_step(vectors, shape):
+    """The operator by itself at the shape of a step, with all its gradients."""
+    prompt, count = vectors.clone().requires_grad_(), len(vectors) + 1
+    weights = torch.eye(count)[torch.randint(count, (shape.batch,))].requires_grad_()
+    rows = torch.randn(shape.batch, shape.seq, shape.dim)
+    back = torch.randn(shape.batch, shape.seq + len(vectors), shape.dim)
+
+    def step():
+        dp.insert_weighted(prompt, rows, weights=weights).embeds.backward(back)
+
+    return step
+
+
 def report_length(report, shape, length, pairs):
     backbone, batch = make_t5(shape), make_batch(shape)
     vectors = torch.randn(length, shape.dim)
@@ -164,7 +177,14 @@ def report_length(report, shape, length, pairs):
         models["peft"] = theirs
     steps = {way: make_step(model.train(), batch) for way, model in models.items()}
     backbone.eval()  # they share it: the same mode for all
-    ratios = ["peft/fixed", *(f"{way}/fixed" for way in OURS), "instance/peft", "authors/instance"]
+    steps["operator"] = operator_step(vectors, shape)
+    ratios = [
+        "peft/fixed",
+        *(f"{way}/fixed" for way in OURS),
+        "instance/peft",
+        "authors/instance",
+        "operator/instance",
+    ]
     for ratio in ratios:
         if theirs is None and "peft" in ratio:
             report.skip(f"{ratio} l={length}", "peft is not installed")

@@ -88,10 +88,9 @@ def _insertion():
         yield Figure(
             f"time operator/fixed_cat {shape}",
             f"time, operator / {OTHERS['fixed_cat']}; {at(shape)}",
-            6 if main else None,
         )
         for other in list(OTHERS)[1:]:
-            goal = 15 if main and other in ("all_candidates", "careful_loop") else None
+            goal = 15 if main and other == "all_candidates" else None
             words = f"time, {OTHERS[other]} / operator; {at(shape)}"
             yield Figure(f"time {other}/operator {shape}", words, goal, True)
     for shape in SHAPES:
@@ -115,7 +114,9 @@ def _steps():
         words = "position per instance from the encoder, one more frozen pass / fixed prompt"
         yield Figure(f"encoder/fixed l={l}", f"{words}; l={l}")
         words = "the authors' two passes and loops / position per instance"
-        yield Figure(f"authors/instance l={l}", f"{words}; l={l}", 1.4 if l == 20 else 1.9, True)
+        yield Figure(f"authors/instance l={l}", f"{words}; l={l}", 1.4 if l == 20 else None, True)
+        words = "the operator alone, forward and backward / a step with a position per instance"
+        yield Figure(f"operator/instance l={l}", f"{words}; l={l}", 0.02)
         yield Figure(f"frozen l={l}", f"frozen weights that got a gradient in all of these; l={l}", 0)
 
 
@@ -253,6 +254,34 @@ def _peft():
         yield Figure(f"{kind} frozen", f"{model}: frozen weights that got a gradient", 0)
 
 
+GPU_T5 = ("base", "large", "xl")  # of v1.1
+
+
+def _gpu():
+    yield Figure("operator ms", f"the insertion operator, forward and backward, ms; {at(MAIN)}", 0.5)
+    words = {"prefix": "our fixed prefix", "before": "position per image in front of the position vectors"}
+    for way, text in words.items():
+        yield Figure(f"vit {way}/VPT", f"ViT-B/16, B=64: {text} / VPT-shallow by hand", 1.05)
+    yield Figure("clip plain/CoOp", "CLIP ViT-B/16, 50 classes: our prefix, nothing spared / CoOp's step")
+    yield Figure(
+        "clip spared/CoOp", "CLIP ViT-B/16, 50 classes: our prefix, everything spared / CoOp's step", 0.10
+    )
+    yield Figure("llama prefix ms", "Llama, 1.2B, B=8, T=256: a step with a prefix, ms")
+    yield Figure("llama kept/prefix", "Llama, 1.2B, B=8, T=256: postfix on kept inputs / prefix", KEPT[256])
+    words = "postfix whose input runs without gradient / the same with"
+    yield Figure("llama front/postfix", f"Llama, 1.2B, B=8, T=256: {words}")
+    for size, goal in zip(GPU_T5, (16, 45, 160)):
+        model = f"T5 v1.1 {size}, B=32, T=256"
+        yield Figure(f"t5 {size} ms", f"{model}: a step with a position per instance, ms", goal)
+        yield Figure(f"t5 {size} memory", f"{model}: peak memory of it, GiB")
+        yield Figure(f"t5 {size} MFU", f"{model}: share of the device's FLOP/s that it uses")
+        yield Figure(f"t5 {size} instance/fixed", f"{model}: position per instance / fixed prompt", 1.05)
+        if size == "base":
+            yield Figure("t5 base compiled ms", f"{model}: the same step compiled, ms", 12)
+
+
+GPU_GROUP = Group("On a GPU", "gpu", tuple(_gpu()))  # by its own script, on a machine that has one
+
 GROUPS = {
     "insertion": Group("The insertion operator", "bench_insertion", tuple(_insertion())),
     "steps": Group("A training step", "bench_steps", tuple(_steps())),
@@ -267,3 +296,8 @@ GROUPS = {
     "estimators": Group("Estimators of the position's gradient", "bench_estimators", tuple(_estimators())),
     "gradients": Group("What the estimators find", "bench_gradients", tuple(_gradients())),
 }
+
+
+def group(name: str) -> Group:
+    """The group of a name, that of the GPU's script included."""
+    return GPU_GROUP if name == "gpu" else GROUPS[name]

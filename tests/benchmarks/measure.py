@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from goals import GROUPS, bound, holds, number
+import goals
+from goals import bound, holds, number
 
 
 @contextmanager
@@ -53,7 +54,7 @@ class Report:
     """Prints each figure of one group as it comes, with goal and verdict, and keeps it for the record."""
 
     def __init__(self, group: str, quick: bool = False):
-        self.expected = {figure.name: figure for figure in GROUPS[group].figures}
+        self.expected = {figure.name: figure for figure in goals.group(group).figures}
         self.quick = quick
         self.figures = []
 

@@ -82,7 +82,7 @@ def main(arguments=None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name
     out = options.out or (None if options.quick else records.FOLDER / "benchmarks.json")
     kept = json.loads(out.read_text())["rows"] if out and out.is_file() else []
-    rows = {row["group"]: row for row in kept if row["group"] in GROUPS}
+    rows = {row["group"]: row for row in kept if row["group"] in (*GROUPS, "gpu")}
     missed = []
     for group in options.only:
         print(f"\n== {GROUPS[group].title}: {command(options, group)}")
@@ -100,7 +100,7 @@ def main(arguments=None) -> None:
         }
         print(f"{rows[group]['seconds']:.0f} s")
         if out:  # after every group: a run that is stopped keeps what it has
-            ordered = [rows[name] for name in GROUPS if name in rows]
+            ordered = [rows[name] for name in (*GROUPS, "gpu") if name in rows]
             records.save(out, ordered, command(options, ",".join(options.only)))
     print("\nall goals hold" if not missed else "\nmissed:\n  " + "\n  ".join(missed))
     if options.quick:

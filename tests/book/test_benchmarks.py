@@ -58,7 +58,7 @@ def test_goals_are_judged_at_their_edges(value, goal, at_least, expected):
 
 
 def test_figures_have_one_name_each_and_modules_exist():
-    for group in goals.GROUPS.values():
+    for group in (*goals.GROUPS.values(), goals.GPU_GROUP):
         names = [figure.name for figure in group.figures]
         words = [figure.words for figure in group.figures]
         assert len(set(names)) == len(names) and len(set(words)) == len(words)
@@ -72,7 +72,7 @@ def test_figures_have_one_name_each_and_modules_exist():
 
 def test_the_page_has_a_place_for_every_group():
     text = (ROOT / "book" / "benchmarks.md").read_text()
-    assert tool("benchmark_tables", "_ext").MARK.findall(text) == list(goals.GROUPS)
+    assert tool("benchmark_tables", "_ext").MARK.findall(text) == [*goals.GROUPS, "gpu"]
 
 
 def test_ratio_is_that_of_the_pairs_and_collection_is_off(monkeypatch):
@@ -163,9 +163,36 @@ def test_a_shipped_record_holds_known_groups_of_full_runs():
     if not path.is_file():
         pytest.skip("the benchmarks were not recorded for this version")
     for row in json.loads(path.read_text())["rows"]:
-        known = {figure.name for figure in goals.GROUPS[row["group"]].figures}
+        known = {figure.name for figure in goals.group(row["group"]).figures}
         assert not row["quick"] and {figure["name"] for figure in row["figures"]} <= known
         assert all(figure.get("pairs", 9) >= 9 for figure in row["figures"])
+
+
+def test_the_script_for_a_gpu_runs_small_models_anywhere(tmp_path, capsys):
+    import gpu
+
+    out = tmp_path / "benchmarks.json"
+    out.write_text(json.dumps(made_up([{"name": "bert frozen", "value": 0}])))
+    gpu.main(["--tiny", "--out", str(out)])
+    rows = {row["group"]: row for row in json.loads(out.read_text())["rows"]}
+    assert list(rows) == ["models", "gpu"] and rows["models"]["figures"][0]["value"] == 0
+    found = {figure["name"]: figure for figure in rows["gpu"]["figures"]}
+    assert list(found) and set(found) == {figure.name for figure in goals.GPU_GROUP.figures}
+    skipped = {name for name, figure in found.items() if "skipped" in figure}
+    assert skipped <= {name for name in found if name.endswith(("memory", "MFU"))}
+    text, lines = lines_of({"rows": list(rows.values())}, "gpu")
+    assert "not judged" in text and "gpu.py --minutes 8 --tiny" in text
+    before = out.read_text()
+    with pytest.raises(SystemExit):
+        gpu.main(["--minutes", "soon", "--out", str(out)])
+    gpu.main(["--tiny", "--minutes", "0", "--out", str(out)])
+    figures = json.loads(out.read_text())["rows"][1]["figures"]
+    assert out.read_text() != before and {figure.get("skipped") for figure in figures} == {"no time was left"}
+
+
+def test_without_a_gpu_the_page_says_not_run():
+    text, lines = lines_of(None, "gpu")
+    assert len(lines) == len(goals.GPU_GROUP.figures) and all(line[1] == "not run" for line in lines)
 
 
 # --- the command line ---
