@@ -51,6 +51,7 @@ class Settings:
     train_vectors : False leaves the vectors as they began.
     init_words : words of the backbone's vocabulary whose rows are the first values of the vectors, again and again
         where there are more vectors; None: as the prompt's ``init`` says.
+    group_by_length : put inputs of like length into one batch, which has less padding then; for text.
     fit_summaries : standardize summaries over the whole training split before the first step, instead of as they come.
     """
 
@@ -69,6 +70,7 @@ class Settings:
     train_vectors: bool = True
     init_words: str | None = None
     fit_summaries: bool = False
+    group_by_length: bool = False
 
     def __post_init__(self):
         OneOf(("adafactor", "adam"))("optimizer", self.optimizer)
@@ -109,6 +111,7 @@ def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **o
         seed=seed,
         data_seed=seed,
         save_strategy="no",
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         logging_steps=max(settings.steps // 10, 1),
         report_to="none",
         disable_tqdm=True,

@@ -37,13 +37,14 @@ def label_scores(
     model.eval()
     device = next(model.parameters()).device
     size = batch_size(examples)
-    for start in range(0, len(examples), size):
-        batch = collate([examples[i] for i in range(start, min(start + size, len(examples)))])
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))  # less padding
+    for start in range(0, len(order), size):
+        batch = collate([examples[i] for i in order[start : start + size]])
         batch = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             parts.append(read(model(**batch)["logits"]).float().cpu())
     model.train(training)
-    return torch.cat(parts)
+    return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
 def metrics_of(task, split: str, scores: Tensor) -> tuple[dict[str, float], float]:

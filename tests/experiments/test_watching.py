@@ -154,6 +154,32 @@ def test_summaries_can_be_fitted_before_the_first_step():
     assert counts == [60, 0]
 
 
+def test_batches_of_like_length_have_less_padding(monkeypatch):
+    usual, data, shares = tuning.prompted, task(), {True: [], False: []}
+
+    def encode(split, model):
+        """Inputs of one, five, ... times the usual length."""
+        names = ("input_ids", "attention_mask")
+        rows = enumerate(data.encode(tokenizer(), split, model))
+        return [row | {name: row[name] * (1 + 4 * (number % 5)) for name in names} for number, row in rows]
+
+    def seen(*arguments, **options):
+        model = usual(*arguments, **options)
+
+        def look(module, values, batch):
+            if module.training:
+                shares[grouped].append(float(batch["attention_mask"].float().mean()))
+
+        model.register_forward_pre_hook(look, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(tuning, "prompted", seen)
+    for grouped in (False, True):
+        tuned(encode=encode, group_by_length=grouped, batch_size=4)
+    assert len(shares[True]) == len(shares[False]) == 6
+    assert sum(shares[True]) / 6 > 0.7 > 0.6 > sum(shares[False]) / 6, shares
+
+
 @pytest.mark.parametrize(
     ("name", "first", "expected"),
     [("constant", 2.0, [2.0, 2.0]), ("linear", 2.0, [2.0, 0.5]), ("exponential", 1.0, [1.0, 0.5])],
