@@ -204,6 +204,11 @@ def _check(study: Study) -> None:
         raise ValueError(
             f"{study.name}: choice.seeds={shown(study.choice.seeds)}, expected at least {LEAST_CHOICE_SEEDS}"
         )
+    if not study.choice.seeds and any(method.kind == "best of" for method in study.methods):
+        raise ValueError(
+            f'{study.name}: choice.seeds=[] and a method "best of", expected choice seeds: what is best on validation is '
+            "found with them"
+        )
     seen = set()
     for cell in study.cells():
         methods = study.methods_in(cell)

@@ -257,6 +257,16 @@ def test_what_a_file_says_wrong_is_refused_with_the_place(tmp_path, old, new, me
         read(tmp_path, TEXT.replace(old, new, 1))
 
 
+def test_the_best_of_several_needs_choice_seeds(tmp_path):
+    text = TEXT.replace("seeds = [101, 102, 103]", "seeds = []").replace(
+        'title = "a try"', 'title = "a"\nexempt = "a look"'
+    )
+    path = tmp_path / "one.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r'choice.seeds=\[\] and a method "best of", expected choice seeds'):
+        study.read(path)
+
+
 def test_an_unknown_study_is_refused_with_a_list():
     with pytest.raises(ValueError, match="study='positions' is unknown, expected one of .*'position'"):
         study.read("positions")
