@@ -194,6 +194,8 @@ def _padding():
 def _estimators():
     for name in ESTIMATORS:
         yield Figure(f"{name}/fixed", f"position per instance, {name} / fixed prompt; l=20")
+    words = "position per instance, score-function, one split with probability 0.9 / fixed prompt; l=20"
+    yield Figure("score-function settled/fixed", words, 2.2)
 
 
 GRADIENT_KINDS = {"t5": "T5", "bert": "BERT", "gpt2": "GPT-2", "llama": "Llama"}
