@@ -5,7 +5,14 @@ import spliced
 import tiny
 import torch
 from torch.testing import assert_close
-from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from dplearn.backbones.parts import runs_in_parts
 
@@ -29,12 +36,23 @@ def alternating():
     return tiny.finish(Gemma2ForCausalLM, Gemma2Config(**SIZES, sliding_window=8), 0, torch.float64)
 
 
+def shifted():
+    """Learned positions that count from two, found from the mask."""
+    config = OPTConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=tiny.WIDTH, word_embed_proj_dim=tiny.WIDTH, ffn_dim=32,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=96, dropout=0.0, pad_token_id=tiny.PAD,
+        eos_token_id=tiny.EOS, bos_token_id=None,
+    )  # fmt: skip
+    return tiny.finish(OPTForCausalLM, config, 0, torch.float64)
+
+
 MODELS = {
     "gpt2": tiny.gpt2,
     "llama": tiny.llama,
     "qwen2": tiny.qwen2,
     "mistral": windowed,
     "gemma2": alternating,
+    "opt": shifted,
 }
 
 

@@ -212,6 +212,25 @@ def test_named_prompts_in_turn_and_inputs_that_were_not_seen():
         assert (seen[-2] < seen[-1]) is kept
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_in_bfloat16_answers_are_near(kind):
+    """As near as those of the model itself in another order of sums."""
+    model, batch = model_of(kind), batch_of()
+    exact = gradients(model, batch)[0].logits
+    model.to(torch.bfloat16)
+    outputs = []
+    for shortcuts in (("inputs",), ("front",), ()):
+        model.shortcuts = shortcuts
+        if "inputs" in shortcuts:
+            assert model.cache_inputs(batch, verbose=False).dtype == torch.bfloat16
+        outputs.append(gradients(model, batch)[0].logits)
+    kept, front, full = outputs
+    noise = (full.double() - exact).abs().max()
+    last = [len(row) - 1 for row in ROWS]
+    assert (kept[:, -1].double() - exact[range(3), last]).abs().max() < 3 * noise
+    assert (front.double() - exact).abs().max() < 3 * noise
+
+
 def test_several_prompts_answer_to_one_input_that_ran_once():
     model, batch = model_of(), batch_of()
     del batch["labels"]

@@ -351,3 +351,20 @@ def test_every_architecture_answers_as_at_once(architecture, position):
     except (AssertionError, RuntimeError) as reason:
         pytest.skip(f"it does not train in evaluation mode: {str(reason)[:100]}")
     assert_as_without(model, batch, "front", rtol=1e-4, atol=near)
+
+
+# --- encoder-decoders ---
+
+
+def test_the_encoder_runs_once_for_all_new_tokens_and_once_for_draws_that_agree():
+    model = dp.prompted(tiny.t5(), dp.PromptConfig(length=3, position="instance")).double()
+    (ids, mask), passes = spliced.padded(ROWS), []
+    model.backbone.get_encoder().register_forward_pre_hook(
+        lambda encoder, values, named: passes.append(len(named["inputs_embeds"])), with_kwargs=True
+    )
+    model.generate(ids, mask, num_beams=2, max_new_tokens=5, min_new_tokens=5)
+    assert passes == [3]
+    with torch.no_grad():
+        model.prompt.position.controller.linear.bias[1] = 50.0  # all draws agree
+    model.train()(input_ids=ids, attention_mask=mask, labels=torch.tensor([[5], [7], [9]])).loss.backward()
+    assert passes == [3, 3] and model.prompt.vectors.grad.abs().max() > 0
