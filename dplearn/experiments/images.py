@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from transformers import default_data_collator, set_seed
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dplearn import zoo
 from dplearn.backbones.heads import head_of
+from dplearn.backbones.views import changed, path_of
 from dplearn.config import PromptConfig
 from dplearn.experiments import fitting
 from dplearn.experiments.fitting import Settings
@@ -54,7 +56,11 @@ SETTINGS = Settings(steps=400, learning_rate=1e-2, controller_learning_rate=None
 
 
 class LinearProbe(nn.Module):
-    """A backbone of which the classification head alone is trained; the rest is frozen and in evaluation mode."""
+    """A backbone of which the classification head alone is trained; the rest is frozen and in evaluation mode.
+
+    So what the head reads of an image never changes: it can be computed once (:meth:`features`) and given in the place
+    of the pixels.
+    """
 
     accepts_loss_kwargs = False  # as PromptedModel: the loss is a mean over the batch
 
@@ -72,8 +78,46 @@ class LinearProbe(nn.Module):
         self.training = mode
         return self
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None):
-        return self.backbone(pixel_values=pixel_values, labels=labels)
+    @torch.no_grad()
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """What the modules of the head read, (B, modules, width)."""
+        found = {}
+
+        def noting(name: str):
+            def read(usual, rows):
+                found[name] = rows
+                return usual(rows)
+
+            return read
+
+        with changed(self.backbone, {name: noting(name) for name in self.head}) as model:
+            model(pixel_values=pixel_values)
+        return torch.stack([found[name] for name in self.head], 1)
+
+    def forward(
+        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, features: Tensor | None = None
+    ):
+        """pixel_values: (B, channels, height, width), or the images' ``features`` instead. labels: (B,)."""
+        if features is None:
+            return self.backbone(pixel_values=pixel_values, labels=labels)
+        # The model's own head, loss included, on a base model that does not run.
+        rows = features.new_zeros(len(features), 3, self.backbone.config.hidden_size)
+        empty = BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=rows[:, 0])
+        changes = {path_of(self.backbone, self.backbone.base_model): lambda usual, *values, **options: empty}
+        for number, name in enumerate(self.head):
+            changes[name] = lambda usual, rows, kept=features[:, number]: usual(kept)
+        with changed(self.backbone, changes) as model:
+            return model(pixel_values=None, labels=labels)
+
+
+def kept_features(probe: LinearProbe, examples: Sequence[dict], batch_size: int = 128) -> list[dict]:
+    """Images with labels as what the head of a probe reads of them, each computed once."""
+    kept, device = [], next(probe.parameters()).device
+    for start in range(0, len(examples), batch_size):
+        some = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
+        features = probe.features(torch.stack([each["pixel_values"] for each in some]).to(device)).cpu()
+        kept += [{"features": rows, "labels": each["labels"]} for rows, each in zip(features, some)]
+    return kept
 
 
 def config_of(method: str, layers: int) -> PromptConfig | None:
@@ -132,9 +176,12 @@ def fit(
     processor : turns images into pixel values; it runs once for each image.
     """
 
+    probe = isinstance(model, LinearProbe)
+
     @cache
     def encode(split: str):
-        return task.encode(processor, split, in_memory=True)
+        images = task.encode(processor, split, in_memory=not probe)
+        return kept_features(model, images) if probe else images
 
     callbacks = fitting.annealed(model)
     row = fitting.fit(

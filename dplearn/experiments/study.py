@@ -206,8 +206,8 @@ def _check(study: Study) -> None:
         )
     if not study.choice.seeds and any(method.kind == "best of" for method in study.methods):
         raise ValueError(
-            f'{study.name}: choice.seeds=[] and a method "best of", expected choice seeds: what is best on validation is '
-            "found with them"
+            f'{study.name}: choice.seeds=[] and a method "best of", expected choice seeds: they tell what is best on '
+            "validation"
         )
     seen = set()
     for cell in study.cells():

@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import nn
 from torch.testing import assert_close
+from transformers import default_data_collator
 
 from dplearn import zoo
 from dplearn.experiments import execution, fitting, images, jobs, records, runner, study, tables
@@ -162,6 +163,25 @@ def test_one_step_of_the_probe_is_logistic_regression_by_hand():
         certain = torch.from_numpy(np.abs(g) > 1e-4)
         assert_close(parameter.double()[certain], torch.from_numpy(expected)[certain], rtol=0, atol=1e-4)
         assert certain.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("make", [tiny.vit, tiny.deit, tiny.dinov2])
+def test_a_probe_on_kept_features_is_the_probe_on_images(make):
+    """Logits, loss and the gradient of the head, and the body does not run again."""
+    model, images_ = images.LinearProbe(make()).train(), tiny.images(4)
+    labels = torch.tensor([0, 1, 1, 0])
+    rows = [{"pixel_values": pixels, "labels": int(label)} for pixels, label in zip(images_, labels)]
+    kept = images.kept_features(model, rows, batch_size=3)
+    runs = []
+    model.backbone.base_model.embeddings.register_forward_pre_hook(lambda *values: runs.append(1))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    output = model(**default_data_collator(kept))
+    found = torch.autograd.grad(output.loss, parameters)
+    assert not runs
+    full = model(pixel_values=images_, labels=labels)
+    assert_close(output.logits, full.logits) and runs
+    assert_close(found, torch.autograd.grad(full.loss, parameters))
+    assert all(gradient.abs().max() > 1e-6 for gradient in found)
 
 
 def test_the_body_of_a_probe_is_in_evaluation_mode():
