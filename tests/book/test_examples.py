@@ -66,6 +66,19 @@ def test_the_table_of_estimators_is_that_of_the_record(tmp_path):
             assert cell == f"{statistics.mean(scores):.3f}\u00a0±\u00a0{statistics.stdev(scores):.3f}"
 
 
+def test_what_at_work_says_of_time_is_in_the_benchmarks():
+    text = (ROOT / "book" / "at-work.md").read_text()
+    figures = {
+        figure["name"]: figure["value"]
+        for row in records.load("benchmarks")["rows"]
+        if row["group"] in ("padding", "length")
+        for figure in row["figures"]
+        if "value" in figure
+    }
+    assert f"took {figures['grouped/longest']:.2f} of the time" in text.replace("\n", " ")
+    assert f"{figures['dropped/masked T=64']:.2f} of the time when 80 of 100" in text.replace("\n", " ")
+
+
 LEARNED = {
     "exact": "per instance, exact",
     "score-function": "per instance, score-function",
@@ -123,10 +136,13 @@ def test_the_verdicts_on_a_place_per_input_are_those_of_the_record(tmp_path):
     row = next(
         line for line in text.splitlines() if line.startswith("| A learned position per instance improves")
     )
-    said = {}
+    said, words = {}, {"l = 1": "one", "l = 2": "two", "l = 4": "four", "l = 8": "eight"}
     for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one):
+        found = commands._verdicts(one, cell, rows)
+        if cell.condition.name in words and cell.task == "place/mixed":
+            sentence = found["best fixed split", "per instance, score-function"].sentence()
+            assert f"{words[cell.condition.name]}, {sentence}" in row
         if cell.condition.name == "given":
-            found = commands._verdicts(one, cell, rows)
             for name in ("score-function", "straight-through"):
                 method = f"per instance, {name}"
                 said[cell.task, name] = found["best fixed split", method].sentence()
