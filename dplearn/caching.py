@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dplearn import files
-from dplearn.backbones import Reading, fronts
+from dplearn.backbones import Reading
 from dplearn.batches import batches_of
 from dplearn.fingerprint import differing, fingerprint
 from dplearn.kept import KeptInputs, state_of
@@ -32,18 +32,16 @@ def cache_inputs(
     reason = adapter.refuses_kept(model.prompt_config)
     if reason is not None:
         raise ValueError(f"cache_inputs: {reason}")
-    if adapter.values_of_a_token is None:
-        adapter.values_of_a_token = fronts.values_of_a_token(adapter)
-    size = adapter.values_of_a_token
     batches = list(batches_of(data, collate, batch_size, model.device))
     readings = [_read(model, batch) for batch in batches]
+    sizes = {digest: size for reading in readings for digest, size in adapter.sizes_kept(reading).items()}
     before = kept = adapter.kept
     if kept is None or not kept.fresh or not kept.made_as(dtype, folder):
         _check_folder(model.backbone, dtype, folder)
         kept = KeptInputs(model.backbone, dtype, folder)
     known = kept.digests
     if verbose:
-        _tell(kept, readings, size)
+        _tell(kept, sizes)
     adapter.kept = kept
 
     def forget() -> None:
@@ -52,7 +50,7 @@ def cache_inputs(
 
     kept.forget = forget
     for number, reading in enumerate(readings):
-        fronts.keep(adapter, kept, reading)
+        adapter.keep(kept, reading)
         if number == 0 and kept.dtype == model.backbone.dtype:
             _compare(model, batches[0])
     return kept
@@ -78,51 +76,51 @@ def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | 
 
 
 def _read(model, batch: dict) -> Reading:
-    if batch.get("input_ids") is None:
-        raise ValueError(
-            f"cache_inputs: a batch has {list(batch)}, expected input_ids, by which inputs are found again"
-        )
     given, boundary = model._taken_apart(model.accepted(batch), sees=True)[:2]
     return model.adapter.read(given, boundary, model.prompt_config, model._size())
 
 
-def _tell(kept: KeptInputs, readings: list[Reading], each: int) -> None:
+def _tell(kept: KeptInputs, sizes: dict[str, int]) -> None:
     """Print how much is going to be kept."""
-    lengths: dict[str, int] = {}
-    for reading in readings:
-        counts = fronts.counts_of(reading)
-        lengths |= dict(zip(fronts.digests_of(reading, counts), counts.tolist(), strict=True))
-    new = {name: count for name, count in lengths.items() if name not in kept}
-    size = sum(new.values()) * each * kept.dtype.itemsize
+    new = [size for name, size in sizes.items() if name not in kept]
     where = "in memory" if kept.folder is None else f"in {str(kept.folder)!r}"
     print(
-        f"keeping keys and values of {len(new):,} inputs ({sum(new.values()):,} tokens, {size / 2**20:,.1f} MB) "
-        f"{where}; {len(lengths) - len(new):,} are kept already"
+        f"keeping {sum(new) * kept.dtype.itemsize / 2**20:,.1f} MB of {len(new):,} inputs {where}; "
+        f"{len(sizes) - len(new):,} are kept already"
     )
+
+
+def _answers(output) -> torch.Tensor:
+    return output["logits"] if "logits" in output else output[0]
 
 
 def _compare(model, batch: dict) -> None:
     """Raise ValueError where a batch is answered otherwise than by the full pass; once for each length and weights."""
-    made_of = (state_of(model.backbone), batch["input_ids"].shape[1])
+    width = next(batch[name] for name in ("input_ids", "pixel_values") if batch.get(name) is not None).shape[
+        1
+    ]
+    made_of = (state_of(model.backbone), width)
     if model.adapter.compared[0] == made_of[0] and model.adapter.compared[1] >= made_of[1]:
         return
-    batch = {name: value for name, value in model.accepted(batch).items() if name != "labels"} | {
-        "use_cache": False
-    }
+    batch = {name: value for name, value in model.accepted(batch).items() if name != "labels"}
+    if model.adapter.kind == "text":
+        batch["use_cache"] = False
     kept, training = model.adapter.kept, model.training
     model.eval()
     try:
-        found = model(**batch).logits
+        found = _answers(model(**batch))
         model.adapter.kept = None
-        full = model(**batch).logits
+        full = _answers(model(**batch))
     finally:
         model.adapter.kept = kept
         model.train(training)
     # Some models compute parts in float32 whatever their dtype is.
     near = 5e-2 if model.backbone.dtype.itemsize < 4 else 1e-4
-    if (found[:, -1] - full[:, -1]).abs().max() > near * full[:, -1].abs().max():
+    if model.adapter.kind == "text":  # the other columns are of rows that did not run
+        found, full = found[:, -1], full[:, -1]
+    if (found - full).abs().max() > near * full.abs().max():
         model.adapter.kept = None
         raise ValueError(
-            f"cache_inputs: {type(model.backbone).__name__} answers otherwise on kept keys and values than on the input"
+            f"cache_inputs: {type(model.backbone).__name__} answers otherwise on what is kept than on the input"
         )
     model.adapter.compared = made_of

@@ -114,7 +114,11 @@ def _facts(config: PromptConfig, counted: Count) -> list[str]:
     """The list of a card: the decisions, what else there is, and what is trained."""
     facts = {name.capitalize(): found.words for name, found in decisions(config).items()}
     if config.depth > 1:
-        facts["Depth"] = f"fresh vectors in each of the first {config.depth} layers"
+        layers = f"each of {config.depth} layers from layer {config.from_layer} on"
+        first = config.from_layer == 1
+        facts["Depth"] = f"fresh vectors in {f'each of the first {config.depth} layers' if first else layers}"
+    elif config.from_layer > 1:
+        facts["Depth"] = f"vectors at the input of layer {config.from_layer}"
     if image_part(config):
         facts["In the image"] = image_part(config)
     if config.head == "trained":

@@ -109,6 +109,8 @@ class PromptConfig:
         input alone (VPT-shallow). More: at the input of each further layer, fresh vectors replace the prompt's rows
         (VPT-deep). All layers share position and size, and the weights of a pool. A learned position or size then
         needs an estimator that runs real sequences.
+    from_layer : images only: the first of the layers that have a prompt at their input. Above 1 the layers in front of
+        it run on the image alone, so what they give can be kept (:meth:`dplearn.PromptedModel.cache_inputs`).
     entry : images only: where the prompt enters, "after-positions" (behind the position embeddings, as VPT; the
         default, None), "before-positions" or "position-coded". Behind them no position can matter; in front of them the
         split shifts the patches over a grid of positions that is stretched for the prompt; coded, the prompt alone gets
@@ -179,6 +181,7 @@ class PromptConfig:
     depth: int = option(
         1, "in how many of the first layers there are vectors", Whole(), ("vision", "image-text")
     )
+    from_layer: int = option(1, "the first of the layers that have vectors", Whole(), ("vision",))
     entry: str | None = option(
         None,
         "where the prompt enters: behind or in front of the position embeddings",
@@ -239,6 +242,11 @@ class PromptConfig:
             refuse("samples", self.samples, Whole(row.least_samples).expected)
 
     def _check_images(self):
+        if self.from_layer > 1 and self.entry in ("before-positions", "position-coded"):
+            raise ValueError(
+                f"from_layer={self.from_layer} is not valid with entry={self.entry!r}, expected 1, or "
+                "entry='after-positions': positions are added in front of the first layer"
+            )
         if self.entry in ("before-positions", "position-coded") and self.size in LEARNED:
             raise ValueError(
                 f"size={self.size!r} is not valid with entry={self.entry!r}, expected 'full' or a number: "

@@ -1,10 +1,13 @@
-"""Keys and values of inputs, kept: what no prompt can change is computed once.
+"""What no prompt can change of an input, kept: keys and values of a text, states of an image.
 
 In a causal model a row sees the rows in front of it alone. So where a prompt stands behind the input (postfix), the
 input's keys and values in every layer are those of the frozen model, in every step of training and for every prompt.
 :class:`KeptInputs` holds them, in memory or in files; :mod:`dplearn.backbones.fronts` makes and uses them.
 
-What is kept is found by the ids of the tokens that it was made from, and holds for the weights that it was made with:
+In an image model whose prompt stands in later layers only, the states in front of the first of these are the frozen
+model's own in the same way (:mod:`dplearn.backbones.vit`).
+
+What is kept is found by the token ids or pixels that it was made from, and holds for the weights that it was made with:
 an input that was never seen, or a model that was changed, takes the full pass. (Changes are seen as autograd counts
 them. A write through ``parameter.data``, which nothing counts, is not.)
 """
@@ -25,17 +28,18 @@ from torch import Tensor, nn
 from dplearn import files
 
 
-def digest_of(ids: Tensor) -> str:
-    """The name under which an input (T,) of token ids is kept.
+def digest_of(values: Tensor) -> str:
+    """The name under which an input is kept: token ids (T,), or pixel values.
 
     >>> digest_of(torch.tensor([3, 5])) == digest_of(torch.tensor([3, 5], dtype=torch.int32))
     True
     """
-    return hashlib.blake2b(ids.cpu().long().numpy().tobytes(), digest_size=16).hexdigest()
+    values = values.detach().cpu().to(torch.float64 if values.is_floating_point() else torch.int64)
+    return hashlib.blake2b(values.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
 class KeptInputs:
-    """Keys and values of inputs by the digest of their token ids.
+    """Keys and values, or states, of inputs by the digest of what they were made from.
 
     As a context, ``with model.cache_inputs(batch, verbose=False): ...``, it forgets at the end what the call added: to
     answer several prompts on one input, say.
@@ -52,7 +56,8 @@ class KeptInputs:
     ):
         self.model, self.dtype = model, model.dtype if dtype is None else dtype
         self.folder = None if folder is None else Path(folder)
-        # By digest: keys (H, T, d_k) and values (H, T, d_v), layer by layer; or the file that holds them, and how many.
+        # By digest: keys (H, T, d_k) and values (H, T, d_v), layer by layer, or an image's states (1, T, d); or the
+        # file that holds them, and how many.
         self._layers: dict[str, Sequence[Tensor]] = {}
         self._files: dict[str, tuple[Path, int]] = {}
         self._made_with = state_of(model)

@@ -255,7 +255,8 @@ class PromptedModel(NamedPrompts):
         folder: str | os.PathLike | None = None,
         verbose: bool = True,
     ) -> KeptInputs:
-        """Compute the keys and values of inputs once, for a prompt that stands behind them (decoder-only models).
+        """Compute once what no prompt can change of inputs: the keys and values of texts that a prompt stands behind
+        (decoder-only models), the states of images in front of the first layer that has one (``from_layer`` above 1).
 
         A row of a causal model does not see what follows it. So with a postfix the rows of the input are the frozen
         model's own, in each step of training and for each prompt. From here on, a step on these inputs runs the
@@ -264,6 +265,8 @@ class PromptedModel(NamedPrompts):
         Other inputs take the full pass, and so do calls that want a cache, hidden states or attentions, or that are
         neither training nor have labels nor ``use_cache=False``; and all once the backbone's weights have changed.
         ``model.shortcuts = ()`` turns it off.
+
+        Of an image, the layers in front of ``from_layer`` are spared; nothing else differs from the full pass.
 
         Parameters
         ----------
@@ -331,7 +334,8 @@ class PromptedModel(NamedPrompts):
     @property
     def shortcuts(self) -> frozenset[str]:
         """What is not computed again where it is known, a set of names. All are exact up to rounding;
-        ``model.shortcuts = ()`` turns them off. Decoder-only models have them, while no layer has dropout:
+        ``model.shortcuts = ()`` turns them off. The first is for images too, the others are for decoder-only models,
+        while no layer has dropout:
 
         - "inputs": inputs that are kept (:meth:`cache_inputs`).
         - "prefix": keys and values of vectors in front of every input of a batch, in evaluation and generation; for

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dplearn.backbones.fronts import Front
+    from dplearn.kept import KeptInputs
 
 
 # What is not computed again where it is known: kept inputs, a prompt in front of them, rows without a gradient.
@@ -48,9 +49,9 @@ class Reading(NamedTuple):
     # (1, T + n, d), position vectors for an image's prompt, or for all of its rows; None: there are none to add
     codes: Tensor | None = None
     front: Front | None = None  # the rows in front of the prompt, where they do not run
-    copies: Tensor | None = (
-        None  # (N,), of which instance of a batch each one is a copy; None: there are none
-    )
+    # (N,), of which instance of a batch each one is a copy; None: there are none
+    copies: Tensor | None = None
+    passed: int = 0  # layers that an image's rows have passed already
 
     def picked(self, instances: Tensor) -> Reading:
         """The batch of these instances, (N,) numbers of 0..B - 1, any of them any number of times."""
@@ -137,6 +138,11 @@ class Backbone:
         self.max_positions = most if isinstance(most, int) and most > 0 else None  # XLNet says -1
         # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
         self.scale = 1.0
+        self.kept: KeptInputs | None = None  # inputs of which something is known
+        self.compared: tuple = (
+            None,
+            0,
+        )  # weights and length with which they were compared with the full pass
         # The position id of the first token, where positions are given.
         self.first_position = 0
         self._told = False  # whether the warning about padding was given
@@ -336,6 +342,14 @@ class Backbone:
     def refuses_kept(self, config: PromptConfig) -> str | None:
         """Why nothing of an input's pass can be kept under such a prompt, or None if its keys and values can."""
         return f"in {type(self.model).__name__} every row of the input sees the prompt, wherever it stands"
+
+    def sizes_kept(self, reading: Reading) -> dict[str, int]:
+        """By what the inputs of a batch are kept, and how many numbers each takes."""
+        raise NotImplementedError
+
+    def keep(self, kept: KeptInputs, reading: Reading) -> None:
+        """Compute and keep what is not kept yet of the inputs of a batch."""
+        raise NotImplementedError
 
     def finish(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
         """What is done to a prompted input before the layers (positions of an image's prompt, for instance)."""

@@ -55,16 +55,10 @@ class CausalBackbone(TextBackbone):
         super().__init__(model)
         self.predicts_next = model.get_output_embeddings() is not None and not _classifies_text(model)
         self.reads_answers = self.predicts_next
-        self.kept: KeptInputs | None = None  # inputs whose keys and values are known
         self.values_of_a_token: int | None = None  # how many numbers of a token are kept
-        self.compared: tuple = (
-            None,
-            0,
-        )  # weights and length with which they were compared with the full pass
         self.prefixes = parts.known_prefixes()  # keys and values of vectors in front of every input
-        self.runs_in_parts: bool | None = (
-            None  # as :mod:`~dplearn.backbones.parts` does it; asked when it matters
-        )
+        # As :mod:`dplearn.backbones.parts` does it; asked when it matters.
+        self.runs_in_parts: bool | None = None
         self._pads_left: bool | None = None  # whether padding in front changes nothing; asked when it matters
 
     def seen(self, mask: Tensor, keep_last: int | Tensor) -> Tensor:
@@ -276,6 +270,20 @@ class CausalBackbone(TextBackbone):
         if not (self.predicts_next or _classifies_text(self.model)):
             return f"{type(self.model).__name__} gives the states of the input's own rows, expected a model with a head"
         return None
+
+    def sizes_kept(self, reading: Reading) -> dict[str, int]:
+        if reading.given.get("input_ids") is None:
+            raise ValueError(
+                f"cache_inputs: a batch has {list(reading.given)}, expected input_ids, by which inputs are found again"
+            )
+        if self.values_of_a_token is None:
+            self.values_of_a_token = fronts.values_of_a_token(self)
+        counts = fronts.counts_of(reading)
+        each = [count * self.values_of_a_token for count in counts.tolist()]
+        return dict(zip(fronts.digests_of(reading, counts), each, strict=True))
+
+    def keep(self, kept: KeptInputs, reading: Reading) -> None:
+        fronts.keep(self, kept, reading)
 
     def rows_read(self, placed, own: Tensor) -> Tensor:
         """Which row the head reads for each token, whose own row is ``own`` (B, T): for language models the one before

@@ -21,6 +21,9 @@ position-coded    behind them, but the prompt gets position vectors too: each of
                   and nowhere else. At one split for all images this is no more than other vectors could do; where the
                   split differs between images, so do the vectors.
 
+A prompt from a later layer on (``from_layer`` > 1) stands in the states that the layers in front of it give; these are
+the image's own, the same for every prompt and in every step, so they can be kept.
+
 Deep prompts (``depth`` > 1, VPT-deep) replace the prompt's rows by fresh vectors at the input of each further layer;
 rows are followed to where they stand, not counted from the front.
 """
@@ -41,6 +44,7 @@ from dplearn.backbones.position_space import code_term, table_term
 from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
 from dplearn.checks import caller_level
 from dplearn.controllers import LEARNED
+from dplearn.kept import digest_of
 from dplearn.summaries import masked_mean
 
 KINDS = {"vit", "deit", "dinov2"}
@@ -98,9 +102,13 @@ class ViTBackbone(Backbone):
         """Raise ValueError where a config asks for what this model cannot do; warn where it asks for what is void."""
         super().check(config)
         name = type(self.model).__name__
-        if config.depth > len(self.layers):
+        last = config.from_layer + config.depth - 1
+        if last > len(self.layers):
+            named = "" if config.from_layer == 1 else f"from_layer={config.from_layer} with "
             raise ValueError(
-                f"depth={config.depth} is too deep, expected 1..{len(self.layers)}: {name}'s layers"
+                f"{named}depth={config.depth} is too deep, expected "
+                + (f"the last layer, {last}, to be one of " if named else "")
+                + f"1..{len(self.layers)}: {name}'s layers"
             )
         if config.size in LEARNED and "attention_mask" not in inspect.signature(self.base.forward).parameters:
             raise ValueError(
@@ -131,10 +139,65 @@ class ViTBackbone(Backbone):
         pixels = batch["pixel_values"]
         options = {key: value for key, value in batch.items() if key in self.known and key != "pixel_values"}
         rows = self.embed(pixels, positions=config.entry != "before-positions", **options)
+        passed = config.from_layer - 1
+        if passed:
+            rows = self._states(rows, batch, passed)
         mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
         mask[:, : self.special] = 0  # no prompt surrounds special tokens, and no decision looks at them
         codes = self.positions(pixels, size) if config.entry in POSITIONED else None
-        return Reading(rows, mask, mask, 0, batch, None, codes)
+        return Reading(rows, mask, mask, 0, batch, None, codes, passed=passed)
+
+    def _states(self, rows: Tensor, batch: dict, passed: int) -> Tensor:
+        """Embedded images (B, T, d) behind the first layers, as they are kept or computed now."""
+        kept = self.kept if "inputs" in self.shortcuts and not torch.compiler.is_compiling() else None
+        if kept is not None and len(kept) and kept.fresh:
+            digests = self._digests(batch, passed)
+            if all(digest in kept for digest in digests):
+                return kept.layers(digests, rows.device)[0][0].squeeze(1)
+        return self._behind(rows, passed)
+
+    @torch.no_grad()
+    def _behind(self, rows: Tensor, passed: int) -> Tensor:
+        """The input of a layer, for embedded images."""
+
+        def reached(usual, states, *arguments, **options):
+            raise _Reached(states)
+
+        changes = self._embedded() | {below(path_of(self.model, self.layers), str(passed)): reached}
+        with changed(self.model, changes) as model:
+            try:
+                model.get_submodule(self.path)(pixel_values=rows)
+            except _Reached as found:
+                return found.states
+        raise RuntimeError(f"{type(self.model).__name__} does not run its layer {passed + 1}")
+
+    def _digests(self, batch: dict, passed: int) -> list[str]:
+        """By what images are kept: their pixels, what else the embeddings look at, and the layers that they passed."""
+        images = [digest_of(pixels) for pixels in batch["pixel_values"]]
+        other = sorted(name for name, value in batch.items() if name in self.known and value is not None)
+        others = [name for name in other if name != "pixel_values"]
+        if others:
+            return [f"{image}-{passed}-{'-'.join(others)}-not-kept" for image in images]
+        return [f"{image}-{passed}" for image in images]
+
+    def refuses_kept(self, config) -> str | None:
+        if config.from_layer == 1:
+            return (
+                "from_layer=1, expected a later layer: from the first one on, the image's rows see the prompt"
+            )
+        if config.backbone_dropout:
+            return "backbone_dropout=True, expected False: with dropout no two passes are alike"
+        return None
+
+    def sizes_kept(self, reading: Reading) -> dict[str, int]:
+        digests = self._digests(reading.given, reading.passed)
+        return dict.fromkeys(digests, reading.rows[0].numel())
+
+    def keep(self, kept, reading: Reading) -> None:
+        digests = self._digests(reading.given, reading.passed)
+        kept.add(
+            {digest: [states[None]] for digest, states in zip(digests, reading.rows) if digest not in kept}
+        )
 
     @torch.no_grad()
     def embed(self, pixel_values: Tensor, positions: bool = True, **options) -> Tensor:
@@ -164,7 +227,7 @@ class ViTBackbone(Backbone):
         if config.summary != "encoder":
             return masked_mean(rows, reading.seen)
         with evaluating(self.model) as model:
-            return masked_mean(self.hidden_states(model, rows, reading.mask), reading.seen)
+            return masked_mean(self.hidden_states(model, rows, reading.mask, reading.passed), reading.seen)
 
     @torch.no_grad()
     def positions(self, pixel_values: Tensor, extra: int) -> Tensor:
@@ -217,8 +280,9 @@ class ViTBackbone(Backbone):
 
     # --- through the model ---
 
-    def hidden_states(self, model, inputs: Tensor, mask: Tensor) -> Tensor:
-        with changed(model, self._embedded()) as model:
+    def hidden_states(self, model, inputs: Tensor, mask: Tensor, passed: int = 0) -> Tensor:
+        """``passed``: layers that the inputs have behind them already."""
+        with changed(model, self._embedded() | self._skipping(passed)) as model:
             base = model.get_submodule(self.path)
             return base(pixel_values=inputs, return_dict=True).last_hidden_state
 
@@ -227,18 +291,36 @@ class ViTBackbone(Backbone):
         given = {name: value for name, value in reading.given.items() if name not in self.known}
         if placed.masked:
             given["attention_mask"] = placed.mask
-        changes = standing_in(head) | self._embedded()
+        changes = standing_in(head) | self._embedded() | self._skipping(reading.passed)
         changes[below(self.path, "layernorm")] = _reading(placed.input_positions)
         if placed.deeper is not None:
-            changes |= receiving(self.model, self.layers, placed.deeper, placed.prompt_positions)
+            changes |= receiving(
+                self.model, self.layers, placed.deeper, placed.prompt_positions, reading.passed
+            )
         prepare(self.base, given)
         with changed(self.model, changes) as model:
             return model(pixel_values=placed.embeds, **given)
+
+    def _skipping(self, passed: int) -> Changes:
+        """The change by which the first layers give back what they get."""
+        path = path_of(self.model, self.layers)
+        return {
+            below(path, str(number)): lambda usual, states, *arguments, **options: states
+            for number in range(passed)
+        }
 
     def _embedded(self) -> Changes:
         """The change by which the model takes embedded rows for pixels."""
         dropout = self.embeddings.dropout
         return {below(self.path, "embeddings"): lambda usual, rows, *arguments, **options: dropout(rows)}
+
+
+class _Reached(Exception):
+    """Ends a pass at the layer whose input (B, T, d) is wanted."""
+
+    def __init__(self, states: Tensor):
+        super().__init__()
+        self.states = states
 
 
 def check_order_matters(config, name: str, otherwise: str = "") -> None:
@@ -319,15 +401,19 @@ def _reading(rows: Tensor) -> Change:
     return lambda usual, states: usual(take_rows(states, rows))
 
 
-def receiving(model: nn.Module, layers: nn.ModuleList, deeper: Tensor, rows: Tensor) -> Changes:
+def receiving(
+    model: nn.Module, layers: nn.ModuleList, deeper: Tensor, rows: Tensor, passed: int = 0
+) -> Changes:
     """The changes by which the layers behind the first one find fresh prompt vectors in the given rows of their input.
 
-    deeper: (n, l, d) or (B, n, l, d), for the layers 1..n counted from 0.  rows: (B, l), -1 where there is none.
+    deeper: (n, l, d) or (B, n, l, d), for the n layers behind the first one with a prompt.  rows: (B, l), -1 where
+    there is none.  passed: the layers in front of that one.
     """
     _check_recomputing(layers)
     path, count = path_of(model, layers), min(deeper.shape[-3], len(layers) - 1)
     return {
-        below(path, str(number + 1)): _receiving(deeper.select(-3, number), rows) for number in range(count)
+        below(path, str(passed + number + 1)): _receiving(deeper.select(-3, number), rows)
+        for number in range(count)
     }
 
 

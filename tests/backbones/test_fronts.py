@@ -296,7 +296,7 @@ def test_a_wrong_key_would_be_seen(monkeypatch):
     """The check of the checks: with one key for all inputs the first batch is answered otherwise."""
     model, batch = model_of(), batch_of([[5, 9, 6, 7], [40, 4, 8, 3]], [1, 1])
     monkeypatch.setattr("dplearn.backbones.fronts.digest_of", lambda ids: "one")
-    with pytest.raises(ValueError, match="answers otherwise on kept keys"):
+    with pytest.raises(ValueError, match="answers otherwise on what is kept"):
         model.cache_inputs(iter([batch]), verbose=False)
 
 
@@ -309,14 +309,14 @@ def test_a_folder_is_used_again_and_tells_what_it_is_of(tmp_path, capsys):
     model.cache_inputs(iter([batch]), folder=folder)
     size = 2 * 2 * 16 * (2 + 1 + 3) * 8  # layers, keys and values, width, tokens, bytes
     assert (
-        f"3 inputs (6 tokens, {size / 2**20:,.1f} MB) in {str(folder)!r}; 0 are kept"
+        f"keeping {size / 2**20:,.1f} MB of 3 inputs in {str(folder)!r}; 0 are kept"
         in capsys.readouterr().out
     )
     again = model_of()
     seen = lengths_run(again)
     more = batch_of([*ROWS, [9, 9, 9]], [*BEHIND, 1])
     again.cache_inputs(iter([more]), folder=folder)
-    assert "1 inputs (1 tokens" in (said := capsys.readouterr().out) and "3 are kept already" in said
+    assert "of 1 inputs in" in (said := capsys.readouterr().out) and "3 are kept already" in said
     assert seen[:2] == [1, 1]  # one to count the numbers of a token, then the new input alone
     assert_as_without(again, more)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors", ".safetensors"]

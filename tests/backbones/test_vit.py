@@ -182,6 +182,129 @@ def test_replaced_rows_and_their_gradient():
         assert_close(one, other, **EXACT)
 
 
+def from_layer_by_hand(case, backbone, pixels, prompts, first):
+    """The prompts (depth, l, d) stand in the states from layer ``first`` on, counted from 1."""
+    states, layers = embedded(backbone, pixels), layers_of(backbone)
+    for layer in layers[: first - 1]:
+        states = layer(states)
+    for number, layer in enumerate(layers[first - 1 :]):
+        if number < len(prompts):
+            fresh = prompts[number].expand(len(states), -1, -1)
+            rest = states[:, case.special + (number and prompts.shape[1]) :]
+            states = torch.cat([states[:, : case.special], fresh, rest], 1)
+        states = layer(states)
+    rows = backbone.base_model.layernorm(states)
+    return case.head(
+        backbone, torch.cat([rows[:, : case.special], rows[:, case.special + prompts.shape[1] :]], 1)
+    )
+
+
+@pytest.mark.parametrize(("first", "depth"), [(2, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize("name", CASES)
+def test_a_prompt_from_a_later_layer_on_equals_one_by_hand(name, first, depth):
+    case, pixels = CASES[name], tiny.images()
+    model = make(case, depth=depth, from_layer=first)
+    expected = from_layer_by_hand(case, model.backbone, pixels, stacked(model), first)
+    assert_fields(model(pixel_values=pixels), expected)
+    wanted = torch.autograd.grad(expected[next(iter(expected))].square().sum(), model.prompt.vectors)
+    output = model.train()(pixel_values=pixels)
+    found = torch.autograd.grad(output[next(iter(expected))].square().sum(), model.prompt.vectors)
+    assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 2}, {"vector": "instance", "pool_size": 2}])
+@pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "vit-base"])
+def test_kept_images_spare_the_layers_in_front_and_change_nothing(name, options, tmp_path):
+    case, pixels = CASES[name], tiny.images(4)
+    runs, folder = [], tmp_path / "kept"
+    model = make(case, from_layer=2, **options)
+    inside = next(layers_of(model.backbone)[0].children())
+    inside.register_forward_pre_hook(lambda module, values: runs.append(len(values[0])))
+
+    def gradients(shortcuts):
+        model.shortcuts = shortcuts
+        model.train().prompt.zero_grad()
+        output = model(pixel_values=pixels)
+        output[0].square().sum().backward()
+        return output[0], [p.grad.clone() for p in model.prompt.parameters() if p.grad is not None]
+
+    kept = model.cache_inputs({"pixel_values": pixels[:3]}, folder=folder, verbose=False)
+    assert len(kept) == 3
+    model.cache_inputs({"pixel_values": pixels[2:]}, folder=folder, verbose=False)
+    assert len(model.adapter.kept) == 4
+    runs.clear()
+    found = gradients(("inputs",))
+    assert runs == []
+    full = gradients(())
+    assert runs == [4]
+    assert_close(found, full, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_kept_of_an_image_is_never_stale():
+    case, pixels = CASES["vit"], tiny.images()
+    model = make(case, from_layer=2)
+    model.cache_inputs({"pixel_values": pixels}, verbose=False)
+    model.add_prompt("later", dp.PromptConfig(length=2, from_layer=3))
+    model.add_prompt("first", dp.PromptConfig(length=2))
+    model.double()
+
+    def check(images=pixels):
+        found = []
+        for shortcuts in (("inputs",), ()):
+            model.shortcuts = shortcuts
+            found.append(model(pixel_values=images).logits)
+        assert_close(*found, rtol=0, atol=1e-12)
+
+    for name in model.prompts:
+        model.use_prompt(name)
+        check()
+    model.use_prompt("default")
+    check(pixels + 0.1)
+    check(pixels.flip(0))
+    with torch.no_grad():
+        next(layers_of(model.backbone)[0].parameters()).mul_(1.5)
+    check()
+
+
+def test_a_wrong_key_of_an_image_would_be_seen(monkeypatch):
+    model = make(CASES["vit"], from_layer=2)
+    monkeypatch.setattr("dplearn.backbones.vit.digest_of", lambda pixels: "one")
+    with pytest.raises(ValueError, match="answers otherwise on what is kept"):
+        model.cache_inputs({"pixel_values": tiny.images()}, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "cache_inputs: from_layer=1, expected a later layer"),
+        ({"from_layer": 2, "backbone_dropout": True}, "cache_inputs: backbone_dropout=True, expected False"),
+    ],
+)
+def test_images_that_cannot_be_kept_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(CASES["vit"], **options).cache_inputs({"pixel_values": tiny.images()})
+
+
+def test_layers_that_are_not_there_and_positions_in_front_of_the_first_are_refused():
+    with pytest.raises(
+        ValueError, match=r"from_layer=3 with depth=2 is too deep, expected the last layer, 4, .*1\.\.3"
+    ):
+        make(CASES["vit"], from_layer=3, depth=2)
+    with pytest.raises(
+        ValueError, match="from_layer=2 is not valid with entry='before-positions', expected 1"
+    ):
+        dp.PromptConfig(from_layer=2, entry="before-positions")
+    with pytest.raises(ValueError, match="from_layer=2 is for images, expected 1"):
+        dp.prompted(tiny.t5(), dp.PromptConfig(from_layer=2))
+    encoder = make(CASES["vit"], from_layer=2, vector="instance", pool_size=2, summary="encoder")
+    pixels = tiny.images()
+    states = embedded(encoder.backbone, pixels)
+    for layer in layers_of(encoder.backbone):
+        states = layer(states)
+    wanted = encoder.backbone.base_model.layernorm(states)[:, 1:].mean(1)
+    assert_close(encoder.summarize(pixel_values=pixels), wanted, rtol=0, atol=1e-12)
+
+
 # --- 2: where order cannot matter, and where it can ---
 
 
