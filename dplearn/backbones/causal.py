@@ -269,6 +269,8 @@ class CausalBackbone(TextBackbone):
             return "backbone_dropout=True, expected False: with dropout no two passes are alike"
         if not (self.predicts_next or _classifies_text(self.model)):
             return f"{type(self.model).__name__} gives the states of the input's own rows, expected a model with a head"
+        if self.values_of_a_token is None:
+            self.values_of_a_token = fronts.values_of_a_token(self)
         return None
 
     def sizes_kept(self, reading: Reading) -> dict[str, int]:
@@ -276,8 +278,6 @@ class CausalBackbone(TextBackbone):
             raise ValueError(
                 f"cache_inputs: a batch has {list(reading.given)}, expected input_ids, by which inputs are found again"
             )
-        if self.values_of_a_token is None:
-            self.values_of_a_token = fronts.values_of_a_token(self)
         counts = fronts.counts_of(reading)
         each = [count * self.values_of_a_token for count in counts.tolist()]
         return dict(zip(fronts.digests_of(reading, counts), each, strict=True))

@@ -361,7 +361,7 @@ def test_several_inputs_are_padded_in_front():
     [
         (tiny.t5, {}, "in T5ForConditionalGeneration every row of the input sees the prompt"),
         (tiny.bert, {}, "in BertModel every row of the input sees the prompt"),
-        (tiny.vit, {"position": "prefix"}, "in ViTForImageClassification every row of the input sees"),
+        (tiny.vit, {"position": "prefix"}, "from_layer=1, expected a later layer"),
         (tiny.clip, {"position": 1}, "CLIPModel has images and texts, expected cache_images"),
         (tiny.llama, {"position": "prefix"}, "position='prefix', expected 'postfix'"),
         (tiny.llama, {"position": "instance"}, "position='instance', expected 'postfix'"),
@@ -398,7 +398,7 @@ def test_the_first_batch_is_compared_with_the_full_pass(monkeypatch, last):
         return [found[0] + 1, *found[1:]], mask
 
     monkeypatch.setattr(KeptInputs, "layers", wrong)
-    with pytest.raises(ValueError, match="LlamaForCausalLM answers otherwise on kept keys and values"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM answers otherwise on what is kept"):
         model.cache_inputs(iter([batch]), verbose=False)
     assert model.adapter.kept is None
 

@@ -42,6 +42,7 @@ def test_every_option_has_a_row_with_its_default():
     assert {name: kinds for name, kinds in served.items() if kinds} == {
         "summary": "all; `'image'`: image-text)",
         "depth": "vision, image-text)",
+        "from_layer": "vision)",
         "entry": "vision)",
         "towers": "image-text)",
     }
