@@ -183,6 +183,27 @@ def test_what_the_paper_map_says_of_t5_mini_is_in_the_record(tmp_path):
             assert said["task"] in per_task
 
 
+def test_what_the_paper_map_says_of_few_examples_is_in_the_record(tmp_path):
+    one = study.read("few-shot")
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| The gains hold with few examples"))
+    for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one):
+        found = commands._verdicts(one, cell, rows)
+        grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+        scores = {m: [records.headline(row, "test") for row in group] for (m,), group in grouped.items()}
+        assert {len(group) for group in scores.values()} == {3}
+        task, each = (
+            found["best fixed split", f"per {level}, score-function"] for level in ("task", "instance")
+        )
+        assert f"a place per input: {each.sentence()}" in line
+        if cell.task.startswith("world/color"):
+            assert f"a place per task: {task.sentence()}" in line
+            assert statistics.stdev(scores["best fixed split"]) > 0.2
+        else:
+            assert "position moved by 0.02" in task.sentence()
+            assert min(map(min, scores.values())) > 0.985
+
+
 def test_what_is_said_of_defaults_is_in_the_record():
     """Every sentence on what was tried besides."""
     rows = records.by(records.load("decisions")["rows"], "condition", "method")
