@@ -9,7 +9,7 @@ model's own in the same way (:mod:`dplearn.backbones.vit`).
 
 What is kept is found by the token ids or pixels that it was made from, and holds for the weights that it was made with:
 an input that was never seen, or a model that was changed, takes the full pass. (Changes are seen as autograd counts
-them. A write through ``parameter.data``, which nothing counts, is not.)
+them. Of a write through ``parameter.data``, which nothing counts, one number of each parameter is looked at.)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
@@ -120,10 +121,10 @@ class KeptInputs:
 
     def layers(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
         """Keys and values of several inputs, padded in front: (B, H, T, d) one after the other, and the mask (B, T)."""
-        asked = (tuple(digests), device)
-        if self._latest[0] != asked:  # several prompts in turn ask for the same
-            self._latest = (asked, self._padded(digests, device))
-        return self._latest[1]
+        asked, latest = (tuple(digests), device), self._latest  # read once: other threads may ask too
+        if latest[0] != asked:  # several prompts in turn ask for the same
+            self._latest = latest = (asked, self._padded(digests, device))
+        return latest[1]
 
     def _padded(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
         found = [self._of(digest) for digest in digests]
@@ -155,5 +156,30 @@ class KeptInputs:
 
 
 def state_of(model: nn.Module) -> tuple:
-    """What changes with a model's weights: where they lie, and how often they were written to."""
-    return tuple((p.data_ptr(), p._version, p.dtype) for p in model.parameters())
+    """What changes with a model's weights: where they lie, how often they were written to, and one number of each.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> before = state_of(layer)
+    >>> layer.weight.data += 1  # which autograd does not count
+    >>> state_of(layer) == before
+    False
+    """
+    parameters = [p for p in model.parameters() if not p.is_meta and p.numel()]
+    lie = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+    known = _MIDDLES.get(model)
+    if known is None or known[0] != [pointer for pointer, *_ in lie]:
+        known = _MIDDLES[model] = ([pointer for pointer, *_ in lie], _middles(parameters))
+    return lie, tuple(tuple(torch.cat([view.float() for view in views]).tolist()) for views in known[1])
+
+
+# By model: where its weights lie, and a view of the middle number of each, by kind. Views show what is there now.
+_MIDDLES: WeakKeyDictionary[nn.Module, tuple[list[int], list[list[Tensor]]]] = WeakKeyDictionary()
+
+
+def _middles(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    kinds: dict[tuple, list[Tensor]] = {}
+    for parameter in parameters:
+        value = parameter.detach()
+        index = tuple(slice(size // 2, size // 2 + 1) for size in value.shape)
+        kinds.setdefault((value.dtype, value.device), []).append(value[index].reshape(1))
+    return list(kinds.values())

@@ -94,7 +94,8 @@ def prefix_of(adapter, placed: PromptedInput) -> First | None:
     if not (bool((mask != 0).all()) and torch.equal(placed.embeds[:, :count], vectors.expand(batch, -1, -1))):
         return None
     known, state = adapter.prefixes, state_of(adapter.model)
-    found = next((p for p in known if p.state == state and _starts_with(p.vectors, vectors)), None)
+    kept = known.copy()  # other threads may add to it
+    found = next((p for p in kept if p.state == state and _starts_with(p.vectors, vectors)), None)
     if found is None:
         layers, _ = _run(adapter, vectors[None], mask[:1])
         found = KnownPrefix(vectors.clone(), layers, state)

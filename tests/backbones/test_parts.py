@@ -95,6 +95,8 @@ def test_what_is_kept_of_a_prefix_is_never_stale():
     with torch.no_grad():
         next(iter(model.backbone.model.layers[0].parameters())).mul_(1.5)
     check(1, 3)
+    next(iter(model.backbone.model.layers[0].parameters())).data += 0.1  # as some libraries merge an adapter
+    check(1, 3)
     other = copy.deepcopy(model)
     assert_close(answers(other, ("prefix",), **batch).logits, answers(other, (), **batch).logits, **NEAR)
 
