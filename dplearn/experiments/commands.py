@@ -265,8 +265,11 @@ def predict(options) -> int:
             "no study has runs with headroom, expected a study with `headroom = true` that was run"
         )
     print(predictions.markdown(found))
-    for probe, (rank, p) in predictions.correlations(found).items():
-        print(f"\nrank correlation of {probe} and gain over {len(found)} points: {rank:+.2f} (p = {p:.2g})")
+    trained = [point for point in found if point.trained]
+    for words, some in (("all {} points", found), ("the {} points with trained prompts", trained)):
+        for probe, (rank, p) in predictions.correlations(some).items():
+            over = words.format(len(some))
+            print(f"\nrank correlation of {probe} and gain over {over}: {rank:+.2f} (p = {p:.2g})")
     if options.out:
         path = Path(options.out)
         path.parent.mkdir(parents=True, exist_ok=True)

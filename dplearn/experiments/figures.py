@@ -67,7 +67,7 @@ def _look(number: int) -> dict:
     count = len(plots.COLOURS)
     return {
         "color": plots.COLOURS[number % count],
-        "marker": plots.MARKERS[number % count],
+        "marker": plots.MARKERS[(number + number // count) % count],
         "linestyle": STYLES[number // count % len(STYLES)],
         "markersize": 4,
     }
@@ -138,7 +138,7 @@ def over_conditions(cells: Sequence[tuple[Cell, list[dict]]]):
 
 def predicted(points: Sequence[Point]):
     """What was gained by a learned position against what a probe of fixed prompts says, both in nats; a point for each
-    table and method, with 95 % intervals, on axes that are linear near 0."""
+    table and method, with 95 % intervals, on axes that are linear near 0. Hollow: the prompt was given, not trained."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True)
@@ -146,13 +146,16 @@ def predicted(points: Sequence[Point]):
     panels = {"deviation": "losses differ over splits by", "headroom": "headroom per input"}
     for ax, (name, words) in zip(axes, panels.items()):
         for number, method in enumerate(methods):
-            own = [point for point in points if point.method == method]
-            x, y = [getattr(point, name) for point in own], [point.gain for point in own]
-            look = _look(number) | {"linestyle": "none"}
-            ax.errorbar(x, y, [point.half for point in own], label=method, elinewidth=0.8, **look)
+            look = _look(number) | {"linestyle": "none", "elinewidth": 0.8}
+            ax.errorbar([], [], [], label=method, **look)
+            for trained, face in ((True, look["color"]), (False, "none")):
+                own = [point for point in points if (point.method, point.trained) == (method, trained)]
+                x, y = [getattr(point, name) for point in own], [point.gain for point in own]
+                ax.errorbar(x, y, [point.half for point in own], markerfacecolor=face, **look)
         ax.axhline(0, color="0.6", linewidth=0.8)
         ax.set_xscale("symlog", linthresh=0.01)
         ax.set_yscale("symlog", linthresh=0.1)
+        ax.set_xlim(-0.003, 1.5 * max(0.01, *(getattr(point, name) for point in points)))
         ax.set(xlabel=f"{words}, nats", ylabel="gained over best fixed, nats" if ax is axes[0] else "")
     _finish(figure, axes)
     return figure
@@ -167,6 +170,6 @@ def _finish(figure, axes, title: str = "") -> None:
     if title:
         figure.suptitle(title)
     columns = 2 if len(axes) < 3 else 3
-    height = 0.06 * -(-len(found) // columns) + 0.02
+    height = 0.045 * -(-len(found) // columns) + 0.02
     figure.legend(found.values(), found.keys(), loc="lower center", ncols=columns, fontsize=8)
     figure.tight_layout(rect=(0, min(height, 0.5), 1, 1))

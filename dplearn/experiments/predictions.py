@@ -25,6 +25,7 @@ class Point(NamedTuple):
     deviation, headroom : of the baseline's trained prompts, nats, means over seeds.
     gain, half : cross-entropy of the baseline minus that of the method, nats: mean over seeds, and half-width of the
         95 % interval.
+    trained : whether the baseline's prompts were; a prompt that was given never fitted the place where it stands.
     """
 
     where: str
@@ -34,6 +35,7 @@ class Point(NamedTuple):
     gain: float
     half: float
     seeds: int
+    trained: bool
 
 
 def points(
@@ -63,7 +65,8 @@ def points(
                 for values in zip(*((each["deviation"], each["gain"][0]) for each in probed))
             )
             where = f"{study}: {cell.title}"
-            found.append(Point(where, method, deviation, headroom, mean, half, len(gains)))
+            trained = any(row["trained_parameters"] for row in groups[baseline])
+            found.append(Point(where, method, deviation, headroom, mean, half, len(gains), trained))
     return found
 
 
@@ -87,13 +90,15 @@ def correlations(found: Sequence[Point]) -> dict[str, tuple[float, float]]:
 def markdown(found: Sequence[Point]) -> str:
     """The points as a Markdown table, in nats; gains with their 95 % intervals."""
     rows = [
-        "| table | learned | losses differ over splits by | headroom per input | gained over best fixed | seeds |",
-        "|---|---|---|---|---|---|",
+        "| table | prompt | learned | losses differ over splits by | headroom per input | gained over best fixed "
+        "| seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for point in found:
         gain = f"{point.gain:+.3f}\u00a0±\u00a0{point.half:.3f}"
         cells = (
             point.where,
+            "trained" if point.trained else "given",
             point.method,
             f"{point.deviation:.3f}",
             f"{point.headroom:+.3f}",

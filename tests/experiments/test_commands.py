@@ -152,6 +152,8 @@ def test_gains_are_set_against_the_probe_of_the_fixed_prompts(runs, capsys):
             "decisions": {},
             "headroom": {"deviation": number + 1.0, "gain": [number * 2.0, 0.1]},
         }
+        if number == 0:  # here the prompt is given, and nothing of it trained
+            row["trained_parameters"] = 0
         store.add(job.key, row)
     main(["predict", str(path), "--runs", str(folder / "runs"), "--out", str(folder / "figure.png")])
     text = capsys.readouterr().out.replace("\u00a0", " ")
@@ -159,8 +161,10 @@ def test_gains_are_set_against_the_probe_of_the_fixed_prompts(runs, capsys):
     assert len(lines) == 4 * 2 and (folder / "figure.png").stat().st_size > 5000
     cells = [cell.strip() for cell in lines[2].strip("| ").split("|")]
     assert cells[0] == "try: world/rte?shots=8&draw=seed, l = 2, t5-mini"
-    assert cells[2:4] == ["2.000", "+2.000"] and cells[4] == "+0.100 ± 0.000" and cells[5] == "4"
-    assert "rank correlation of headroom and gain over 8 points: +1.00" in text
+    assert cells[3:5] == ["2.000", "+2.000"] and cells[5] == "+0.100 ± 0.000" and cells[6] == "4"
+    assert [line.split("|")[2].strip() for line in lines] == ["given"] * 2 + ["trained"] * 6
+    assert "rank correlation of headroom and gain over all 8 points: +1.00" in text
+    assert "rank correlation of headroom and gain over the 6 points with trained prompts: +1.00" in text
 
 
 def test_the_verdicts_of_a_table_are_one_family():
