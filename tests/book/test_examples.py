@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, pipeline
 
 import dplearn as dp
-from dplearn.experiments import commands, records, study, tables
+from dplearn.experiments import commands, predictions, records, study, tables
 
 
 def examples(name):
@@ -202,6 +202,21 @@ def test_what_the_paper_map_says_of_few_examples_is_in_the_record(tmp_path):
         else:
             assert "position moved by 0.02" in task.sentence()
             assert min(map(min, scores.values())) > 0.985
+
+
+def test_what_is_said_of_headroom_and_gain_is_in_the_records(tmp_path):
+    found = []
+    for one in map(study.read, study.names()):
+        if one.headroom and one.baseline:
+            cells = commands._cells(SimpleNamespace(runs=tmp_path), one)
+            found += predictions.points(one.name, cells, one.baseline)
+    trained = [point for point in found if point.trained]
+    (over, _), (rank, p) = (predictions.correlations(some)["headroom"] for some in (found, trained))
+    text = (ROOT / "book" / "at-work.md").read_text().replace("\n", " ").replace("−", "-")
+    assert f"Over all {len(found)} pairs of table and method" in text
+    assert f"rank correlation of the two is {over:+.2f}." in text
+    assert f"over the {len(trained)} with trained prompts it is {rank:+.2f} ($p = {p:.2f}$)" in text
+    assert p > 0.05  # "says little"
 
 
 def test_what_is_said_of_defaults_is_in_the_record():
