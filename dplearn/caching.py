@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,9 +33,15 @@ def cache_inputs(
     reason = adapter.refuses_kept(model.prompt_config)
     if reason is not None:
         raise ValueError(f"cache_inputs: {reason}")
-    batches = list(batches_of(data, collate, batch_size, model.device))
-    readings = [_read(model, batch) for batch in batches]
-    sizes = {digest: size for reading in readings for digest, size in adapter.sizes_kept(reading).items()}
+    config = model.prompt_config
+    held = list(data) if isinstance(data, Iterator) else None  # they are gone through twice
+
+    def batches() -> Iterator[dict]:
+        return batches_of(data if held is None else iter(held), collate, batch_size, model.device)
+
+    sizes: dict[str, int] = {}
+    for batch in batches():
+        sizes |= adapter.sizes_kept(_read(model, batch), config)
     before = kept = adapter.kept
     if kept is None or not kept.fresh or not kept.made_as(dtype, folder):
         _check_folder(model.backbone, dtype, folder)
@@ -49,10 +56,10 @@ def cache_inputs(
         adapter.kept = before
 
     kept.forget = forget
-    for number, reading in enumerate(readings):
-        adapter.keep(kept, reading)
+    for number, batch in enumerate(batches()):
+        adapter.keep(kept, _read(model, batch), config)
         if number == 0 and kept.dtype == model.backbone.dtype:
-            _compare(model, batches[0])
+            _compare(model, batch)
     return kept
 
 
@@ -77,7 +84,8 @@ def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | 
 
 def _read(model, batch: dict) -> Reading:
     given, boundary = model._taken_apart(model.accepted(batch), sees=True)[:2]
-    return model.adapter.read(given, boundary, model.prompt_config, model._size())
+    # Layers that an image passes do not run here.
+    return model.adapter.read(given, boundary, replace(model.prompt_config, from_layer=1), model._size())
 
 
 def _tell(kept: KeptInputs, sizes: dict[str, int]) -> None:

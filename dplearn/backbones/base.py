@@ -343,11 +343,11 @@ class Backbone:
         """Why nothing of an input's pass can be kept under such a prompt, or None if its keys and values can."""
         return f"in {type(self.model).__name__} every row of the input sees the prompt, wherever it stands"
 
-    def sizes_kept(self, reading: Reading) -> dict[str, int]:
-        """By what the inputs of a batch are kept, and how many numbers each takes."""
+    def sizes_kept(self, reading: Reading, config: PromptConfig) -> dict[str, int]:
+        """By what the inputs of a batch are kept, and how many numbers each takes, read as at the input."""
         raise NotImplementedError
 
-    def keep(self, kept: KeptInputs, reading: Reading) -> None:
+    def keep(self, kept: KeptInputs, reading: Reading, config: PromptConfig) -> None:
         """Compute and keep what is not kept yet of the inputs of a batch."""
         raise NotImplementedError
 

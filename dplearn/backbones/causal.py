@@ -273,7 +273,7 @@ class CausalBackbone(TextBackbone):
             self.values_of_a_token = fronts.values_of_a_token(self)
         return None
 
-    def sizes_kept(self, reading: Reading) -> dict[str, int]:
+    def sizes_kept(self, reading: Reading, config: PromptConfig) -> dict[str, int]:
         if reading.given.get("input_ids") is None:
             raise ValueError(
                 f"cache_inputs: a batch has {list(reading.given)}, expected input_ids, by which inputs are found again"
@@ -282,7 +282,7 @@ class CausalBackbone(TextBackbone):
         each = [count * self.values_of_a_token for count in counts.tolist()]
         return dict(zip(fronts.digests_of(reading, counts), each, strict=True))
 
-    def keep(self, kept: KeptInputs, reading: Reading) -> None:
+    def keep(self, kept: KeptInputs, reading: Reading, config: PromptConfig) -> None:
         fronts.keep(self, kept, reading)
 
     def rows_read(self, placed, own: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class ViTBackbone(Backbone):
         kept = self.kept if "inputs" in self.shortcuts and not torch.compiler.is_compiling() else None
         if kept is not None and len(kept) and kept.fresh:
             digests = self._digests(batch, passed)
-            if all(digest in kept for digest in digests):
+            if digests and all(digest in kept for digest in digests):
                 return kept.layers(digests, rows.device)[0][0].squeeze(1)
         return self._behind(rows, passed)
 
@@ -172,13 +172,12 @@ class ViTBackbone(Backbone):
         raise RuntimeError(f"{type(self.model).__name__} does not run its layer {passed + 1}")
 
     def _digests(self, batch: dict, passed: int) -> list[str]:
-        """By what images are kept: their pixels, what else the embeddings look at, and the layers that they passed."""
-        images = [digest_of(pixels) for pixels in batch["pixel_values"]]
-        other = sorted(name for name, value in batch.items() if name in self.known and value is not None)
-        others = [name for name in other if name != "pixel_values"]
-        if others:
-            return [f"{image}-{passed}-{'-'.join(others)}-not-kept" for image in images]
-        return [f"{image}-{passed}" for image in images]
+        """By what images are kept: their pixels and the layers that they passed. Nothing where the embeddings are told
+        more than the pixels: such images are not kept."""
+        others = [name for name, value in batch.items() if name in self.known and value is not None]
+        if others != ["pixel_values"]:
+            return []
+        return [f"{digest_of(pixels)}-{passed}" for pixels in batch["pixel_values"]]
 
     def refuses_kept(self, config) -> str | None:
         if config.from_layer == 1:
@@ -189,15 +188,16 @@ class ViTBackbone(Backbone):
             return "backbone_dropout=True, expected False: with dropout no two passes are alike"
         return None
 
-    def sizes_kept(self, reading: Reading) -> dict[str, int]:
-        digests = self._digests(reading.given, reading.passed)
-        return dict.fromkeys(digests, reading.rows[0].numel())
+    def sizes_kept(self, reading: Reading, config) -> dict[str, int]:
+        return dict.fromkeys(self._digests(reading.given, config.from_layer - 1), reading.rows[0].numel())
 
-    def keep(self, kept, reading: Reading) -> None:
-        digests = self._digests(reading.given, reading.passed)
-        kept.add(
-            {digest: [states[None]] for digest, states in zip(digests, reading.rows) if digest not in kept}
-        )
+    def keep(self, kept, reading: Reading, config) -> None:
+        passed = config.from_layer - 1
+        digests = self._digests(reading.given, passed)
+        new = [number for number, digest in enumerate(digests) if digest not in kept]
+        if new:
+            states = self._behind(reading.rows[new], passed)
+            kept.add({digests[number]: [rows[None]] for number, rows in zip(new, states)})
 
     @torch.no_grad()
     def embed(self, pixel_values: Tensor, positions: bool = True, **options) -> Tensor:

@@ -240,6 +240,18 @@ def test_kept_images_spare_the_layers_in_front_and_change_nothing(name, options,
     assert_close(found, full, rtol=1e-9, atol=1e-12)
 
 
+def test_images_with_more_than_pixels_are_not_kept():
+    case, pixels = CASES["vit"], tiny.images()
+    model, runs = make(case, from_layer=2), []
+    next(layers_of(model.backbone)[0].children()).register_forward_pre_hook(lambda *values: runs.append(1))
+    kept = model.cache_inputs({"pixel_values": pixels}, verbose=False)
+    more = {"pixel_values": pixels, "interpolate_pos_encoding": True}
+    runs.clear()
+    assert_close(model(**more).logits, model(pixel_values=pixels).logits) and runs == [1]
+    model.cache_inputs(more, verbose=False)
+    assert len(kept) == len(pixels) and model.adapter.kept is kept
+
+
 def test_what_is_kept_of_an_image_is_never_stale():
     case, pixels = CASES["vit"], tiny.images()
     model = make(case, from_layer=2)
