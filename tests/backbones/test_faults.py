@@ -101,9 +101,8 @@ def test_a_cache_that_was_given_is_continued_whatever_the_output_is(kind):
     model, cache = cached(kind)
     own = DynamicCache()
     model(IDS, past_key_values=own, return_dict=False)
-    assert_close(
-        model(NEXT, past_key_values=own).logits, model(NEXT, past_key_values=cache).logits, rtol=0, atol=0
-    )
+    # (One of the two was filled in parts, behind the prompt: another order of sums.)
+    assert_close(model(NEXT, past_key_values=own).logits, model(NEXT, past_key_values=cache).logits, **EXACT)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
