@@ -56,7 +56,7 @@ class CausalBackbone(TextBackbone):
         self.predicts_next = model.get_output_embeddings() is not None and not _classifies_text(model)
         self.reads_answers = self.predicts_next
         self.values_of_a_token: int | None = None  # how many numbers of a token are kept
-        self.prefixes = parts.known_prefixes()  # keys and values of vectors in front of every input
+        self.prefixes: list[parts.KnownPrefix] = []  # vectors in front of every input, with keys and values
         # As :mod:`dplearn.backbones.parts` does it; asked when it matters.
         self.runs_in_parts: bool | None = None
         self._pads_left: bool | None = None  # whether padding in front changes nothing; asked when it matters

@@ -13,7 +13,6 @@ The base model still gives a state for each row, so what stands behind it (head,
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -53,11 +52,6 @@ class KnownPrefix(NamedTuple):
     state: tuple
 
 
-def known_prefixes() -> deque[KnownPrefix]:
-    """Room for the prefixes of several prompts; the oldest one goes first."""
-    return deque(maxlen=PREFIXES)
-
-
 def cut(change: Change, adapter, placed: PromptedInput, reading: Reading) -> Change:
     """The change of the base model by which a prompted input runs in two parts where that is less work."""
     first = first_of(adapter, placed, reading)
@@ -94,12 +88,13 @@ def prefix_of(adapter, placed: PromptedInput) -> First | None:
     if not (bool((mask != 0).all()) and torch.equal(placed.embeds[:, :count], vectors.expand(batch, -1, -1))):
         return None
     known, state = adapter.prefixes, state_of(adapter.model)
-    kept = known.copy()  # other threads may add to it
-    found = next((p for p in kept if p.state == state and _starts_with(p.vectors, vectors)), None)
+    found = next((p for p in known if p.state == state and _starts_with(p.vectors, vectors)), None)
     if found is None:
         layers, _ = _run(adapter, vectors[None], mask[:1])
         found = KnownPrefix(vectors.clone(), layers, state)
-        known.appendleft(found)
+        adapter.prefixes = [found, *known][
+            :PREFIXES
+        ]  # another list: other threads may go through the old one
     return First(count, [part[:, :, :count].expand(batch, -1, -1, -1) for part in found.layers], None)
 
 
