@@ -133,14 +133,16 @@ def _asks_for_more(model, given: dict) -> bool:
 
 
 def _run(adapter, embeds: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Keys and values, layer by layer, and last hidden states of rows (B, N, d) that nothing stands in front of."""
+    """Keys and values, layer by layer, and last hidden states of rows (B, N, d) that nothing stands in front of; without
+    dropout, whatever the mode."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    states = adapter.entry.module(
-        inputs_embeds=embeds, attention_mask=mask, **adapter.position_ids(mask), past_key_values=cache,
-        use_cache=True, return_dict=True,
-    ).last_hidden_state  # fmt: skip
+    with evaluating(adapter.model) as model:
+        states = model.get_submodule(adapter.entry.path)(
+            inputs_embeds=embeds, attention_mask=mask, **adapter.position_ids(mask), past_key_values=cache,
+            use_cache=True, return_dict=True,
+        ).last_hidden_state  # fmt: skip
     return [part for layer in cache.layers for part in (layer.keys, layer.values)], states
 
 
@@ -237,15 +239,14 @@ def _tried(adapter) -> bool:
     mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
     mask[:, -1] = 0
     try:
-        with evaluating(adapter.model, copies=False):
+        with evaluating(adapter.model) as model:  # another thread may train
+            module = model.get_submodule(adapter.entry.path)
             given = {"attention_mask": mask, **adapter.position_ids(mask)}
-            whole = adapter.entry.module(inputs_embeds=rows, **given, use_cache=False, return_dict=True)
+            whole = module(inputs_embeds=rows, **given, use_cache=False, return_dict=True)
             layers, states = _run(adapter, rows[:, :6], mask[:, :6])
             if any(part.ndim != 4 or part.shape[2] != 6 for part in layers) or not layers:
                 return False
-            parts = _rest(
-                First(6, layers, states), adapter.model.config, False, adapter.entry.module, rows, **given
-            )
+            parts = _rest(First(6, layers, states), adapter.model.config, False, module, rows, **given)
     except Exception:
         return False  # whatever it is, the model is left to run at once
     return same(adapter.model, parts.last_hidden_state[:, :-1], whole.last_hidden_state[:, :-1])

@@ -183,6 +183,19 @@ def test_other_ways_to_generate_begin_at_the_start(options):
     assert getattr(found, "sequences", found)[0].tolist() == spliced.continuation(model.backbone, ROWS[0], 3)
 
 
+def test_generation_in_training_mode_keeps_a_prefix_without_dropout():
+    model = spliced.prompted(tiny.llama(attention_dropout=0.5), "prefix", backbone_dropout=True).train()
+    ids, mask = spliced.padded([ROWS[0]])
+    for _ in range(2):
+        assert model.generate(ids, mask, do_sample=False, max_new_tokens=4)[
+            0
+        ].tolist() == spliced.continuation(model.backbone.eval(), ROWS[0], 3)
+        model.train()
+    assert len(model.adapter.prefixes) == 1
+    found = answers(model, ("prefix",), input_ids=ids, attention_mask=mask)
+    assert_close(found.logits, answers(model, (), input_ids=ids, attention_mask=mask).logits, **NEAR)
+
+
 # --- rows without a gradient ---
 
 LONG = [row * 2 for row in ROWS]
