@@ -133,7 +133,7 @@ def _asks_for_more(model, given: dict) -> bool:
 
 
 def _run(adapter, embeds: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Keys and values, layer by layer, and last hidden states of rows (B, N, d) that nothing stands in front of; without
+    """Keys and values, layer by layer, and last hidden states of rows (B, N, d) with nothing in front of them; without
     dropout, whatever the mode."""
     from transformers import DynamicCache
 
