@@ -139,10 +139,8 @@ class Backbone:
         # What the model multiplies its token embeddings with, behind the embedding module; found by the probe.
         self.scale = 1.0
         self.kept: KeptInputs | None = None  # inputs of which something is known
-        self.compared: tuple = (
-            None,
-            0,
-        )  # weights and length with which they were compared with the full pass
+        # Weights and length with which they were compared with the full pass.
+        self.compared: tuple = (None, 0)
         # The position id of the first token, where positions are given.
         self.first_position = 0
         self._told = False  # whether the warning about padding was given

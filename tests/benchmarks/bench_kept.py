@@ -6,7 +6,7 @@ time.
 """
 
 import torch
-from bench_steps import EOS, VOCABULARY, frozen_with_gradient, make_step
+from bench_steps import EOS, VOCABULARY, frozen_with_gradient, make_step, peft_prompt
 from goals import KEPT
 
 import dplearn as dp
@@ -32,14 +32,6 @@ def make_batch(tokens):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def peft_prompt(backbone):
-    try:
-        from peft import PromptTuningConfig, get_peft_model
-    except ModuleNotFoundError:
-        return None
-    return get_peft_model(backbone, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH))
-
-
 def gradient(model, batch):
     return torch.autograd.grad(model(**batch).loss, model.prompt.vectors)[0]
 
@@ -50,7 +42,7 @@ def measure(report, quick, pairs):
     kept, front, plain = (dp.prompted(backbone, config).train() for _ in range(3))
     plain.shortcuts = ()
     prefix = dp.prompted(backbone, dp.PromptConfig(length=LENGTH)).train()
-    theirs = peft_prompt(backbone)
+    theirs = peft_prompt(backbone, LENGTH, "CAUSAL_LM")
     for tokens in KEPT:
         batch = make_batch(tokens)
         ours = batch | {"keep_last": ANSWER}

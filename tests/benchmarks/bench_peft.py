@@ -6,7 +6,16 @@ All are random. The vocabulary is cut to 2,048 words; both ways share the frozen
 from bench_kept import make_llama
 from bench_models import make_batch as batch_for
 from bench_models import make_bert
-from bench_steps import ONE_PASS, SMALL, Shape, frozen_with_gradient, make_batch, make_step, make_t5
+from bench_steps import (
+    ONE_PASS,
+    SMALL,
+    Shape,
+    frozen_with_gradient,
+    make_batch,
+    make_step,
+    make_t5,
+    peft_prompt,
+)
 from goals import PEFT_MODELS, PEFT_WAYS
 
 import dplearn as dp
@@ -33,23 +42,13 @@ def model_and_batch(kind, quick):
     return make_bert(shape), batch_for("bert", shape), "SEQ_CLS"
 
 
-def peft_prompt(backbone, task):
-    """peft's prompt tuning; in front of the encoder alone, where there are two stacks. None: it is not installed."""
-    try:
-        from peft import PromptTuningConfig, get_peft_model
-    except ModuleNotFoundError:
-        return None
-    config = PromptTuningConfig(task_type=task, num_virtual_tokens=LENGTH, num_transformer_submodules=1)
-    return get_peft_model(backbone, config)
-
-
 def measure(report, quick, pairs):
     for kind in PEFT_MODELS:
         backbone, batch, task = model_and_batch(kind, quick)
         ours = {way: dp.prompted(backbone, dp.PromptConfig(length=LENGTH, **WAYS[way])) for way in PEFT_WAYS}
         own = batch | ({"keep_last": 2} if kind == "llama" else {})
         steps = {way: make_step(model.train(), own) for way, model in ours.items()}
-        theirs = peft_prompt(backbone, task)
+        theirs = peft_prompt(backbone, LENGTH, task)
         if theirs is not None:
             for name, parameter in theirs.named_parameters():
                 parameter.requires_grad_("prompt" in name)  # a classifier's head would be trained as well

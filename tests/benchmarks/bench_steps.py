@@ -125,15 +125,14 @@ OURS = {
 }
 
 
-def peft_prompt(backbone, length):
-    """The prompt tuning of the library peft on the same frozen model; None where it is not installed."""
+def peft_prompt(backbone, length, task="SEQ_2_SEQ_LM"):
+    """The prompt tuning of the library peft on the same frozen model, in front of the encoder alone where there are two
+    stacks; None where it is not installed."""
     try:
         from peft import PromptTuningConfig, get_peft_model
     except ModuleNotFoundError:
         return None
-    config = PromptTuningConfig(
-        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=length, num_transformer_submodules=1
-    )
+    config = PromptTuningConfig(task_type=task, num_virtual_tokens=length, num_transformer_submodules=1)
     return get_peft_model(backbone, config)
 
 

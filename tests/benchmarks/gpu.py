@@ -1,4 +1,4 @@
-"""Steps of full-size models on a GPU: python tests/benchmarks/gpu.py [--minutes 8] [--tiny] [--out FILE.json]
+"""Steps of full-size models on a GPU: python tests/benchmarks/gpu.py [--minutes 7] [--tiny] [--out FILE.json]
 
 T5 v1.1 base, large and XL, ViT-B/16, CLIP ViT-B/16 and a Llama of 1.2 billion parameters, all with random weights in
 bfloat16: nothing is downloaded. Prints each figure as it comes and writes the record after each, so that a run that is
@@ -86,14 +86,7 @@ class Written(Report):
 
 def seconds_of(place: Place, step, repeats: int) -> list[float]:
     """Seconds of each of so many calls, of which the first three are not counted."""
-    times = []
-    for _ in range(repeats + 3):
-        place.wait()
-        start = time.perf_counter()
-        step()
-        place.wait()
-        times.append(time.perf_counter() - start)
-    return times[3:]
+    return [seconds_of_one(place, step) for _ in range(repeats + 3)][3:]
 
 
 def in_turn(place: Place, first, second, repeats: int = 12) -> dict:
@@ -167,7 +160,8 @@ def report_t5(report: Written, size: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     times = seconds_of(place, ours, 12)
     middle = statistics.median(times)
-    report.add(f"t5 {size} ms", 1e3 * middle, low=1e3 * min(times), high=1e3 * max(times))
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    report.add(f"t5 {size} ms", 1e3 * middle, low=1e3 * low, high=1e3 * high)
     if place.device.type == "cuda":
         report.add(f"t5 {size} memory", torch.cuda.max_memory_allocated() / 2**30)
     else:
@@ -279,7 +273,7 @@ def measure(report: Written) -> None:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="gpu.py", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--minutes", type=float, default=8, help="no part begins later than this (default 8)")
+    parser.add_argument("--minutes", type=float, default=7, help="no part begins later than this (default 7)")
     parser.add_argument("--tiny", action="store_true", help="small models, on any device")
     parser.add_argument("--out", type=Path, help="the record to write (default: the package's, not if tiny)")
     options = parser.parse_args(arguments)
