@@ -54,6 +54,7 @@ def _running(parser: argparse.ArgumentParser) -> None:
     )
     add("--condition", help="runs of this condition alone (a pattern)")
     add("--purpose", choices=("choice", "report"), help="choices or reports alone")
+    add("--published", action="store_true", help="the runs of the record that ships are done: add to them")
     add("--again", action="store_true", help="run what is recorded again and compare; writes nothing")
     add("--bf16", action="store_true", help="bfloat16 matrix products; faster where the processor has them")
 

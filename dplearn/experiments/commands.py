@@ -19,10 +19,15 @@ def store_of(options, one: Study) -> Store:
     return Store(Path(options.runs) / one.name, beside=options.runs)
 
 
+def published_rows(one: Study) -> dict[str, dict]:
+    """The rows of a study's published record by key; a record of before the keys has none."""
+    record = records.load(one.name) or {"rows": []}
+    return {row["key"]: row for row in record["rows"] if "key" in row}
+
+
 def rows_of(options, one: Study) -> dict[str, dict]:
-    """The rows of a study by key: those of its runs, and of its published record those that have keys."""
-    published = records.load(one.name) or {"rows": []}
-    return {row["key"]: row for row in published["rows"] if "key" in row} | store_of(options, one).rows()
+    """The rows of a study by key: those of its runs, and of its published record."""
+    return published_rows(one) | store_of(options, one).rows()
 
 
 def labelled_rows(options, one: Study) -> list[dict]:
@@ -66,15 +71,18 @@ def show(options) -> int:
 
 
 def plan(options) -> int:
-    """How many runs are done and open, and the hours that the open ones take on one process."""
+    """How many runs are done, here or in the published record, and the hours that the others take on one process."""
     one = study.read(options.study)
-    rows, counts = rows_of(options, one), jobs.count(one)
-    known = jobs.jobs(one, rows)
-    done = [job for job in known if job.key in rows]
+    rows, counts, here = rows_of(options, one), jobs.count(one), store_of(options, one).rows()
+    done = [job for job in jobs.jobs(one, rows) if job.key in rows]
+    published = [job for job in done if job.key not in here]
     total = counts["choice"] + counts["report"]
     print(
         f"{one.name}: {counts['choice']} choice runs and {counts['report']} report runs; {len(done)} of them done"
+        + (f", {len(published)} in the published record alone" if published else "")
     )
+    if published:
+        print("`run --published` takes these as done, `run` does them again")
     seconds = [rows[job.key].get("wall_seconds", rows[job.key].get("seconds", 0)) for job in done]
     if seconds:
         hours = statistics.mean(seconds) * (total - len(done)) / 3600
@@ -102,8 +110,12 @@ def run(options) -> int:
         return _again(one, options, given)
     workers = Cluster(options.scheduler) if options.scheduler else Local(options.jobs)
     known: Callable = partial(_known, one, options)
-    failed = Runner(known, store_of(options, one), workers, options=given).run()
-    left = [job for job in known(store_of(options, one).rows()) if job not in failed]
+    store = store_of(options, one)
+    if options.published:
+        taken = [store.add(key, row) for key, row in published_rows(one).items()]
+        print(f"{sum(taken)} runs are taken from the published record")
+    failed = Runner(known, store, workers, options=given).run()
+    left = [job for job in known(store.rows()) if job not in failed]
     if not left and not failed:
         print(
             f"no run matches; those of a report are known when its choices are done: {one.name} has", end=" "

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from concurrent.futures import Future
 
 import pytest
 from test_study import TEXT, finished, read
@@ -214,6 +215,50 @@ def test_a_published_record_gives_the_same_table_and_keeps_what_made_it(runs, ca
     assert records.load("try")["rows"][0]["made"] == {"commit": "abc"}
     main(["table", str(path), "--runs", str(folder / "elsewhere")])  # without the runs
     assert capsys.readouterr().out.partition("# try")[2] == before.partition("# try")[2]
+
+
+def test_a_published_record_can_be_added_to(runs, capsys, monkeypatch):
+    """`run --published` does what the record lacks and nothing else; `run` on an empty folder would do all."""
+    path, folder = runs
+    call(runs, "publish")
+    here, rows = folder / "elsewhere", Store(folder / "runs" / "try").rows()
+    record = json.loads((folder / "records" / "try.json").read_text())
+    lost = next(row for row in record["rows"] if row["purpose"] == "report" and row["method"] == "prefix")
+    record["rows"] = [
+        row for row in record["rows"] if row["key"] != lost["key"]
+    ]  # also as the best of a list
+    (folder / "records" / "try.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    main(["plan", str(path), "--runs", str(here)])
+    assert (
+        f"{len(rows) - 1} of them done, {len(rows) - 1} in the published record alone"
+        in capsys.readouterr().out
+    )
+    ran = []
+
+    class Here:
+        """Workers that do a run at once."""
+
+        count = 1
+
+        def __init__(self, jobs):
+            pass
+
+        def submit(self, work, spec, options):
+            ran.append(spec)
+            done = Future()
+            done.set_result(rows[lost["key"]])
+            return done
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("dplearn.experiments.workers.Local", Here)
+    main(["run", str(path), "--runs", str(here), "--published"])
+    assert len(ran) == 1 and jobs.Job({}, ran[0]).key == lost["key"]
+    assert Store(here / "try").rows().keys() == rows.keys()
+    main(["run", str(path), "--runs", str(here), "--published"])
+    assert len(ran) == 1 and "0 runs are taken" in capsys.readouterr().out
 
 
 def test_a_row_runs_again_by_its_command_and_is_compared(runs, capsys, monkeypatch):
