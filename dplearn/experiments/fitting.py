@@ -162,7 +162,8 @@ def fit(
 
     Parameters
     ----------
-    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place.
+    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place
+        and left in evaluation mode.
     encode : the examples of a split, by its name.
     scored : metrics and cross-entropy of a split, by its name.
     options : of the Trainer.
@@ -179,6 +180,7 @@ def fit(
         if settings.steps:
             trainer.train()
         seconds = time.perf_counter() - start
+        model.eval()
         losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
         return {
             "task": task.name,

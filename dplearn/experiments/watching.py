@@ -1,6 +1,6 @@
 """What is seen of a run besides its scores: curves, the report on its decisions, the share of right splits.
 
-Texts, images and image-text models are looked at in the same way (:func:`fit_and_watch`).
+Texts, images and image-text models are looked at in the same way (:func:`~dplearn.experiments.watching.fit_and_watch`).
 """
 
 from __future__ import annotations

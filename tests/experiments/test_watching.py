@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from test_experiments import WORDS, task, tokenizer
+from transformers import BertForSequenceClassification
 
 import dplearn as dp
 from dplearn.experiments import execution, fitting, runs, tuning
@@ -197,7 +198,8 @@ def test_optimizers_have_the_rates_of_vectors_and_decisions():
         optimizer = settings.optimizer_of(model)
         assert type(optimizer) is kind and [group["lr"] for group in optimizer.param_groups] == [0.2, 0.01]
     classifier = dp.prompted(
-        tiny.bert(dtype=torch.float32), dp.PromptConfig(length=2, head="trained", position="task")
+        tiny.bert(BertForSequenceClassification, dtype=torch.float32),
+        dp.PromptConfig(length=2, head="trained", position="task"),
     )
     for rate, expected in ((None, 0.01), (0.7, 0.7)):
         settings = fitting.Settings(0, 1, 0.2, 0.01, head_learning_rate=rate)
