@@ -140,12 +140,6 @@ class ImageTextRun(ImageRun):
         with evaluating(self.model), torch.no_grad():
             return _for_each(self.model.decide(), self.model.class_count)
 
-    def positions(self, split: str) -> list[float]:
-        self.encode(split)  # sets the classes
-        chosen = self.splits_chosen(())
-        counts = torch.bincount(chosen, minlength=self.model.prompt.length + 1)
-        return [round(share, 4) for share in (counts / counts.sum()).tolist()]
-
     def report(
         self, split: str, count: int, since: DecisionReport | None = None, headroom: bool = False
     ) -> DecisionReport:
@@ -163,7 +157,7 @@ def _for_each(made: dict[str, Choice], count: int) -> dict[str, Choice]:
     """Choices with a row for each class, where one holds for all of them."""
 
     def rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.expand(count, *values.shape[1:]).cpu()
+        return None if values is None else values.detach().expand(count, *values.shape[1:]).cpu()
 
     return {name: Choice(*map(rows, choice)) for name, choice in made.items()}
 
