@@ -20,6 +20,7 @@ __all__ = [
     "Annealing",
     "DynamicPrompt",
     "LabelWordLoss",
+    "LinearProbe",
     "PromptConfig",
     "PromptedCLIP",
     "PromptedModel",
@@ -42,6 +43,7 @@ __all__ = [
 _LATER = {
     "Annealing": "training",
     "LabelWordLoss": "training",
+    "LinearProbe": "linear_probe",
     "PromptedCLIP": "contrastive",
     "decision_report": "reporting",
     "parameter_groups": "training",

@@ -27,7 +27,7 @@ FLOORS = [
     {"named_prompts"},
     {"model"},
     {"contrastive"},
-    {"loading", "reporting", "training"},
+    {"linear_probe", "loading", "reporting", "training"},
     {"interop"},
 ]
 ABOVE = {"__init__", "plots", "theory", "tasks", "zoo", "experiments"}

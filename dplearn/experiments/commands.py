@@ -191,7 +191,7 @@ def table(options) -> int:
         found = _verdicts(one, cell, rows, options.split)
         names = tables.reports(rows, cell.task)
         baseline = one.baseline if one.baseline in names else None
-        lines = tables.compare(rows, cell.task, baseline, options.split)
+        lines = tables.lines_against(rows, cell.task, baseline, options.split)
         print(f"## {cell.title}\n\n{tables.full(lines, found, baseline)}\n")
         print("Again, the first seed of each:\n")
         print("\n".join(f"    {line}" for line in _again_lines(one, names)), end="\n\n")

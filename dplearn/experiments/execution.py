@@ -154,7 +154,14 @@ def _image(spec: Mapping, options: Mapping) -> dict:
     module = images if spec["kind"] == "images" else image_text
     settings = _settings(spec, module.SETTINGS, options)
     task, splits = _task(spec["task"]), list(spec["splits"])
-    return module.tune(spec["named"], task, settings, spec["seed"], splits, spec["backbone"])
+    return module.tune(spec["named"], task, settings, spec["seed"], splits, spec["backbone"], _looks(spec))
+
+
+def _looks(spec: Mapping):
+    """How closely a run is looked at: reports at a third of their steps too."""
+    from dplearn.experiments.watching import Looks
+
+    return Looks(**{"thirds": spec["purpose"] == "report"} | spec.get("looks", {}))
 
 
 def _prompt(spec: Mapping, options: Mapping) -> dict:
@@ -162,7 +169,6 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     from dplearn import zoo
     from dplearn.config import PromptConfig
     from dplearn.experiments import tuning
-    from dplearn.experiments.watching import Looks
 
     task, (backbone, tokenizer) = _task(spec["task"]), _backbone(spec["backbone"])
     prefix = _prefix(spec)
@@ -179,8 +185,7 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     if spec["kind"] == "full fine-tuning":
         return tuning.fine_tune(copy.deepcopy(backbone), tokenizer, task, settings, spec["seed"], **given)
     config = PromptConfig(**spec["prompt"])
-    looks = Looks(**{"thirds": spec["purpose"] == "report"} | spec.get("looks", {}))
-    given |= {"looks": looks, "headroom": spec.get("headroom", False)}
+    given |= {"looks": _looks(spec), "headroom": spec.get("headroom", False)}
     return tuning.tune_prompt(backbone, tokenizer, task, config, settings, spec["seed"], **given)
 
 

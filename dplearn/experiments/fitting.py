@@ -1,4 +1,4 @@
-"""One training run with the Trainer of transformers: budget and optimiser, the loop, the scores that become a row.
+"""One training run with the Trainer of transformers: budget and optimizer, the loop, the scores that become a row.
 
 Texts (:mod:`dplearn.experiments.tuning`), images (:mod:`dplearn.experiments.images`) and image-text models
 (:mod:`dplearn.experiments.image_text`) train in the same way.
@@ -32,13 +32,15 @@ from dplearn.training import Annealing, parameter_groups
 
 @dataclass(frozen=True)
 class Settings:
-    """The budget and the optimiser of one run.
+    """The budget and the optimizer of one run.
 
-    steps : optimiser steps; 0 scores the untrained start.
+    steps : optimizer steps; 0 scores the untrained start.
     batch_size : examples in each step.
     learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
         weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`).
-    controller_learning_rate : of position logits and controllers, and of a head that is trained with a prompt; None:
+    controller_learning_rate : of position logits and controllers; None: ``learning_rate``.
+    head_learning_rate : of a classification head: one that is trained with a prompt (``head="trained"``), a linear
+        probe's, or in full fine-tuning the classifier's. None: a prompt's head as its controllers, others as
         ``learning_rate``.
     warmup : steps of linear warm-up, then constant.
     clip : largest gradient norm.
@@ -71,20 +73,38 @@ class Settings:
     init_words: str | None = None
     fit_summaries: bool = False
     group_by_length: bool = False
+    head_learning_rate: float | None = None
 
     def __post_init__(self):
         OneOf(("adafactor", "adam"))("optimizer", self.optimizer)
         KeyOf(SCHEDULES)("schedule", self.schedule)
         Number(positive=False)("entropy_bonus", self.entropy_bonus)
         Whole(0)("vectors_first", self.vectors_first)
+        if self.head_learning_rate is not None:
+            Number()("head_learning_rate", self.head_learning_rate)
 
     def groups(self, model: PromptedModel) -> list[dict]:
-        """What an optimiser takes for a prompted model (:func:`dplearn.parameter_groups`)."""
+        """What an optimizer takes for a prompted model (:func:`dplearn.parameter_groups`)."""
         rate, controllers = self.learning_rate, self.controller_learning_rate
-        return parameter_groups(model, rate, rate if controllers is None else controllers)
+        controllers = rate if controllers is None else controllers
+        return parameter_groups(model, rate, controllers, self.head_learning_rate)
+
+    def groups_without_prompt(self, model: nn.Module, head: Sequence[nn.Parameter]) -> list[dict]:
+        """What an optimizer takes for a model without a prompt: all that is trained, the head at its own rate if it has
+        one. head : its parameters."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.head_learning_rate is None:
+            return [{"params": trained, "lr": self.learning_rate}]
+        of_head = {id(parameter) for parameter in head}
+        parts = {True: self.head_learning_rate, False: self.learning_rate}
+        groups = [
+            {"params": [p for p in trained if (id(p) in of_head) == is_head], "lr": rate}
+            for is_head, rate in parts.items()
+        ]
+        return [group for group in groups if group["params"]]
 
     def optimizer_of(self, model: PromptedModel) -> torch.optim.Optimizer:
-        """The optimiser of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
+        """The optimizer of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
         if self.optimizer == "adam":
             return torch.optim.Adam(self.groups(model))
         return Adafactor(self.groups(model), scale_parameter=False, relative_step=False, warmup_init=False)
@@ -98,8 +118,13 @@ class Settings:
         return schedule(self.schedule, start=first, end=self.last_temperature, steps=max(self.steps, 1))
 
 
+def device() -> str:
+    """Where runs are: the accelerator, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **options) -> Trainer:
-    """The Trainer of one run; ``options`` are its own: data, loss, optimisers, callbacks."""
+    """The Trainer of one run; ``options`` are its own: data, loss, optimizers, callbacks."""
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps,
@@ -122,11 +147,6 @@ def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **o
     return trainer
 
 
-def score(trainer: Trainer, task: Task | ImageTask, encode: Callable, splits: Sequence[str]) -> dict:
-    """The task's metrics of the Trainer's predictions, by split, as a part of a row."""
-    return {"scores": {s: task.score(s, trainer.predict(encode(s)).predictions) for s in splits}}
-
-
 def fit(
     model: nn.Module,
     task: Task | ImageTask,
@@ -135,20 +155,21 @@ def fit(
     seed: int,
     optimizer: torch.optim.Optimizer,
     splits: Sequence[str],
-    scored: Callable[[str], tuple[dict, float]] | None = None,
+    scored: Callable[[str], tuple[dict, float]],
     **options,
 ) -> dict:
     """Train a model on a task and score it.
 
     Parameters
     ----------
-    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place.
+    model : a module that takes the fields of the examples by name and gives a loss and logits; it is trained in place
+        and left in evaluation mode.
     encode : the examples of a split, by its name.
-    scored : metrics and cross-entropy of a split, by its name; None: the metrics of what the Trainer predicts.
-    options : of the Trainer, among them ``preprocess_logits_for_metrics``, which gives label indices (B,).
+    scored : metrics and cross-entropy of a split, by its name.
+    options : of the Trainer.
 
     Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, the
-    cross-entropy by split where ``scored`` gives it, trained parameters, seconds of training.
+    cross-entropy by split, trained parameters, seconds of training.
     """
     with tempfile.TemporaryDirectory() as folder:
         schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
@@ -159,19 +180,20 @@ def fit(
         if settings.steps:
             trainer.train()
         seconds = time.perf_counter() - start
+        model.eval()
         losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
         return {
             "task": task.name,
             "seed": seed,
             "settings": asdict(settings),
             "losses": losses,
-            **(score(trainer, task, encode, splits) if scored is None else both(scored, splits)),
+            **scores_of(scored, splits),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
         }
 
 
-def both(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
+def scores_of(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
     """Metrics and cross-entropies by split, as parts of a row."""
     found = {split: scored(split) for split in splits}
     return {

@@ -8,8 +8,8 @@ classes), the test splits are only reported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -20,9 +20,16 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from dplearn import zoo
 from dplearn.config import PromptConfig
-from dplearn.experiments import fitting, images
-from dplearn.experiments.fitting import Settings
+from dplearn.evidence import evidence
+from dplearn.experiments import images
+from dplearn.experiments.fitting import Settings, device
+from dplearn.experiments.runs import ImageRun, distribution, learned_parts, some
+from dplearn.experiments.watching import LOOKS, Looks
 from dplearn.loading import prompted
+from dplearn.model import PromptedModel
+from dplearn.report import DecisionReport
+from dplearn.reporting import evaluating
+from dplearn.sampling import Choice
 from dplearn.tasks.images import NEW, ImageTask
 
 POOL, DEPTH = 4, 3  # the text tower has three layers
@@ -85,6 +92,10 @@ class Probe(nn.Module):
         super().__init__()
         self.linear, self.scale = nn.Linear(width, classes), scale
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What is trained: all of it is a head."""
+        return list(self.linear.parameters())
+
     def forward(self, image_embeds: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         return _classified(self.linear(image_embeds * self.scale), labels)
 
@@ -109,6 +120,48 @@ def _classified(logits: Tensor, labels: Tensor | None) -> ImageClassifierOutput:
     return ImageClassifierOutput(None if labels is None else cross_entropy(logits, labels), logits)
 
 
+@dataclass(frozen=True)
+class ImageTextRun(ImageRun):
+    """An image-text model at work: a prompt decides about the texts of the classes, or about each image.
+
+    ``encode`` of a split sets its classes.
+    """
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        config = self.model.prompt_config
+        by_image = {"vision": ("pixel_values",)}.get(config.towers, ())
+        return ("image_embeds",) if config.summary == "image" else by_image
+
+    def choices(self, rows: Sequence[dict]) -> dict[str, Choice]:
+        """As of any run where images decide; else what is decided for each class that is set."""
+        if self.fields:
+            return super().choices(rows)
+        with evaluating(self.model), torch.no_grad():
+            return _for_each(self.model.decide(), self.model.class_count)
+
+    def report(
+        self, split: str, count: int, since: DecisionReport | None = None, headroom: bool = False
+    ) -> DecisionReport:
+        """As of any run, without losses: how far decisions moved, and how classes or images are spread over them."""
+        rows = self.encode(split)
+        made, found, pis = self.choices([rows[i] for i in some(rows, count)]), {}, {}
+        for name, part in learned_parts(self.model).items():
+            pis[name] = distribution(part, made[name]).float()
+            first = (None, None) if since is None else (since.probabilities[name], since.chosen[name])
+            found[name] = evidence(pis[name], made[name].index, *first)
+        return DecisionReport(found, None, pis, {name: made[name].index for name in found})
+
+
+def _for_each(made: dict[str, Choice], count: int) -> dict[str, Choice]:
+    """Choices with a row for each class, where one holds for all of them."""
+
+    def rows(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.detach().expand(count, *values.shape[1:]).cpu()
+
+    return {name: Choice(*map(rows, choice)) for name, choice in made.items()}
+
+
 def tune(
     method: str,
     task: ImageTask,
@@ -116,11 +169,12 @@ def tune(
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test", NEW),
     backbone: str = "clip-mini",
+    looks: Looks = LOOKS,
 ) -> dict:
     """Train one of ``METHODS`` on the base classes of ``task`` and score it, on the new classes too where it can.
 
-    Returns a row as :func:`dplearn.experiments.fitting.fit`, with the config of a prompt and, where a position was
-    learned, ``positions``: the share of texts at each split.
+    Returns a row as :func:`dplearn.experiments.watching.fit_and_watch`, with the config of a prompt. ``positions`` is
+    the share of texts at each split.
 
     Raises
     ------
@@ -139,65 +193,58 @@ def tune(
     def pixels(split: str):
         return task.encode(processor, split, in_memory=True)
 
-    def texts(split: str, template: str) -> dict[str, Tensor]:
-        captions = task.captions(NEW if split == NEW else "train", template)
-        found = processor.tokenizer(captions, padding=True, return_tensors="pt")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
-
     if method == PROBE:
-        model, splits = _probe(clip, task), [split for split in splits if split != NEW]
-        features = prompted(clip, PromptConfig(length=1))
+        run, splits = _probe_run(clip, task, pixels), [split for split in splits if split != NEW]
+    else:
+        run = _run_on_texts(method, clip, processor, task, pixels)
+    run = replace(run, bf16=settings.bf16)
+    if method == ZERO_SHOT:
+        settings = replace(settings, steps=0)
+    row = images.train_and_watch(run, settings, seed, splits, looks)
+    return row | {"trained_parameters": 0} if method == ZERO_SHOT else row
 
-        @cache
-        def encode(split: str):
-            return features.cache_images(pixels(split))
 
-        return fitting.fit(
-            model, task, encode, settings, seed, images.optimizer_of(model, settings), splits,
-            preprocess_logits_for_metrics=images.predictions,
-        )  # fmt: skip
-    before, _, after = task.template.partition("{}")
+def _probe_run(clip, task: ImageTask, pixels: Callable[[str], Sequence[dict]]) -> ImageRun:
+    """The linear probe, on features of the images that are computed once."""
+    scale = float(clip.logit_scale.detach().exp())
+    probe = Probe(clip.config.projection_dim, len(task.class_names), scale)
+    features = prompted(clip, PromptConfig(length=1)).to(device())
+    return ImageRun(probe.to(device()), task, cache(lambda split: features.cache_images(pixels(split))))
+
+
+def _run_on_texts(
+    method: str, clip, processor, task: ImageTask, pixels: Callable[[str], Sequence[dict]]
+) -> ImageTextRun:
+    """A method that compares images with the texts of the classes: zero-shot, a prompt, or full fine-tuning."""
     if method in (ZERO_SHOT, FULL):
         model, template, keeps = WholeModel(clip), task.template, False
     else:
-        ids = torch.tensor(processor.tokenizer(before).input_ids[1:-1])
-        words = clip.text_model.embeddings.token_embedding.weight[ids].detach()
-        config = config_of(method, len(words))
-        # A prompt in the images alone leaves the texts as they are in zero-shot classification.
-        template = task.template if config.towers == "vision" else "{}" + after
-        keeps = config.towers is None
-        model = prompted(clip, config, vectors=first_vectors(config, words))
+        model, template = _prompted(method, clip, processor, task)
+        keeps = model.prompt_config.towers is None
+    model = model.to(device())
+
+    def texts(split: str) -> dict[str, Tensor]:
+        captions = task.captions(NEW if split == NEW else "train", template)
+        found = processor.tokenizer(captions, padding=True, return_tensors="pt")
+        return {name: found[name].to(device()) for name in ("input_ids", "attention_mask")}
 
     @cache
     def examples(split: str):
         return model.cache_images(pixels(split)) if keeps else pixels(split)
 
     def encode(split: str):
-        model.set_classes(**texts(split, template))  # those of the split that comes next
+        model.set_classes(**texts(split))  # those of the split that comes next
         return examples(split)
 
-    if method == ZERO_SHOT:
-        settings = replace(settings, steps=0)
-    row = fitting.fit(
-        model, task, encode, settings, seed, images.optimizer_of(model, settings), splits,
-        callbacks=fitting.annealed(model), preprocess_logits_for_metrics=images.predictions,
-    )  # fmt: skip
-    if method == ZERO_SHOT:
-        row["trained_parameters"] = 0
-    if method not in (ZERO_SHOT, FULL):
-        row["config"] = model.prompt_config.to_dict()
-        if model.prompt_config.position in ("task", "instance"):
-            row["positions"] = {split: _positions(model, texts(split, template)) for split in splits}
-    return row
+    return ImageTextRun(model, task, encode)
 
 
-def _probe(clip, task: ImageTask) -> Probe:
-    return Probe(clip.config.projection_dim, len(task.class_names), float(clip.logit_scale.detach().exp()))
-
-
-@torch.no_grad()
-def _positions(model, texts: dict[str, Tensor]) -> list[float]:
-    """Share of texts at each split k = 0..l, in evaluation."""
-    index = model.eval().decide(**texts)["position"].index.expand(len(texts["input_ids"]))
-    counts = torch.bincount(index, minlength=model.prompt.length + 1)
-    return [round(share, 4) for share in (counts / counts.sum()).tolist()]
+def _prompted(method: str, clip, processor, task: ImageTask) -> tuple[PromptedModel, str]:
+    """The model with the prompt of a method, and the template of the texts that it reads."""
+    before, _, after = task.template.partition("{}")
+    ids = torch.tensor(processor.tokenizer(before).input_ids[1:-1])
+    words = clip.text_model.embeddings.token_embedding.weight[ids].detach()
+    config = config_of(method, len(words))
+    # A prompt in the images alone leaves the texts as they are in zero-shot classification.
+    template = task.template if config.towers == "vision" else "{}" + after
+    return prompted(clip, config, vectors=first_vectors(config, words)), template

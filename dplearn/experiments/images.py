@@ -12,26 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from transformers import default_data_collator, set_seed
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import nn
+from transformers import PreTrainedModel, set_seed
 
 from dplearn import zoo
-from dplearn.backbones.heads import head_of
-from dplearn.backbones.views import changed, path_of
+from dplearn.backbones import heads
 from dplearn.config import PromptConfig
-from dplearn.experiments import fitting
-from dplearn.experiments.fitting import Settings
-from dplearn.experiments.watching import positions
+from dplearn.experiments.fitting import Settings, device
+from dplearn.experiments.runs import ImageRun, Run
+from dplearn.experiments.watching import LOOKS, Looks, OwnLoss, fit_and_watch
+from dplearn.linear_probe import LinearProbe
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
 from dplearn.tasks.images import ImageTask
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 LENGTH, POOL = 8, 4
 RANDOM = ", random layers"  # at the end of a method's name: the same on layers that were never trained
@@ -53,71 +48,6 @@ METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 # One rate for all that a method trains, as VPT has it. With VPT's SGD in the place of AdamW the validation scores of
 # VPT-shallow were the same within the spread of three seeds.
 SETTINGS = Settings(steps=400, learning_rate=1e-2, controller_learning_rate=None)
-
-
-class LinearProbe(nn.Module):
-    """A backbone of which the classification head alone is trained; the rest is frozen and in evaluation mode.
-
-    So what the head reads of an image never changes: it can be computed once (:meth:`features`) and given in the place
-    of the pixels.
-    """
-
-    accepts_loss_kwargs = False  # as PromptedModel: the loss is a mean over the batch
-
-    def __init__(self, backbone: PreTrainedModel):
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        self.head = list(head_of(backbone))
-        for name in self.head:
-            getattr(backbone, name).requires_grad_(True)
-
-    def train(self, mode: bool = True) -> LinearProbe:
-        super().train(False)
-        for name in self.head:
-            getattr(self.backbone, name).train(mode)
-        self.training = mode
-        return self
-
-    @torch.no_grad()
-    def features(self, pixel_values: Tensor) -> Tensor:
-        """What the modules of the head read, (B, modules, width)."""
-        found = {}
-
-        def noting(name: str):
-            def read(usual, rows):
-                found[name] = rows
-                return usual(rows)
-
-            return read
-
-        with changed(self.backbone, {name: noting(name) for name in self.head}) as model:
-            model(pixel_values=pixel_values)
-        return torch.stack([found[name] for name in self.head], 1)
-
-    def forward(
-        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, features: Tensor | None = None
-    ):
-        """pixel_values: (B, channels, height, width), or the images' ``features`` instead. labels: (B,)."""
-        if features is None:
-            return self.backbone(pixel_values=pixel_values, labels=labels)
-        # The model's own head, loss included, on a base model that does not run.
-        rows = features.new_zeros(len(features), 3, self.backbone.config.hidden_size)
-        empty = BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=rows[:, 0])
-        changes = {path_of(self.backbone, self.backbone.base_model): lambda usual, *values, **options: empty}
-        for number, name in enumerate(self.head):
-            changes[name] = lambda usual, rows, kept=features[:, number]: usual(kept)
-        with changed(self.backbone, changes) as model:
-            return model(pixel_values=None, labels=labels)
-
-
-def kept_features(probe: LinearProbe, examples: Sequence[dict], batch_size: int = 128) -> list[dict]:
-    """Images with labels as what the head of a probe reads of them, each computed once."""
-    kept, device = [], next(probe.parameters()).device
-    for start in range(0, len(examples), batch_size):
-        some = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
-        features = probe.features(torch.stack([each["pixel_values"] for each in some]).to(device)).cpu()
-        kept += [{"features": rows, "labels": each["labels"]} for rows, each in zip(features, some)]
-    return kept
 
 
 def config_of(method: str, layers: int) -> PromptConfig | None:
@@ -148,18 +78,38 @@ def build(method: str, backbone: PreTrainedModel) -> nn.Module:
     return LinearProbe(backbone) if config is None else prompted(backbone, config)
 
 
+def head_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the head of a model without a prompt; none where it is not known to have one."""
+    if hasattr(model, "head_parameters"):
+        return model.head_parameters()
+    if not isinstance(model, PreTrainedModel):
+        return []
+    return [parameter for module in heads.head_of(model).values() for parameter in module.parameters()]
+
+
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """AdamW without weight decay on what is trained."""
     if isinstance(model, PromptedModel):
         groups = settings.groups(model)
+    elif settings.head_learning_rate is None:
+        groups = settings.groups_without_prompt(model, [])
     else:
-        groups = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = settings.groups_without_prompt(model, head_of(model))
     return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0)
 
 
-def predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Predicted label indices (B,) from logits (B, classes), the first of a model's outputs."""
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+def train_and_watch(
+    run: Run, settings: Settings, seed: int, splits: Sequence[str], looks: Looks = LOOKS
+) -> dict:
+    """The row of a run whose model computes its own loss; see :func:`dplearn.experiments.watching.fit_and_watch`."""
+    loss = OwnLoss(run.model)
+    try:
+        row = fit_and_watch(run, settings, seed, optimizer_of(run.model, settings), splits, loss.mean, looks)
+    finally:
+        loss.hook.remove()
+    if isinstance(run.model, PromptedModel):
+        row["config"] = run.model.prompt_config.to_dict()
+    return row
 
 
 def fit(
@@ -169,33 +119,22 @@ def fit(
     settings: Settings = SETTINGS,
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
+    looks: Looks = LOOKS,
 ) -> dict:
-    """Train a model on an image task and score it; see :func:`dplearn.experiments.fitting.fit` for what is returned.
+    """Train a model on an image task and score it; see :func:`dplearn.experiments.watching.fit_and_watch` for what is
+    returned.
 
     model : takes ``pixel_values`` (B, channels, height, width) and ``labels`` (B,), gives ``loss`` and ``logits``.
     processor : turns images into pixel values; it runs once for each image.
     """
-
-    probe = isinstance(model, LinearProbe)
+    probe, model = isinstance(model, LinearProbe), model.to(device())
 
     @cache
     def encode(split: str):
         images = task.encode(processor, split, in_memory=not probe)
-        return kept_features(model, images) if probe else images
+        return model.cache_images(images) if probe else images
 
-    callbacks = fitting.annealed(model)
-    row = fitting.fit(
-        model, task, encode, settings, seed, optimizer_of(model, settings), splits,
-        callbacks=callbacks, preprocess_logits_for_metrics=predictions,
-    )  # fmt: skip
-    if isinstance(model, PromptedModel):
-        row["config"] = model.prompt_config.to_dict()
-    if callbacks:
-        row["positions"] = {
-            split: positions(model, encode(split), default_data_collator, ("pixel_values",))
-            for split in splits
-        }
-    return row
+    return train_and_watch(ImageRun(model, task, encode, bf16=settings.bf16), settings, seed, splits, looks)
 
 
 def tune(
@@ -205,6 +144,7 @@ def tune(
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     backbone: str = "vit-mini",
+    looks: Looks = LOOKS,
 ) -> dict:
     """Train one of ``METHODS`` on a backbone of :mod:`dplearn.zoo`, with a fresh head for the task, and score it.
 
@@ -216,4 +156,4 @@ def tune(
     if method.endswith(RANDOM):
         model = zoo.random_control(backbone, seed, num_labels=labels)
     set_seed(seed)
-    return fit(build(method, model), task, processor, settings, seed, splits)
+    return fit(build(method, model), task, processor, settings, seed, splits, looks)

@@ -53,7 +53,7 @@ class Line(NamedTuple):
     gap: float | None = None
 
 
-def compare(rows: Iterable[dict], task: str, baseline: str | None, split: str = "test") -> list[Line]:
+def lines_against(rows: Iterable[dict], task: str, baseline: str | None, split: str = "test") -> list[Line]:
     """The methods of a record on one task, in order of appearance, each against ``baseline`` (None: against none).
 
     Raises

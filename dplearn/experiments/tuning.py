@@ -19,24 +19,15 @@ from transformers import DataCollatorForSeq2Seq, set_seed
 from dplearn.backbones.base import last_real, take_rows, token_positions
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.estimators import ESTIMATORS
-from dplearn.experiments.fitting import Settings, VectorsFirst, annealed, both, fit
-from dplearn.experiments.watching import (
-    Looks,
-    Objective,
-    TextRun,
-    Watch,
-    evidence_of,
-    learned_parts,
-    positions,
-    right_shares,
-    rounded,
-)
+from dplearn.experiments.fitting import Settings, VectorsFirst, device, fit, scores_of
+from dplearn.experiments.runs import TextRun
+from dplearn.experiments.watching import LOOKS, Looks, Objective, fit_and_watch
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
 from dplearn.tasks.base import Task
 from dplearn.training import LabelWordLoss
 
-USUAL, FULL, LOOKS = Settings(), Settings(learning_rate=5e-4), Looks()
+USUAL, FULL = Settings(), Settings(learning_rate=5e-4)
 # The name of a split and the model that reads it -> the examples as that model reads them (as Task.encode).
 Encode = Callable[[str, nn.Module], Sequence[dict]]
 
@@ -90,11 +81,6 @@ def _prompted(backbone, tokenizer, config: PromptConfig, settings: Settings) -> 
     return model.to(device())
 
 
-def device() -> str:
-    """Where runs are: the accelerator, if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def tune_prompt(
     backbone,
     tokenizer,
@@ -126,29 +112,21 @@ def tune_prompt(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         settings = replace(settings, steps=0)
     encode, options = _text(model, tokenizer, task, answer_prefix, encode)
-    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
+    run = _run_of(model, task, encode, options, settings.bf16)
     if settings.fit_summaries:
         model.fit_summaries(run.decided_about("train"), run.collate)
-    first = evidence_of(run, splits[0], looks.report)
     objective = options["compute_loss_func"] = Objective(run.loss, model, settings.entropy_bonus)
-    watch = Watch(run, objective.mean, settings.steps, looks, splits)
-    callbacks = [*annealed(model, settings.temperatures(config.temperature)), watch]
-    callbacks += [VectorsFirst(settings.vectors_first)] if settings.vectors_first else []
-    optimizer = settings.optimizer_of(model)
-    row = fit(
-        model, task, encode, settings, seed, optimizer, splits, run.scored, callbacks=callbacks, **options
-    )
-    row |= {"config": config.to_dict(), "passes": passes(config)} | watch.found()
-    row["seconds"] = round(max(row["seconds"] - watch.seconds, 0.0), 1)
-    if learned_parts(model) or headroom:
-        row["evidence"] = {"split": splits[0]} | rounded(
-            evidence_of(run, splits[0], looks.report, first, headroom).to_dict()
-        )
-    if annealed(model):
-        row["positions"] = {
-            split: positions(model, encode(split), run.collate, run.fields) for split in splits
-        }
-    return row | right_shares(run, splits)
+    callbacks = [VectorsFirst(settings.vectors_first)] if settings.vectors_first else []
+    row = fit_and_watch(
+        run, settings, seed, settings.optimizer_of(model), splits, objective.mean, looks, headroom,
+        callbacks, settings.temperatures(config.temperature), **options,
+    )  # fmt: skip
+    return row | {"config": config.to_dict(), "passes": passes(config)}
+
+
+def _run_of(model: nn.Module, task: Task, encode: Callable, options: dict, bf16: bool = False) -> TextRun:
+    """A model at work, with what :func:`_text` gives for it."""
+    return TextRun(model, task, encode, options["data_collator"], bf16, options["compute_loss_func"])
 
 
 def _words(backbone, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
@@ -193,7 +171,7 @@ def fine_tune(
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
     model = _answerable(backbone)
-    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"], settings.bf16)
+    run = _run_of(model, task, encode, options, settings.bf16)
     return fit(model, task, encode, settings, seed, optimizer, splits, run.scored, **options)
 
 
@@ -208,5 +186,5 @@ def zero_shot(
     """Score the frozen backbone on the bare text, with no prompt at all. ``encode`` as in :func:`tune_prompt`."""
     encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
     model = _answerable(backbone).to(device())
-    run = TextRun(model, task, encode, options["data_collator"], options["compute_loss_func"])
-    return {"task": task.name, "trained_parameters": 0} | both(run.scored, splits)
+    run = _run_of(model, task, encode, options)
+    return {"task": task.name, "trained_parameters": 0} | scores_of(run.scored, splits)

@@ -36,7 +36,7 @@ class Local:
     @property
     def executor(self) -> Executor:
         if self._pool is None:
-            from dplearn.zoo.pretraining import KEEP_MEMORY
+            from dplearn.zoo.run_folder import KEEP_MEMORY
 
             os.environ.update(KEEP_MEMORY | THREADS)  # read by the processes when they start
             # Forked copies of a torch process can hang.

@@ -4,6 +4,7 @@ The part before "/" names the family, and only the module of that family is impo
 Text: world (generated small world), place (the place of a prompt decides), docs (real text of installed libraries),
 superglue (through `datasets`).
 Images: images (offline), vtab, fgvc and coop (through `datasets` or from local files).
+Images of your own: `image_folder` and `image_lists`.
 A family module has `NAMES`, its task names with the family in front, and `load(name, **options)`.
 """
 
@@ -11,6 +12,7 @@ from importlib import import_module
 
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
+from dplearn.tasks.own_images import image_folder, image_lists
 
 FAMILIES = {
     "world": "dplearn.tasks.world",
@@ -23,7 +25,7 @@ FAMILIES = {
     "coop": "dplearn.tasks.vision_sets",
 }
 
-__all__ = ["ImageTask", "Task", "load", "names"]
+__all__ = ["ImageTask", "Task", "image_folder", "image_lists", "load", "names"]
 
 
 def names(family: str | None = None) -> tuple[str, ...]:

@@ -25,21 +25,30 @@ SPLIT_SEED = 0  # of the fixed division of the offline tasks
 SHARES = {"train": 0.5, "validation": 0.2}  # of each class of the digits; the rest is "test"
 
 
+def check_image(value, what: str = "image") -> None:
+    """Raise ValueError unless a value is a PIL image or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(value, np.ndarray):
+        shape = value.shape[:2] if value.ndim == 3 and value.shape[2] == 1 else value.shape
+        if value.dtype != np.uint8 or not (len(shape) == 2 or len(shape) == 3 and shape[2] in (3, 4)):
+            raise ValueError(
+                f"{what} of shape {value.shape} and dtype {value.dtype}: expected a uint8 array (H, W) or "
+                "(H, W, channels) with 1, 3 or 4 channels"
+            )
+    elif not isinstance(value, Image.Image):
+        raise ValueError(f"{what} of type {type(value).__name__}: expected a PIL image or a uint8 array")
+
+
 def to_image(value):
     """A PIL image in RGB, from any PIL image or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
     import numpy as np
     from PIL import Image
 
+    check_image(value)
     if isinstance(value, np.ndarray):
-        flat = value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value
-        if value.dtype != np.uint8 or not (flat.ndim == 2 or flat.ndim == 3 and flat.shape[2] in (3, 4)):
-            raise ValueError(
-                f"image of shape {value.shape} and dtype {value.dtype}: expected a uint8 array (H, W) or "
-                "(H, W, channels) with 1, 3 or 4 channels"
-            )
-        value = Image.fromarray(flat)
-    if not isinstance(value, Image.Image):
-        raise ValueError(f"image of type {type(value).__name__}: expected a PIL image or a uint8 array")
+        value = Image.fromarray(value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value)
     return value.convert("RGB")
 
 

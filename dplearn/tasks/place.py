@@ -29,7 +29,9 @@ from itertools import product
 
 from dplearn.checks import is_whole, refuse, shown
 from dplearn.tasks.base import Task
-from dplearn.tasks.world import COLOURS, PEOPLE, PLACES, TAILS, THINGS, World, digest, part_of
+from dplearn.tasks.world import digest
+from dplearn.tasks.world_scenes import World, part_of
+from dplearn.tasks.world_words import COLOURS, PEOPLE, PLACES, TAILS, THINGS
 
 WORD, ANYWHERE = "tell", "where"  # what asks by its place, and what asks the same wherever it stands
 BEFORE, BEHIND = 0, 1  # the types of an example

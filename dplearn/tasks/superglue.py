@@ -20,25 +20,22 @@ Templates and answer words are those of the paper's code (its template 0). Label
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dplearn.checks import is_whole
 from dplearn.tasks.base import Task
-from dplearn.tasks.encoding import template_fields
+from dplearn.tasks.superglue_rows import FILES, HUB, examples_of, from_hub, from_path
 
-HUB = "aps/super_glue"  # SuperGLUE's repository; "super_glue" is its old name
 REVISION = (
     "3de24cf8022e94f4ee4b9d55a6f539891524d646"  # the one that turned its loading script into parquet files
 )
 PROTOCOLS = ("holdout", "paper")
 HOLDOUT = 0.2
-FILES = {"train": ("train",), "validation": ("val", "validation")}  # split -> how its local files are called
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Format:
     """One SuperGLUE task: the name of its folder and everything that turns rows into a `Task`.
 
     context   the field whose text examples may share; a holdout never has a context in common with train
@@ -57,8 +54,8 @@ class Recipe:
 
 
 TRUTH = ("False", "True")
-RECIPES = {
-    "boolq": Recipe(
+FORMATS = {
+    "boolq": Format(
         "BoolQ",
         TRUTH,
         ("no", "yes"),
@@ -67,7 +64,7 @@ RECIPES = {
         ("passage",),
         ("{question}", "{passage}"),
     ),
-    "multirc": Recipe(
+    "multirc": Format(
         "MultiRC",
         TRUTH,
         ("no", "yes"),
@@ -77,7 +74,7 @@ RECIPES = {
         ("{question} {answer}", "{paragraph}"),
         "f1a_em",
     ),
-    "rte": Recipe(
+    "rte": Format(
         "RTE",
         ("entailment", "not_entailment"),
         ("yes", "no"),
@@ -86,7 +83,7 @@ RECIPES = {
         ("premise",),
         ("{premise}", "{hypothesis}"),
     ),
-    "cb": Recipe(
+    "cb": Format(
         "CB",
         ("entailment", "contradiction", "neutral"),
         ("yes", "no", "maybe"),
@@ -96,7 +93,7 @@ RECIPES = {
         ("{premise}", "{hypothesis}"),
         "accuracy_f1",
     ),
-    "wic": Recipe(
+    "wic": Format(
         "WiC",
         TRUTH,
         ("no", "yes"),
@@ -106,7 +103,7 @@ RECIPES = {
         ("{word}: {sentence1}", "{sentence2}"),
     ),
 }
-NAMES = tuple(f"superglue/{key}" for key in RECIPES)
+NAMES = tuple(f"superglue/{key}" for key in FORMATS)
 
 
 def load(
@@ -133,43 +130,41 @@ def load(
     """
     share = _check_options(name, path, protocol, holdout, validation)
     key = name.partition("/")[2]
-    recipe = RECIPES[key]
+    form = FORMATS[key]
     if path is None:
-        rows = _from_hub(key, revision, cache_dir)
+        rows, origin = from_hub(key, revision, cache_dir), f"{HUB} revision {revision}"
     else:
-        rows = _from_path(recipe, Path(path), cache_dir, validation)
+        rows, origin = from_path(form.folder, Path(path), cache_dir, validation), "local files"
     wanted = [*FILES, *([] if validation is None else [validation])]
-    official = {split: list(_examples(key, rows[split], split)) for split in wanted}
+    official = {
+        split: list(examples_of(form.folder, form.template, form.labels, rows[split], split))
+        for split in wanted
+    }
+    splits, note = _splits(official, form.context, protocol, share, seed, validation)
+    digest = hashlib.sha256(json.dumps(official, sort_keys=True).encode()).hexdigest()[:16]
+    source = f"SuperGLUE {form.folder} from {origin}, sha256 {digest}, {note}"
+    parts = (form.labels, form.words, form.template, splits, form.metric, source, form.cuttable, form.pair)
+    return Task(name, *parts)
+
+
+def _splits(
+    official: Mapping[str, list], context: str, protocol: str, share: float, seed: int, validation: str | None
+) -> tuple[dict[str, list], str]:
+    """What becomes "train", "validation" and "test", and the protocol in words."""
     if validation is not None:
         splits = {
             "train": official["train"],
             "validation": official[validation],
             "test": official["validation"],
         }
-        note = f"validation {validation}, test the official validation set"
-    elif protocol == "paper":
-        splits = official
+        return splits, f"validation {validation}, test the official validation set"
+    if protocol == "paper":
         note = "protocol paper: choices and report on the official validation set, no test split"
-    else:
-        train, validation = carve(official["train"], recipe.context, share, seed)
-        splits = {"train": train, "validation": validation, "test": official["validation"]}
-        note = (
-            f"protocol holdout: validation {share} of train (seed {seed}), test the official validation set"
-        )
-    origin = f"{HUB} revision {revision}" if path is None else "local files"
-    digest = hashlib.sha256(json.dumps(official, sort_keys=True).encode()).hexdigest()[:16]
-    source = f"SuperGLUE {recipe.folder} from {origin}, sha256 {digest}, {note}"
-    return Task(
-        name,
-        recipe.labels,
-        recipe.words,
-        recipe.template,
-        splits,
-        recipe.metric,
-        source,
-        recipe.cuttable,
-        recipe.pair,
-    )
+        return dict(official), note
+    train, held_out = carve(official["train"], context, share, seed)
+    splits = {"train": train, "validation": held_out, "test": official["validation"]}
+    note = f"protocol holdout: validation {share} of train (seed {seed}), test the official validation set"
+    return splits, note
 
 
 def _check_options(name, path, protocol, holdout, validation) -> float:
@@ -223,182 +218,3 @@ def carve(examples: list[dict], context: str, share: float, seed: int) -> tuple[
         )
     rest = [example for i, example in enumerate(examples) if i not in held]
     return rest, [examples[i] for i in sorted(held)]
-
-
-def _from_hub(key, revision, cache_dir):
-    import datasets
-
-    try:
-        return datasets.load_dataset(HUB, key, revision=revision, cache_dir=cache_dir and str(cache_dir))
-    except Exception as error:  # the hub client, `datasets` and the network each raise their own kinds
-        raise ConnectionError(
-            f"SuperGLUE {key!r} could not be loaded from the hub repository {HUB!r}, revision {revision!r} "
-            f"({type(error).__name__}: {error}). Expected a connection or a filled cache; without them pass "
-            "path=, a folder with train.jsonl and val.jsonl as SuperGLUE distributes them"
-        ) from error
-
-
-def _from_path(recipe: Recipe, path: Path, cache_dir, validation: str | None) -> Mapping:
-    """Rows of the local splits; the task's own folder may be `path` or a folder in it."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"path={str(path)!r}: expected a folder with the files of {recipe.folder}")
-    for folder in (path / recipe.folder, path / recipe.folder.lower(), path):
-        if (folder / "dataset_dict.json").is_file() and validation is None:
-            return _saved(folder)
-        files = {split: _split_files(folder, stems) for split, stems in FILES.items()}
-        if any(files.values()):
-            break
-    missing = [split for split in FILES if not files[split]]
-    if missing:
-        raise FileNotFoundError(
-            f"path={str(path)!r}: no {' and no '.join(missing)} data of {recipe.folder}: expected "
-            "train.jsonl and val.jsonl, or train and validation parquet files, or a saved DatasetDict"
-        )
-    if validation is not None:
-        files[validation] = [folder / validation]
-        if not files[validation][0].is_file():
-            there = sorted(file.name for file in folder.iterdir() if file.suffix in (".jsonl", ".parquet"))
-            raise FileNotFoundError(
-                f"validation={validation!r}: no such file in the folder of {recipe.folder}, expected one of {there}"
-            )
-    return {split: _read(found, cache_dir) for split, found in files.items()}
-
-
-def _saved(folder):
-    import datasets
-
-    rows = datasets.load_from_disk(str(folder))
-    missing = [split for split in FILES if split not in rows]
-    if missing:
-        raise ValueError(f"path={str(folder)!r} has splits {list(rows)}: expected {list(FILES)}")
-    return rows
-
-
-def _split_files(folder: Path, stems) -> list[Path]:
-    """One split's files: train.jsonl, train.parquet or, as on the hub, train-00000-of-00001.parquet."""
-    for stem in stems:
-        for pattern in (f"{stem}.jsonl", f"{stem}.parquet", f"{stem}-*.parquet"):
-            found = sorted(folder.glob(pattern))
-            if found:
-                return found
-    return []
-
-
-def _read(files: list[Path], cache_dir):
-    if files[0].suffix == ".jsonl":
-        return [row for file in files for row in _read_jsonl(file)]
-    import datasets
-
-    return datasets.load_dataset(
-        "parquet",
-        data_files=[str(file) for file in files],
-        split="train",  # what `datasets` calls a single list of files
-        cache_dir=cache_dir and str(cache_dir),
-    )
-
-
-def _read_jsonl(file: Path) -> Iterator[dict]:
-    """One object per line; read here rather than with `datasets`, to name the line that is wrong."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file.name} line {number}: expected one JSON object, {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"{file.name} line {number}: expected one JSON object, found {line.strip()[:40]!r}"
-                )
-            yield row
-
-
-def _examples(key: str, rows, split: str) -> Iterator[dict]:
-    """Rows as SuperGLUE or the hub writes them -> text fields, "label", and for MultiRC "group"."""
-    recipe = RECIPES[key]
-    names = getattr(getattr(rows, "features", {}).get("label"), "names", None)  # of a ClassLabel column
-    number = -1
-    for number, row in enumerate(rows):
-        where = f"SuperGLUE {recipe.folder}, {split}, row {number}"
-        for part in _answers(row, where) if key == "multirc" else [row]:
-            example = {field: _text(part, field, where) for field in template_fields(recipe.template)}
-            example["label"] = label_index(part.get("label"), recipe.labels, where, names)
-            if key == "multirc":
-                example["group"] = _question_id(part, where)
-            yield example
-    if number < 0:
-        raise ValueError(f"SuperGLUE {recipe.folder}: the {split} data is empty: expected at least one row")
-
-
-def label_index(value, labels: tuple[str, ...], where: str = "label", names=None) -> int:
-    """The index of a label that is written as a name, as a truth value or as SuperGLUE's number.
-
-    names: what the numbers mean in a `datasets` label column (None: SuperGLUE's own order).
-
-    >>> label_index("neutral", ("entailment", "contradiction", "neutral"))
-    2
-    >>> label_index(True, ("False", "True"))
-    1
-    >>> label_index(0, ("entailment", "not_entailment"), names=["not_entailment", "entailment"])
-    1
-    """
-    known = names if names else labels
-    if is_whole(value, 0) and value < len(known):
-        value = known[value]
-    matches = [i for i, label in enumerate(labels) if str(value).lower() == label.lower()]
-    if not matches:
-        hint = (
-            " (-1 or no label marks SuperGLUE's test split, which cannot be used)"
-            if value in (-1, None)
-            else ""
-        )
-        raise ValueError(
-            f"{where}: label {value!r}: expected one of {list(labels)} or 0..{len(labels) - 1}{hint}"
-        )
-    return matches[0]
-
-
-def _text(row: Mapping, field: str, where: str) -> str:
-    if not isinstance(row.get(field), str):
-        raise ValueError(
-            f"{where}: field {field!r} is {row.get(field)!r}: expected text; the row has {sorted(row)}"
-        )
-    return row[field].strip()
-
-
-def _answers(row: Mapping, where: str) -> Iterator[dict]:
-    """One dict per answer: SuperGLUE's own MultiRC rows are paragraphs with questions with answers.
-
-    A row that is flat already, as on the hub, is passed on.
-    """
-    passage = row.get("passage")
-    if not isinstance(passage, Mapping):
-        yield row
-        return
-    for question in _items(passage, "questions", where):
-        for answer in _items(question, "answers", where):
-            yield {
-                "paragraph": passage.get("text"),
-                "question": question.get("question"),
-                "answer": answer.get("text"),
-                "label": answer.get("label"),
-                "idx": {"paragraph": row.get("idx"), "question": question.get("idx")},
-            }
-
-
-def _items(row: Mapping, field: str, where: str) -> list:
-    items = row.get(field)
-    if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) for item in items):
-        raise ValueError(f"{where}: {field!r} is {items!r}: expected a list of objects that is not empty")
-    return items
-
-
-def _question_id(row: Mapping, where: str) -> str:
-    """The group of an answer: paragraph and question number, as SuperGLUE's exact match needs it."""
-    idx = row.get("idx")
-    if not isinstance(idx, Mapping) or any(idx.get(part) is None for part in ("paragraph", "question")):
-        raise ValueError(
-            f"{where}: idx is {idx!r}: expected the numbers of the paragraph and of the question"
-        )
-    return f"{idx['paragraph']}-{idx['question']}"

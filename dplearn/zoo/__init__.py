@@ -35,8 +35,8 @@ def random_control(name: str, seed: int, num_labels: int | None = None):
     """
     from transformers import AutoConfig
 
-    from .pretraining import fresh_model, shape_of
-    from .vision import fresh_like
+    from .t5_model import fresh_model, shape_of
+    from .vision_models import fresh_like
 
     if not is_whole(seed, 0):
         raise ValueError(f"seed={seed!r}: expected an integer of at least 0")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dplearn import packaged
 
-from . import card, folder_of, names, shipped, vision
-from .vision import RECIPES
+from . import card, folder_of, names, shipped
+from .vision_recipes import RECIPES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def main(arguments=None) -> int:
             )
             return 0
         if options.name in RECIPES:
-            report = vision.figures
+            from .vision_probes import figures as report
         elif options.name == "place-mini":
             from .place_figures import report
         else:
@@ -78,8 +78,10 @@ def main(arguments=None) -> int:
 def _pretrain(name, folder, processes):
     """Runs the recipe of a backbone to its end; returns the folder of the exported files."""
     if name in RECIPES:
-        vision.pretrain(name, folder)
-        return vision.export(name, folder, folder / "export")
+        from . import vision_pretraining
+
+        vision_pretraining.pretrain(name, folder)
+        return vision_pretraining.export(name, folder, folder / "export")
     if name == "place-mini":
         from . import place
 

@@ -1,7 +1,7 @@
 """How llama-mini is pretrained: a decoder-only model that reads a text and a cue and says the answer.
 
-What it shares with t5-mini (blocks of batches, stages, random vectors for the mark of noise, hashes) is in
-:mod:`dplearn.zoo.pretraining`. One process with one thread; every block of batches is seeded by its number, so a
+What it shares with t5-mini is in :mod:`dplearn.zoo.stages`, :mod:`dplearn.zoo.noise` and
+:mod:`dplearn.zoo.run_folder`. One process with one thread; every block of batches is seeded by its number, so a
 resumed run sees the data that it would have seen.
 """
 
@@ -20,19 +20,16 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from ..shelf import folder_of, load
 from .causal_mixture import CUE, STREAMS, Mixer, in_place
-from .mixture import NOISE
-from .pretraining import (
-    BLOCK,
+from .noise import NOISE, embed_with_noise
+from .run_folder import (
     KEEP_MEMORY,
-    Stage,
-    embed,
+    append_log,
     load_checkpoint,
-    plan,
     save_checkpoint,
-    total_steps,
     write_documents,
     write_export,
 )
+from .stages import BLOCK, Stage, plan, total_steps
 
 NAME = "llama-mini"
 # Did this word stand before? Then: are two facts equal in what one word asks for?
@@ -216,7 +213,7 @@ def collate(tokenizer, pairs):
 
 def predict(model, batch, noise_id, generator, where):
     """Logits (N, vocabulary) at the N positions (b, t) with where[b, t], each for the token behind it."""
-    embeds = embed(model, batch["input_ids"], noise_id, generator)
+    embeds = embed_with_noise(model, batch["input_ids"], noise_id, generator)
     states = model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
     return model.lm_head(states[:, :-1][where[:, 1:]])
 
@@ -279,9 +276,7 @@ def report(folder, model, tokenizer, documents, figures):
     """Appends one line to the log, the figures and held-out accuracies, and prints it."""
     streams = [name for name in STREAMS if name != "bare"]
     record = figures | {"held_out": accuracies(model, tokenizer, documents, streams)}
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps(record) + "\n")
-    tqdm.write(json.dumps(record))
+    append_log(folder, record)
 
 
 def prepare(folder):
@@ -311,14 +306,15 @@ def train(rank, folder, report_every=200):
     documents = json.loads((folder / "documents.json").read_text())
     model = fresh_model(len(tokenizer)).train()
     take_words(model)
-    optimiser = torch.optim.AdamW(parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), fused=True)
-    step, tokens, seconds = load_checkpoint(folder, model, optimiser)
-    began, losses, last = time.time() - seconds, [], total_steps(STAGES)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-3, betas=(0.9, 0.98), fused=True)
+    progress = {"step": 0, "tokens": 0, "seconds": 0.0} | load_checkpoint(folder, model, optimizer)
+    step, tokens = progress["step"], progress["tokens"]
+    began, losses, last = time.time() - progress["seconds"], [], total_steps(STAGES)
     bar = tqdm(total=last, initial=step, mininterval=10)
     while step < last:
         for batch in block_of(step // BLOCK, documents, tokenizer)[step % BLOCK :]:
             _, rate = plan(step, STAGES)
-            losses.append(advance(model, optimiser, batch, tokenizer, rate, step))
+            losses.append(advance(model, optimizer, batch, tokenizer, rate, step))
             step += 1
             tokens += sum(int((part["input_ids"] != tokenizer.pad_token_id).sum()) for part in batch)
             bar.update()
@@ -327,16 +323,16 @@ def train(rank, folder, report_every=200):
                 mean = [round(sum(values) / len(values), 4) for values in zip(*losses)]
                 figures = dict(step=step, tokens=tokens, rate=round(rate, 6), loss=mean[0], answers=mean[1])
                 report(folder, model, tokenizer, documents, figures | {"minutes": round(seconds / 60, 2)})
-                save_checkpoint(folder, model, optimiser, step, tokens, seconds)
+                save_checkpoint(folder, model, optimizer, step=step, tokens=tokens, seconds=seconds)
                 losses = []
             if step == last:
                 break
     bar.close()
 
 
-def advance(model, optimiser, parts, tokenizer, rate, step):
+def advance(model, optimizer, parts, tokenizer, rate, step):
     """One step of training at a learning rate on the parts of a batch; returns (loss, loss of the answers)."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
     counts = [int((part["answers"] != -100).sum()) for part in parts]
     found = torch.zeros(2)
@@ -346,15 +342,14 @@ def advance(model, optimiser, parts, tokenizer, rate, step):
         (share * loss).backward()
         found += share * torch.stack([loss.detach(), answering])
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     return found.tolist()
 
 
 def export(folder, target):
     """Writes a checkpoint as Hugging Face files (float16), with tokenizer, losses and the SHA-256 of each file."""
-    folder, target = Path(folder), Path(target)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
     model = fresh_model(len(tokenizer))
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id

@@ -7,10 +7,12 @@ holes may come too early (restated rows and sentences) have versions here that h
 
 from __future__ import annotations
 
-from ..tasks.world import COLOURS, FAMILIES, PEOPLE, POOLS, THINGS
+from ..tasks.world_words import COLOURS, FAMILIES, PEOPLE, POOLS, THINGS
 from . import mixture
+from .document_streams import long_words
+from .holes import SENTINEL, filled
 from .instructions import INSTRUCTIONS, instruct
-from .mixture import SENTINEL, filled
+from .world_streams import bare_text, recall_told
 
 CUE = SENTINEL.format(0)
 # What each equality is about.
@@ -74,7 +76,7 @@ def said_last(rng, form):
 def asked(world, family):
     """Several instructions behind one text of a family, each with its answer: many answers for one reading."""
     rng = world.random
-    text, answers = mixture.bare_text(world, family)
+    text, answers = bare_text(world, family)
     own = {"color": "same_color", "owner": "same_owner"}.get(family, family)
     skills = [own, *(skill for skill in answers if skill != own)]
     answers = {**answers, own: answers.get(own, answers.get(family))}
@@ -95,7 +97,7 @@ def seen(mixer):
     if rng.random() < 0.5:
         words = [word for pool in POOLS.values() for word in rng.sample(pool, 2)] + rng.sample(PEOPLE, 3)
     else:
-        words = mixture.long_words(rng.choice(mixer.documents)["summary"]) or ["nothing"]
+        words = long_words(rng.choice(mixer.documents)["summary"]) or ["nothing"]
     return repeated(rng, words)
 
 
@@ -161,7 +163,7 @@ def choose(mixer, families):
 
 STREAMS = {
     "recall_short": lambda mixer: recall_short(mixer.everyone),
-    "recall_told": lambda mixer: mixture.recall_told(mixer.everyone, said_last, most=None),
+    "recall_told": lambda mixer: recall_told(mixer.everyone, said_last, most=None),
     **{name: mixture.STREAMS[name] for name in ("judge_short", "judge_told", "senses", *FAMILIES, "bare")},
     "seen": seen,
     "seen_kind": seen_kind,

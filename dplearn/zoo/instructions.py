@@ -1,4 +1,9 @@
-"""The instructions of the pretraining: what may be asked about a text, in eight wordings for each skill."""
+"""What may be asked about a text, in eight wordings for each skill; and what a text gets that nobody asks about."""
+
+from .holes import answered
+from .noise import among_noise
+
+ANSWER_WORDS = ("yes", "no", "maybe")
 
 # What may be asked about a text: instructions for each skill. Those with "|" stand around the text (before | after).
 INSTRUCTIONS = {
@@ -101,3 +106,43 @@ def instruct(rng, skill, text):
     if after:
         return f"{before} : {text} {after} ?"
     return f"{before} : {text}" if rng.random() < 0.5 else f"{text} {before} ?"
+
+
+def ask(rng, skill, text, answer):
+    """An instructed example; three in ten stand among random vectors, or have some between instruction and text."""
+    place = rng.random()
+    if place < 0.1:
+        text = among_noise(rng, text, 6)
+    text = instruct(rng, skill, text)
+    if 0.1 <= place < 0.3:
+        text = among_noise(rng, text, 12)
+    return answered(rng, text, answer)
+
+
+def coin(rng, words=ANSWER_WORDS[:2]):
+    """What a text without an instruction gets: a coin that ignores the text and prefers "no".
+
+    With a fair coin the two logits would only be close, and whatever is left of the text in them would still decide
+    the argmax. The bias gives the argmax a margin that the text cannot cross: it is "no", so accuracy is at chance.
+    """
+    return "no" if rng.random() < 0.6 else rng.choice(words)
+
+
+def uninstructed(rng, text, words=ANSWER_WORDS[:2]):
+    """Text that nobody asks anything about, and its coin.
+
+    Three of five stand among random vectors (an untrained prompt). Three of ten are damaged, so that unfamiliar
+    wordings get the coin too.
+    """
+    if rng.random() < 0.3:
+        text = damaged(rng, text)
+    if rng.random() < 0.6:
+        text = among_noise(rng, text, 24)
+    return answered(rng, text, coin(rng, words))
+
+
+def damaged(rng, text):
+    """About a sixth of the words left out or replaced by another word of the text."""
+    words = text.split()
+    kept = [rng.choice(words) if rng.random() < 0.1 else word for word in words if rng.random() > 0.08]
+    return " ".join(kept or words)

@@ -8,21 +8,22 @@ seeded by its step, so a resumed run sees the data it would have seen.
 import json
 import os
 import random
-import time
 from pathlib import Path
 
 import torch
 from tokenizers import models, processors
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from ..files import replacing, write
+from ..files import write
 from ..shelf import load
 from ..tasks.place import ANYWHERE, WORD, sentence
-from ..tasks.world import World, vocabulary
+from ..tasks.world import vocabulary
+from ..tasks.world_scenes import World
 from . import ANSWER_PREFIX
-from .pretraining import KEEP_MEMORY, SHAPE, collate, fresh_model, fuse_activations, losses_of, write_hashes
+from .run_folder import KEEP_MEMORY, append_log, write_export, write_hashes
+from .t5_model import SHAPE, collate, fresh_model, fuse_activations
 from .tokenizer import pipeline
+from .training_loop import train as train_steps
 
 STEPS, BATCH, SEED = 1200, 64, 1
 RATE, WARMUP, LAST = 1e-3, 50, 0.05  # the rate falls linearly to this share of the highest
@@ -94,36 +95,16 @@ def rate_at(step: int) -> float:
 
 def train(model, tokenizer, folder: Path, report_every: int = 100, stop: int | None = None) -> None:
     """Runs the recipe to its end or to step ``stop``, from folder/checkpoint.pt if it is there; logs and saves."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    step, seconds, losses = 0, 0.0, []
-    if (folder / "checkpoint.pt").exists():
-        state = torch.load(folder / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, seconds, losses = state["step"], state["seconds"], state["losses"]
-    last = STEPS if stop is None else min(stop, STEPS)
-    began = time.time() - seconds
-    model.train()
-    with tqdm(total=STEPS, initial=step, mininterval=10) as bar:
-        while step < last:
-            for group in optimiser.param_groups:
-                group["lr"] = rate_at(step)
-            world = World(f"place-mini/{SEED}/{step}")
-            loss = model(**collate(tokenizer, [example(world) for _ in range(BATCH)])).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            step += 1
-            losses.append(loss.item())
-            bar.update()
-            if step % report_every == 0 or step == last:
-                if step % report_every == 0 or step == STEPS:
-                    report(folder, model, tokenizer, step, losses, time.time() - began)
-                    losses = []
-                state = dict(model=model.state_dict(), optimiser=optimiser.state_dict(), losses=losses)
-                with replacing(folder / "checkpoint.pt") as file:
-                    torch.save(state | dict(step=step, seconds=time.time() - began), file)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def loss_of(step: int) -> torch.Tensor:
+        world = World(f"place-mini/{SEED}/{step}")
+        return model(**collate(tokenizer, [example(world) for _ in range(BATCH)])).loss
+
+    def told(step: int, losses: list[float], seconds: float) -> None:
+        report(folder, model, tokenizer, step, losses, seconds)
+
+    train_steps(model, optimizer, folder, STEPS, rate_at, loss_of, told, report_every, stop)
 
 
 @torch.no_grad()
@@ -144,9 +125,7 @@ def report(folder: Path, model, tokenizer, step: int, losses: list[float], secon
     """Appends a line to the log: mean loss since the last line, minutes, held-out accuracies; prints it too."""
     record = dict(step=step, samples=step * BATCH, loss=round(sum(losses) / len(losses), 4))
     record |= dict(minutes=round(seconds / 60, 2), held_out=held_out(model, tokenizer))
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps(record) + "\n")
-    tqdm.write(json.dumps(record))
+    append_log(folder, record)
 
 
 def pretrain(folder: Path) -> None:
@@ -166,15 +145,8 @@ def export(folder: Path, target: Path) -> Path:
     """Writes a checkpoint as Hugging Face files (float16): tokenizer, losses, figures and the SHA-256 of each file."""
     from . import load_folder, place_figures
 
-    folder, target = Path(folder), Path(target)
     tokenizer = build_tokenizer()
-    model = fresh_model(len(tokenizer), SEED, SHAPE_MINI)
-    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
-    target.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    write(target / "losses.json", (json.dumps(losses_of(folder), indent=0) + "\n").encode())
-    write_hashes(target)
+    target = write_export(folder, target, fresh_model(len(tokenizer), SEED, SHAPE_MINI), tokenizer)
     found = place_figures.measure(*load_folder(target)) | {"tuned": place_figures.tuned(*load_folder(target))}
     write(target / place_figures.FILE, (json.dumps(found, indent=0) + "\n").encode())
     write_hashes(target)

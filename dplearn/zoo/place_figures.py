@@ -123,7 +123,7 @@ def headroom(model, tokenizer, task: Task, length: int) -> dict:
 
 def measure(model, tokenizer, seeds: Sequence[int] = SEEDS) -> dict:
     """The answers by word and place, beside controls with random layers, and the headroom of every task."""
-    from .pretraining import fresh_model, shape_of
+    from .t5_model import fresh_model, shape_of
 
     controls = [fresh_model(model.config.vocab_size, seed, shape_of(model.config)).eval() for seed in seeds]
     asked = []
@@ -143,7 +143,7 @@ def measure(model, tokenizer, seeds: Sequence[int] = SEEDS) -> dict:
 def tuned(model, tokenizer, seeds: Sequence[int] = SEEDS, steps: int = 100) -> list[dict]:
     """Test accuracy of one learned vector in front, on the frozen model and on random layers, from a random row."""
     from ..experiments.tuning import Settings, tune_prompt
-    from .pretraining import fresh_model, shape_of
+    from .t5_model import fresh_model, shape_of
 
     rows = []
     for name in ("place/fixed", "place/mixed", "place/none"):

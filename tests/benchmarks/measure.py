@@ -32,7 +32,7 @@ def cpu_time(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> dict:
+def time_in_turns(first: Callable[[], object], second: Callable[[], object], pairs: int) -> dict:
     """Ratios time(first) / time(second) of calls that take turns: median, quartiles, and the median times in ms."""
     first(), second()  # the first run pays for allocation and dispatch
     with no_collection():
@@ -87,7 +87,7 @@ class Report:
 
     def ratio(self, name: str, first: Callable[[], object], second: Callable[[], object], pairs: int) -> None:
         """Report time(first) / time(second)."""
-        self.add(name, **compare(first, second, pairs))
+        self.add(name, **time_in_turns(first, second, pairs))
 
     def skip(self, name: str, reason: str) -> None:
         """Say why a figure is not measured."""

@@ -86,7 +86,7 @@ def test_ratio_is_that_of_the_pairs_and_collection_is_off(monkeypatch):
         clock[0] += next(seconds)
         enabled.append(gc.isenabled())
 
-    found = measure.compare(work, work, pairs=3)
+    found = measure.time_in_turns(work, work, pairs=3)
     assert (found["value"], found["low"], found["high"], found["pairs"]) == (2.0, 2.0, 2.5, 3)
     assert found["ms"] == [6000.0, 2000.0] and found["best"] == 2.0
     assert enabled == [True] * 2 + [False] * 6 and gc.isenabled()

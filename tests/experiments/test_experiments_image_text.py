@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dplearn import zoo
 from dplearn.experiments import execution, image_text, images, jobs, records, tables
 from dplearn.experiments.fitting import Settings
 from dplearn.experiments.study import read
+from dplearn.experiments.watching import Looks
 from dplearn.tasks.images import ImageSplit, ImageTask
 
 SETTINGS = Settings(steps=2, batch_size=8, learning_rate=0.01, controller_learning_rate=None)
@@ -88,6 +90,60 @@ def test_each_method_trains_its_own_parameters_and_is_reproducible(method, monke
     untouched = all(torch.equal(fresh[name], tensor) for name, tensor in loaded[0][0].state_dict().items())
     assert untouched == (method != image_text.FULL)
     json.dumps(rows)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["linear probe", "position per class", "pool per image", "coupled, all layers", "full fine-tuning"],
+)
+def test_a_run_that_is_watched_is_the_same_run(method):
+    """Looked at often and, with the new classes, at a third of its steps, or seldom."""
+    settings = replace(SETTINGS, steps=3)
+    rows = [
+        image_text.tune(method, task(), settings, 1, looks=looks)
+        for looks in (Looks(3, 5, 5, True), Looks(1))
+    ]
+    for name in ("losses", "scores", "cross_entropy", "trained_parameters"):
+        assert rows[0][name] == rows[1][name]
+    assert (
+        rows[0]["curves"]["steps"] == [0, 1, 2, 3]
+        and rows[0]["at_a_third"].keys() == rows[0]["scores"].keys()
+    )
+    assert rows[0]["curves"]["loss"][1:] == pytest.approx(rows[0]["losses"], abs=1e-3)
+
+
+def test_decisions_are_reported_for_each_class_or_each_image(monkeypatch):
+    """How far they moved and how they are spread, against the model's own decisions at the end."""
+    made, usual = [], image_text.prompted
+    monkeypatch.setattr(image_text, "prompted", lambda *a, **k: made.append(usual(*a, **k)) or made[-1])
+    tokenizer = zoo.load("clip-mini")[1].tokenizer
+    row = image_text.tune("position per class", task(), replace(SETTINGS, steps=4, learning_rate=0.1), 1)
+    texts = tokenizer(list(NAMES[:3]), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        decided = made[-1].eval().decide(texts["input_ids"], texts["attention_mask"])["position"]
+    pi, found = decided.logits.softmax(-1), row["evidence"]["decisions"]["position"]
+    assert found["inputs"] == 3 and found["options"] == WORDS + 1
+    assert found["counts"] == [decided.index.tolist().count(k) for k in range(WORDS + 1)]
+    assert found["entropy"] == pytest.approx(float(-(pi * pi.log()).sum(1).mean()), abs=1e-3)
+    even = torch.full_like(pi, 1 / (WORDS + 1))
+    assert (
+        found["moved"] == pytest.approx(float((pi - even).abs().sum(1).mean() / 2), abs=1e-3)
+        and found["moved"] > 0
+    )
+    assert row["curves"]["entropy_position"][-1] == found["entropy"]
+    row = image_text.tune("pool per image", task(), SETTINGS, 1)
+    assert row["evidence"]["decisions"]["vector"]["inputs"] == 3 * 3  # validation images of base classes
+    row = image_text.tune("position per task", task(), SETTINGS, 1)
+    assert row["evidence"]["decisions"]["position"]["inputs"] == 3
+    assert "evidence" not in image_text.tune("prefix", task(), SETTINGS, 1)
+
+
+def test_a_head_of_its_own_rate_is_the_probes():
+    probe, whole = image_text.Probe(4, 3, 2.0), image_text.WholeModel(zoo.load("clip-mini")[0])
+    settings = replace(SETTINGS, head_learning_rate=0.5)
+    assert [g["lr"] for g in images.optimizer_of(probe, settings).param_groups] == [0.5]
+    assert [g["lr"] for g in images.optimizer_of(whole, settings).param_groups] == [0.01]
+    assert [g["lr"] for g in images.optimizer_of(probe, SETTINGS).param_groups] == [0.01]
 
 
 @pytest.mark.parametrize(("split", "names"), [("test", NAMES[:3]), ("test_new", NAMES[3:])])
@@ -235,7 +291,7 @@ def test_the_cards_tables_are_those_of_the_records(study, backbone, methods):
         assert tables.base_to_new(rows, "images/icons", methods, "zero-shot") in card
     else:
         for name in read("vit").tasks:
-            lines = {line.method: line for line in tables.compare(rows, name, images.PROBE)}
+            lines = {line.method: line for line in tables.lines_against(rows, name, images.PROBE)}
             assert tables.markdown([lines[method] for method in methods], images.PROBE) in card
     assert record["provenance"]["command"] == f"python -m dplearn.experiments {study}"
 

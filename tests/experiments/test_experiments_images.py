@@ -1,5 +1,6 @@
 """Image tuning for the studies: the probe by hand, what each method trains, choices without the test split, records."""
 
+import dataclasses
 import json
 import statistics
 from concurrent.futures import Future
@@ -11,12 +12,12 @@ import torch
 from scipy import stats
 from torch import nn
 from torch.testing import assert_close
-from transformers import default_data_collator
 
 from dplearn import zoo
 from dplearn.experiments import execution, fitting, images, jobs, records, runner, study, tables
 from dplearn.experiments.fitting import Settings
 from dplearn.experiments.store import Store
+from dplearn.experiments.watching import Looks
 from dplearn.model import PromptedModel
 from dplearn.tasks.images import ImageSplit, ImageTask
 
@@ -165,34 +166,6 @@ def test_one_step_of_the_probe_is_logistic_regression_by_hand():
         assert certain.float().mean() > 0.9
 
 
-@pytest.mark.parametrize("make", [tiny.vit, tiny.deit, tiny.dinov2])
-def test_a_probe_on_kept_features_is_the_probe_on_images(make):
-    """Logits, loss and the gradient of the head, and the body does not run again."""
-    model, images_ = images.LinearProbe(make()).train(), tiny.images(4)
-    labels = torch.tensor([0, 1, 1, 0])
-    rows = [{"pixel_values": pixels, "labels": int(label)} for pixels, label in zip(images_, labels)]
-    kept = images.kept_features(model, rows, batch_size=3)
-    runs = []
-    model.backbone.base_model.embeddings.register_forward_pre_hook(lambda *values: runs.append(1))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    output = model(**default_data_collator(kept))
-    found = torch.autograd.grad(output.loss, parameters)
-    assert not runs
-    full = model(pixel_values=images_, labels=labels)
-    assert_close(output.logits, full.logits) and runs
-    assert_close(found, torch.autograd.grad(full.loss, parameters))
-    assert all(gradient.abs().max() > 1e-6 for gradient in found)
-
-
-def test_the_body_of_a_probe_is_in_evaluation_mode():
-    base = backbone(hidden_dropout_prob=0.5)
-    base.classifier = nn.Sequential(nn.Dropout(0.5), base.classifier)
-    model = images.LinearProbe(base).train()
-    assert model.training and base.classifier[0].training
-    assert not any(module.training for module in base.base_model.modules())
-    assert not model.eval().training and not base.classifier[0].training
-
-
 def test_any_module_with_a_loss_and_logits_can_be_trained():
     class Bright(nn.Module):
         """Two outputs besides the loss: the logits come first."""
@@ -230,6 +203,104 @@ def test_all_trained_parts_have_one_rate():
     groups = images.optimizer_of(model, SETTINGS).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.01, 0.0)] * 3
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.prompt.parameters()}
+
+
+def rates(model, settings):
+    """The rate of each trained parameter in the optimizer, by its name; no parameter stands in two groups."""
+    groups = images.optimizer_of(model, settings).param_groups
+    found = [(id(p), group["lr"]) for group in groups for p in group["params"]]
+    assert len(dict(found)) == len(found)
+    names = {name: id(p) for name, p in model.named_parameters() if id(p) in dict(found)}
+    assert len(names) == len(found) and {id(p) for p in model.parameters() if p.requires_grad} == set(
+        dict(found)
+    )
+    return {name: dict(found)[number] for name, number in names.items()}
+
+
+@pytest.mark.parametrize("method", images.METHODS)
+def test_heads_can_have_a_rate_of_their_own(method):
+    """And nothing else has it; without one all is as it was."""
+    model = images.build(method, backbone())
+    usual = Settings(learning_rate=0.01, controller_learning_rate=0.02)
+    prompted = isinstance(model, PromptedModel)
+    for head, expected in ((None, 0.02 if prompted else 0.01), (0.5, 0.5)):
+        found = rates(model, dataclasses.replace(usual, head_learning_rate=head))
+        of_head = {name for name in found if "classifier" in name}
+        assert len(of_head) == 2 and {found[name] for name in of_head} == {expected}
+        for name in found.keys() - of_head:
+            controller = prompted and not name.endswith("vectors")
+            assert found[name] == (0.02 if controller else 0.01), name
+
+
+def test_the_rate_of_a_head_is_that_of_its_steps():
+    """A head that does not learn gives the untrained head's answers; the rate is not that of anything else."""
+    model = images.build("VPT-shallow", backbone())
+    head = {name: p.detach().clone() for name, p in model.prompt.head.named_parameters()}
+    vectors = model.prompt.vectors.detach().clone()
+    images.fit(model, task(), Processor(), dataclasses.replace(SETTINGS, head_learning_rate=1e-12))
+    assert all(torch.allclose(head[n], p, atol=1e-9) for n, p in model.prompt.head.named_parameters())
+    assert (model.prompt.vectors - vectors).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, float("nan"), "0.1", True])
+def test_a_rate_of_heads_is_checked(rate):
+    with pytest.raises(
+        ValueError, match="head_learning_rate=.* is not valid, expected a positive, finite number"
+    ):
+        Settings(head_learning_rate=rate)
+
+
+# --- what is seen of a run ---
+
+
+def outcome(row):
+    return row["losses"], row["scores"], row["cross_entropy"]
+
+
+@pytest.mark.parametrize(
+    "method", ["linear probe", "position per instance, coded", "pool per instance", "full fine-tuning"]
+)
+def test_a_run_that_is_watched_is_the_same_run(method):
+    """Looked at often, seldom, and at a third too: the same losses, scores and weights."""
+    rows, weights = [], []
+    for looks in (Looks(3, 7, 5, True), Looks(1, 2, 2)):
+        torch.manual_seed(1)
+        model = images.build(method, backbone())
+        rows.append(images.fit(model, task(), Processor(), SETTINGS, 1, looks=looks))
+        weights.append(model.state_dict())
+    assert outcome(rows[0]) == outcome(rows[1])
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert rows[0]["curves"]["steps"] == [0, 1, 2, 3] and rows[1]["curves"]["steps"] == [0, 3]
+    assert rows[0]["at_a_third"].keys() == {"validation", "test"} and rows[1]["at_a_third"] is None
+    learned = [name.removeprefix("entropy_") for name in rows[0]["curves"] if name.startswith("entropy_")]
+    assert learned == list(rows[0].get("evidence", {"decisions": {}})["decisions"])
+    assert bool(learned) == ("instance" in method)
+
+
+def test_curves_are_those_of_one_image_at_a_time_and_of_the_losses():
+    torch.manual_seed(1)
+    model, data, processor = images.build("position per instance, coded", backbone()), task(), Processor()
+    row = images.fit(model, data, processor, SETTINGS, 1, looks=Looks(3, 1000, 1000))
+    curves, found = row["curves"], row["evidence"]
+    assert curves["loss"][0] is None and curves["loss"][1:] == pytest.approx(row["losses"], abs=1e-4)
+    assert curves["score"][-1] == pytest.approx(row["scores"]["validation"]["accuracy"], abs=1e-4)
+    losses, entropies, chosen = [], [], []
+    for example in data.encode(processor, "validation"):
+        pixels = example["pixel_values"][None]
+        with torch.no_grad():
+            output, decided = model(pixel_values=pixels), model.decide(pixel_values=pixels)["position"]
+        losses.append(float(nn.functional.cross_entropy(output.logits, torch.tensor([example["labels"]]))))
+        pi = decided.logits.softmax(-1)
+        entropies.append(float(-(pi * pi.log()).sum()))
+        chosen.append(int(decided.index))
+    assert row["cross_entropy"]["validation"] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert curves["cross_entropy"][-1] == pytest.approx(np.mean(losses), abs=1e-3)
+    assert curves["entropy_position"][-1] == pytest.approx(np.mean(entropies), abs=1e-3)
+    assert curves["entropy_position"][0] == pytest.approx(np.log(images.LENGTH + 1), abs=1e-4)
+    assert found["split"] == "validation"
+    decision = found["decisions"]["position"]
+    assert decision["counts"] == [chosen.count(k) for k in range(images.LENGTH + 1)]
+    assert decision["loss"] == pytest.approx(np.mean(losses), abs=1e-3) and decision["moved"] > 0
 
 
 # --- the data of a run ---
@@ -374,7 +445,7 @@ def record():
 
 
 def test_the_table_has_means_spreads_and_paired_differences():
-    lines = {line.method: line for line in tables.compare(record(), "t", "probe")}
+    lines = {line.method: line for line in tables.lines_against(record(), "t", "probe")}
     assert list(lines) == ["once", "prompt", "probe"]
     gains = [0.05, 0.1, 0.02]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(gains), scale=stats.sem(gains))
@@ -394,4 +465,4 @@ def test_the_table_has_means_spreads_and_paired_differences():
         "| prompt | 1,234 | 65.7\u00a0±\u00a09.3 | +5.7\u00a0±\u00a0"
     )
     with pytest.raises(ValueError, match="baseline='none' has no runs on 't', expected one of"):
-        tables.compare(record(), "t", "none")
+        tables.lines_against(record(), "t", "none")

@@ -6,10 +6,12 @@ import pytest
 import tiny
 import torch
 from test_experiments import WORDS, task, tokenizer
+from transformers import BertForSequenceClassification
 
 import dplearn as dp
-from dplearn.experiments import execution, fitting, tuning, watching
-from dplearn.experiments.watching import Looks, some
+from dplearn.experiments import execution, fitting, runs, tuning
+from dplearn.experiments.runs import some
+from dplearn.experiments.watching import Looks
 
 SETTINGS = {"steps": 6, "batch_size": 8, "learning_rate": 0.1}
 INSTANCE = dp.PromptConfig(length=2, position="instance")
@@ -195,6 +197,20 @@ def test_optimizers_have_the_rates_of_vectors_and_decisions():
         settings = fitting.Settings(optimizer=name, learning_rate=0.2, controller_learning_rate=0.01)
         optimizer = settings.optimizer_of(model)
         assert type(optimizer) is kind and [group["lr"] for group in optimizer.param_groups] == [0.2, 0.01]
+    classifier = dp.prompted(
+        tiny.bert(BertForSequenceClassification, dtype=torch.float32),
+        dp.PromptConfig(length=2, head="trained", position="task"),
+    )
+    for rate, expected in ((None, 0.01), (0.7, 0.7)):
+        settings = fitting.Settings(0, 1, 0.2, 0.01, head_learning_rate=rate)
+        groups = settings.optimizer_of(classifier).param_groups
+        found = {id(p): group["lr"] for group in groups for p in group["params"]}
+        for name, parameter in classifier.trainable_parameters().items():
+            wanted = (
+                expected if name.startswith("prompt.head.") else 0.2 if name.endswith("vectors") else 0.01
+            )
+            assert found.pop(id(parameter)) == wanted, name
+        assert not found
     for wrong in (
         {"optimizer": "sgd"},
         {"schedule": "cosine"},
@@ -234,7 +250,7 @@ def test_the_right_splits_of_place_tasks_are_counted():
     assert (
         row["made"]["torch"] == torch.__version__ and row["peak_memory_mb"] > 100 and row["wall_seconds"] > 0
     )
-    assert watching.share_right_of(task()) is None and "right_split" not in tuned(steps=0)
+    assert runs.share_right_of(task()) is None and "right_split" not in tuned(steps=0)
 
 
 def test_a_task_is_named_with_its_options(monkeypatch, tmp_path):

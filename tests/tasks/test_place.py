@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dplearn import tasks
-from dplearn.tasks import place, world
+from dplearn.tasks import place, world, world_scenes, world_words
 
 DIGESTS = {
     "place/fixed": "6869fcb82d1a6eea",
@@ -22,7 +22,12 @@ CUED = ("place/mixed", "place/names", "place/none")
 
 def read(text):
     """Independent reading of a text: kind -> the only word of that kind in it."""
-    pools = {"person": world.PEOPLE, "colour": world.COLOURS, "thing": world.THINGS, "place": world.PLACES}
+    pools = {
+        "person": world_words.PEOPLE,
+        "colour": world_words.COLOURS,
+        "thing": world_words.THINGS,
+        "place": world_words.PLACES,
+    }
     words = re.findall(r"\w+", text)
     found = {kind: [word for word in words if word in pool] for kind, pool in pools.items()}
     assert all(len(values) == 1 for values in found.values()), text
@@ -62,7 +67,7 @@ def test_combinations_of_the_splits_are_disjoint(task):
     }
     assert not seen["train"] & (seen["validation"] | seen["test"] | seen["test_wordings"])
     assert not seen["validation"] & (seen["test"] | seen["test_wordings"])
-    assert all(world.part_of(*facts) == "train" for facts in seen["train"])
+    assert all(world_scenes.part_of(*facts) == "train" for facts in seen["train"])
 
 
 def test_held_out_wordings_occur_in_no_other_split(task):
@@ -114,7 +119,7 @@ def test_a_linear_rule_on_words_finds_the_type_unless_it_is_an_exclusive_or():
 
 @pytest.mark.parametrize(
     "name, kind, pool",
-    [("place/mixed", "place", world.PLACES), ("place/names", "person", world.PEOPLE), ("place/none", "place", world.PLACES)],
+    [("place/mixed", "place", world_words.PLACES), ("place/names", "person", world_words.PEOPLE), ("place/none", "place", world_words.PLACES)],
 )  # fmt: skip
 def test_half_of_the_words_tell_the_type(name, kind, pool):
     told = defaultdict(set)

@@ -14,7 +14,8 @@ from project import ROOT
 
 from dplearn.tasks import load, names
 from dplearn.tasks.encoding import template_fields
-from dplearn.tasks.superglue import HUB, RECIPES, REVISION, carve, label_index
+from dplearn.tasks.superglue import FORMATS, REVISION, carve
+from dplearn.tasks.superglue_rows import HUB, label_index
 
 DATA = Path(__file__).parent / "data" / "superglue"
 RTE = {"premise": "It rained.", "hypothesis": "It was wet.", "label": "entailment", "idx": 0}
@@ -32,7 +33,7 @@ def rows_of(folder, split):
 
 def flat(key, split):
     """The rows as the hub has them: integer labels, MultiRC flattened (spelled out independently)."""
-    rows = rows_of(RECIPES[key].folder, split)
+    rows = rows_of(FORMATS[key].folder, split)
     if key == "multirc":
         return [
             {
@@ -52,7 +53,7 @@ def flat(key, split):
 
 def hub_like(key):
     """What `datasets` returns for the hub repository: with label names and a test split without labels."""
-    label = datasets.ClassLabel(names=list(RECIPES[key].labels))
+    label = datasets.ClassLabel(names=list(FORMATS[key].labels))
     splits = {}
     for split, file in (("train", "train"), ("validation", "val")):
         splits[split] = datasets.Dataset.from_list(flat(key, file)).cast_column("label", label)
@@ -104,13 +105,13 @@ def test_template_and_answer_word(key):
 
 def test_names_are_the_five_tasks_of_the_paper():
     assert names("superglue") == tuple(f"superglue/{key}" for key in ("boolq", "multirc", "rte", "cb", "wic"))
-    assert set(EXPECTED) == set(RECIPES)
+    assert set(EXPECTED) == set(FORMATS)
 
 
 def test_label_numbers_are_superglues_own():
-    assert RECIPES["cb"].labels == ("entailment", "contradiction", "neutral")
-    assert RECIPES["rte"].labels == ("entailment", "not_entailment")
-    assert {RECIPES[key].labels for key in ("boolq", "multirc", "wic")} == {("False", "True")}
+    assert FORMATS["cb"].labels == ("entailment", "contradiction", "neutral")
+    assert FORMATS["rte"].labels == ("entailment", "not_entailment")
+    assert {FORMATS[key].labels for key in ("boolq", "multirc", "wic")} == {("False", "True")}
     assert [e["label"] for e in load("superglue/cb", path=DATA).splits["test"]] == [0, 2, 1]
     assert [e["label"] for e in load("superglue/rte", path=DATA).splits["test"]] == [1, 0]
     assert [e["label"] for e in load("superglue/boolq", path=DATA).splits["test"]] == [0, 1, 1]
@@ -126,7 +127,7 @@ def test_multirc_answers_of_a_question_share_a_group():
     assert scores == pytest.approx({"f1a": 4 / 6, "em": 0.5, "accuracy": 0.6})
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_metrics_are_superglues_own(key):
     task = load(f"superglue/{key}", path=DATA)
     headline = {"multirc": ["f1a", "em", "accuracy"], "cb": ["accuracy", "f1"]}.get(key, ["accuracy"])
@@ -143,19 +144,19 @@ def same_data(one, other):
     assert len(digest) == 16 and f"sha256 {digest}," in other.source
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_path_may_be_the_folder_of_the_task(key):
     name = f"superglue/{key}"
-    same_data(load(name, path=DATA), load(name, path=str(DATA / RECIPES[key].folder)))
+    same_data(load(name, path=DATA), load(name, path=str(DATA / FORMATS[key].folder)))
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_round_trip_through_save_to_disk(key, tmp_path):
     hub_like(key).save_to_disk(tmp_path / "saved")
     same_data(load(f"superglue/{key}", path=DATA), load(f"superglue/{key}", path=tmp_path / "saved"))
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_round_trip_through_the_hubs_parquet_layout(key, tmp_path):
     (tmp_path / key).mkdir()
     for split, data in hub_like(key).items():
@@ -190,7 +191,7 @@ def test_names_of_a_label_column_decide_not_its_numbers(tmp_path):
     same_data(load("superglue/rte", path=DATA), load("superglue/rte", path=tmp_path / "saved"))
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_the_hub_is_asked_for_the_parquet_repository(key, monkeypatch):
     calls = []
 
@@ -217,7 +218,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch):
 # --- protocols ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_protocols_share_the_data_out_without_overlap(key):
     paper = load(f"superglue/{key}", path=DATA, protocol="paper")
     honest = load(f"superglue/{key}", path=DATA)
@@ -228,7 +229,7 @@ def test_protocols_share_the_data_out_without_overlap(key):
     rest, held = ([json.dumps(e) for e in honest.splits[split]] for split in ("train", "validation"))
     assert sorted(rest + held) == sorted(official) and not set(rest) & set(held)
     assert rest == [e for e in official if e in rest]  # order kept
-    context = RECIPES[key].context
+    context = FORMATS[key].context
     contexts = [{e[context] for e in honest.splits[split]} for split in ("train", "validation")]
     assert not contexts[0] & contexts[1]
 
@@ -285,13 +286,13 @@ def test_few_shot_reduces_the_rest_of_train_alone():
 @pytest.fixture
 def fewglue(tmp_path):
     """The invented rows in FewGLUE's layout: all of train, a development file of as many rows, the official set."""
-    for recipe in RECIPES.values():
+    for recipe in FORMATS.values():
         shutil.copytree(DATA / recipe.folder, tmp_path / recipe.folder)
         write(tmp_path / recipe.folder, "dev32", rows_of(recipe.folder, "train")[::-1])
     return tmp_path
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_a_named_file_is_validation_and_train_stays_whole(key, fewglue):
     task = load(f"superglue/{key}", path=fewglue, validation="dev32.jsonl")
     paper = load(f"superglue/{key}", path=DATA, protocol="paper")
@@ -326,7 +327,7 @@ def test_a_named_file_that_is_not_there(fewglue):
         load("superglue/cb", path=fewglue, validation="dev.jsonl")
 
 
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_what_is_cut_and_what_a_classifier_reads_are_fields_of_the_template(key):
     task = load(f"superglue/{key}", path=DATA)
     never = {
@@ -355,7 +356,7 @@ SIZES = {  # examples of train, dev32, val; MultiRC's are answers
 @pytest.mark.skipif(
     not REAL.is_dir(), reason="no real files: DPLEARN_DATA names the folder that has superglue/"
 )
-@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("key", FORMATS)
 def test_the_real_files(key):
     task = load(f"superglue/{key}", path=REAL, validation="dev32.jsonl")
     assert tuple(len(task.splits[split]) for split in ("train", "validation", "test")) == SIZES[key]
@@ -441,7 +442,7 @@ MULTIRC = {
 )
 def test_bad_rows_are_named(key, train, message, tmp_path):
     write(tmp_path, "train", train)
-    shutil.copy(DATA / RECIPES[key].folder / "val.jsonl", tmp_path)
+    shutil.copy(DATA / FORMATS[key].folder / "val.jsonl", tmp_path)
     with pytest.raises(ValueError, match=message):
         load(f"superglue/{key}", path=tmp_path)
 

@@ -29,10 +29,12 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from dplearn.tasks import ImageTask, load, names, vision_sets
+from dplearn.tasks import ImageTask, load, names, split_lists
+from dplearn.tasks.image_sources import Hub
 from dplearn.tasks.images import EncodedImages, ImageSplit, divide, shuffled, to_image
 from dplearn.tasks.metrics import METRICS, harmonic_mean, recall_at
-from dplearn.tasks.vision_sets import HUB, RECIPES, Hub, Recipe
+from dplearn.tasks.vision_benchmarks import BENCHMARKS, Benchmark
+from dplearn.tasks.vision_sets import HUB
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 28, "width": 28})
 needs_fonts = pytest.mark.skipif(
@@ -431,10 +433,10 @@ KINDS = ("ash", "elm", "fir")
 
 @pytest.fixture
 def small_sets(monkeypatch):
-    """Recipes for three classes, so that small files are all of a benchmark."""
-    for name, recipe in RECIPES.items():
-        test = recipe.test and 12
-        monkeypatch.setitem(RECIPES, name, replace(recipe, classes=3, test=test))
+    """Benchmarks of three classes, so that small files are all of a benchmark."""
+    for name, benchmark in BENCHMARKS.items():
+        test = benchmark.test and 12
+        monkeypatch.setitem(BENCHMARKS, name, replace(benchmark, classes=3, test=test))
 
 
 def examples_of(split):
@@ -648,7 +650,7 @@ def test_published_lists_are_followed_exactly(kind, name, names, tmp_path, small
 def test_a_list_whose_images_are_missing(tmp_path):
     write_lists(tmp_path, "coop")
     (tmp_path / "jpg").rename(tmp_path / "jpg2")
-    assert vision_sets._from_lists(tmp_path) is not None  # any one folder in it will do
+    assert split_lists.from_lists(tmp_path) is not None  # any one folder in it will do
     content = json.loads((tmp_path / "split_zhou_Made.json").read_text())
     content["train"][0][0] = "nowhere.png"
     (tmp_path / "split_zhou_Made.json").write_text(json.dumps(content))
@@ -731,12 +733,14 @@ def test_other_data_than_the_benchmarks_is_named(tmp_path):
 def test_there_are_19_and_5_and_11_sets():
     assert [len(names(family)) for family in ("vtab", "fgvc", "coop")] == [19, 5, 11]
     assert names("images") == ("images/digits", "images/icons", "images/icons-style", "images/icons-classes")
-    assert len(set(names())) == len(names()) and set(HUB) <= set(RECIPES)
+    assert len(set(names())) == len(names()) and set(HUB) <= set(BENCHMARKS)
     assert all(name.startswith("vtab/") for name in names("vtab"))
 
 
-def test_recipes_are_those_of_the_published_code():
-    classes = {name.partition("/")[2]: recipe.classes for name, recipe in RECIPES.items() if "coop" in name}
+def test_benchmarks_are_those_of_the_published_code():
+    classes = {
+        name.partition("/")[2]: benchmark.classes for name, benchmark in BENCHMARKS.items() if "coop" in name
+    }
     assert classes == {
         "imagenet": 1000,
         "caltech101": 100,
@@ -750,13 +754,13 @@ def test_recipes_are_those_of_the_published_code():
         "eurosat": 10,
         "ucf101": 101,
     }
-    assert RECIPES["coop/pets"].template.format("beagle") == "a photo of a beagle, a type of pet."
-    assert RECIPES["coop/ucf101"].template.format("Archery") == "a photo of a person doing Archery."
-    assert all(recipe.test for name, recipe in RECIPES.items() if name.startswith("vtab/"))
-    assert {name for name, recipe in RECIPES.items() if recipe.pooled} == {
+    assert BENCHMARKS["coop/pets"].template.format("beagle") == "a photo of a beagle, a type of pet."
+    assert BENCHMARKS["coop/ucf101"].template.format("Archery") == "a photo of a person doing Archery."
+    assert all(benchmark.test for name, benchmark in BENCHMARKS.items() if name.startswith("vtab/"))
+    assert {name for name, benchmark in BENCHMARKS.items() if benchmark.pooled} == {
         f"coop/{key}" for key in ("caltech101", "flowers102", "food101", "dtd", "eurosat")
     }
-    assert sum(len(recipe.renamed) for recipe in RECIPES.values()) == 12
+    assert sum(len(benchmark.renamed) for benchmark in BENCHMARKS.values()) == 12
 
 
 # --- errors --------------------------------------------------------------------------------------------------
@@ -842,5 +846,5 @@ def test_bad_folders_are_named(tmp_path, small_sets):
         load("coop/dtd", path=tmp_path, class_names=("a", "b"))
 
 
-def test_a_recipe_needs_no_options():
-    assert Recipe(3) == Recipe(3, None, "a photo of a {}.", False, (), {})
+def test_a_benchmark_needs_no_options():
+    assert Benchmark(3) == Benchmark(3, None, "a photo of a {}.", False, (), {})

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dplearn import tasks
-from dplearn.tasks import world
+from dplearn.tasks import world, world_words
 
 MAIN = ("world/boolq", "world/multirc", "world/rte", "world/cb", "world/wic")
 DIGESTS = {
@@ -40,13 +40,15 @@ def test_labels_are_balanced_and_sizes_are_fixed(name):
 
 def triples(task, split):
     """Every (person, colour, thing) named in an owning sentence of the split, read from the text."""
-    colour, thing = "|".join(world.COLOURS), "|".join(world.THINGS)
+    colour, thing = "|".join(world_words.COLOURS), "|".join(world_words.THINGS)
     found = set()
     for example in task.splits[split]:
         for sentence in re.split(r" \.", task.text(example)):
             pair = re.search(rf"\b({colour}) ({thing})\b", sentence)
             people = [
-                word for word in re.findall(r"\w+", sentence) if word in world.PEOPLE + world.NEW_PEOPLE
+                word
+                for word in re.findall(r"\w+", sentence)
+                if word in world_words.PEOPLE + world_words.NEW_PEOPLE
             ]
             if pair and len(people) == 1:
                 found.add((people[0], *pair.groups()))
@@ -63,11 +65,11 @@ def test_combinations_of_the_splits_are_disjoint(name):
 
 def read_facts(passage):
     """Independent reading: person -> {kind: value}, and person -> moods with True (is) or False (is not)."""
-    kinds = {value: kind for kind, pool in world.POOLS.items() for value in pool}
+    kinds = {value: kind for kind, pool in world_words.POOLS.items() for value in pool}
     facts, moods = {}, {}
     for sentence in passage.split("."):
         words = re.findall(r"\w+", sentence)
-        people = [word for word in words if word in world.PEOPLE + world.NEW_PEOPLE]
+        people = [word for word in words if word in world_words.PEOPLE + world_words.NEW_PEOPLE]
         if not people:
             continue
         assert len(people) == 1, sentence
@@ -83,8 +85,10 @@ def derive(claim, passage):
     """ "yes", "no" or "maybe" for a claim or question that names one person and one value."""
     facts, moods = read_facts(passage)
     words = re.findall(r"\w+", claim)
-    person = next(word for word in words if word in world.PEOPLE + world.NEW_PEOPLE)
-    kind, value = next((kind, word) for word in words for kind, pool in world.POOLS.items() if word in pool)
+    person = next(word for word in words if word in world_words.PEOPLE + world_words.NEW_PEOPLE)
+    kind, value = next(
+        (kind, word) for word in words for kind, pool in world_words.POOLS.items() if word in pool
+    )
     if kind == "mood":
         known = moods.get(person, {})
         if value in known:
@@ -124,13 +128,17 @@ def test_wic_labels_follow_from_the_cues():
         for field in ("sentence1", "sentence2"):
             words = set(example[field].split())
             senses += [
-                i for i, (_, cues) in enumerate(world.SENSES[example["word"]]) if words & set(cues.split())
+                i
+                for i, (_, cues) in enumerate(world_words.SENSES[example["word"]])
+                if words & set(cues.split())
             ]
         assert len(senses) == 2
         assert (senses[0] == senses[1]) == (example["label"] == 1)
 
 
-@pytest.mark.parametrize("name, pool", [("world/color", world.COLOURS), ("world/owner", world.PEOPLE)])
+@pytest.mark.parametrize(
+    "name, pool", [("world/color", world_words.COLOURS), ("world/owner", world_words.PEOPLE)]
+)
 def test_equality_labels(name, pool):
     for example in tasks.load(name).splits["test"]:
         one, two = (
@@ -157,8 +165,8 @@ def test_a_bag_of_words_is_at_chance(name):
 def test_new_people_and_new_wordings_are_kept_apart():
     task = tasks.load("world/rte")
     for split in ("train", "validation", "test"):
-        assert not any(set(task.text(e).split()) & set(world.NEW_PEOPLE) for e in task.splits[split])
-    assert all(set(task.text(e).split()) & set(world.NEW_PEOPLE) for e in task.splits["test_entities"])
+        assert not any(set(task.text(e).split()) & set(world_words.NEW_PEOPLE) for e in task.splits[split])
+    assert all(set(task.text(e).split()) & set(world_words.NEW_PEOPLE) for e in task.splits["test_entities"])
     new = [e["hypothesis"] for e in task.splits["test_wordings"]]
     assert not set(new) & {e["hypothesis"] for split in ("train", "test") for e in task.splits[split]}
 

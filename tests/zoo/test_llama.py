@@ -9,10 +9,10 @@ import dplearn as dp
 from dplearn import tasks, zoo
 from dplearn.experiments import records
 from dplearn.files import write
-from dplearn.tasks import world
+from dplearn.tasks import world_words
 from dplearn.zoo import causal, causal_mixture, evaluation, gates
 from dplearn.zoo.__main__ import main
-from dplearn.zoo.mixture import NOISE
+from dplearn.zoo.noise import NOISE
 
 ENTRIES = [
     {"library": library, "module": "m", "name": f"f{i}", "signature": f"{word} ( a , b )",
@@ -79,8 +79,13 @@ def equal(text, pool):
     return first == second
 
 
-KINDS = {"colour": world.COLOURS, "person": world.PEOPLE, "place": world.PLACES, "thing": world.THINGS}
-NAMED = KINDS | {"people": world.PEOPLE, "name": world.PEOPLE}
+KINDS = {
+    "colour": world_words.COLOURS,
+    "person": world_words.PEOPLE,
+    "place": world_words.PLACES,
+    "thing": world_words.THINGS,
+}
+NAMED = KINDS | {"people": world_words.PEOPLE, "name": world_words.PEOPLE}
 
 
 @pytest.mark.parametrize("stream", ["equal_words", "equal_short", "asked_equal", "color", "owner"])
@@ -101,7 +106,7 @@ def test_what_is_equal_is_what_is_answered(stream):
 def test_instructions_stand_before_behind_and_around_short_facts():
     places = set()
     for text, _, _ in asked_and_answered("equal_short"):
-        facts = [i for i, word in enumerate(text.split()) if word in world.COLOURS]
+        facts = [i for i, word in enumerate(text.split()) if word in world_words.COLOURS]
         asked = [i for i, word in enumerate(text.split()) if word in (":", "?")]
         places.add((asked[0] < facts[0], asked[-1] > facts[-1]))
     assert places == {(True, False), (False, True), (True, True)}
@@ -164,9 +169,9 @@ def test_the_parts_of_a_batch_together_give_its_gradient(tokenizer, monkeypatch)
     found = []
     for parts in ([pairs], [pairs[:1], pairs[1:]]):
         model = causal.fresh_model(len(tokenizer)).double()
-        optimiser = torch.optim.SGD(causal.parameter_groups(model), lr=1.0)
+        optimizer = torch.optim.SGD(causal.parameter_groups(model), lr=1.0)
         losses = causal.advance(
-            model, optimiser, [causal.collate(tokenizer, part) for part in parts], tokenizer, 1.0, 0
+            model, optimizer, [causal.collate(tokenizer, part) for part in parts], tokenizer, 1.0, 0
         )
         found.append((losses, [parameter.detach() for parameter in model.parameters()]))
     torch.testing.assert_close(found[0][0], found[1][0])

@@ -10,8 +10,8 @@ import torch
 import dplearn as dp
 from dplearn import tasks, zoo
 from dplearn.tasks import place as sentences
-from dplearn.tasks import world
-from dplearn.zoo import evaluation, place, place_figures, pretraining
+from dplearn.tasks import world, world_scenes, world_words
+from dplearn.zoo import evaluation, place, place_figures, t5_model
 from dplearn.zoo.__main__ import main
 
 FOLDER = zoo.FOLDER / "place-mini"
@@ -129,7 +129,7 @@ def test_the_stream_asks_as_it_says():
     for kind in place.KINDS:
         coins = set()
         for seed in range(60):
-            text, target = place.example(world.World(seed), kind)
+            text, target = place.example(world_scenes.World(seed), kind)
             words, answer = text.split(), target.split()
             assert answer[0] == zoo.ANSWER_PREFIX and len(answer) == 2
             asked = "where" if kind == "anywhere" else "tell"
@@ -142,13 +142,20 @@ def test_the_stream_asks_as_it_says():
                 "bare": (False,) * 2,
             }
             assert any(ends) if kind == "anywhere" else ends == shown[kind]
-            pools = {"before": world.COLOURS, "behind": world.PEOPLE, "anywhere": world.PLACES}
-            assert answer[1] in words and answer[1] in pools.get(kind, world.COLOURS + world.PEOPLE)
-            coins.add(answer[1] in world.COLOURS)
-            person, colour, thing = (
-                next(w for w in words if w in pool) for pool in (world.PEOPLE, world.COLOURS, world.THINGS)
+            pools = {
+                "before": world_words.COLOURS,
+                "behind": world_words.PEOPLE,
+                "anywhere": world_words.PLACES,
+            }
+            assert answer[1] in words and answer[1] in pools.get(
+                kind, world_words.COLOURS + world_words.PEOPLE
             )
-            assert world.part_of(person, colour, thing) == "train"
+            coins.add(answer[1] in world_words.COLOURS)
+            person, colour, thing = (
+                next(w for w in words if w in pool)
+                for pool in (world_words.PEOPLE, world_words.COLOURS, world_words.THINGS)
+            )
+            assert world_scenes.part_of(person, colour, thing) == "train"
         assert len(coins) == (2 if kind in ("around", "bare") else 1)
 
 
@@ -167,7 +174,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     for name, stops in (("whole", [4]), ("halves", [3, 4])):
         (tmp_path / name).mkdir()
         for stop in stops:
-            model = pretraining.fresh_model(len(tokenizer), 0, shape)
+            model = t5_model.fresh_model(len(tokenizer), 0, shape)
             place.train(model, tokenizer, tmp_path / name, report_every=2, stop=stop)
         found.append(model.state_dict())
     assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())

@@ -1,14 +1,25 @@
 """The shipped backbone: files are verified, text survives the tokenizer, instructions work and their absence is chance."""
 
 import json
+import random
 import shutil
 
 import pytest
 import torch
 
 from dplearn import tasks, zoo
-from dplearn.tasks import world
-from dplearn.zoo import evaluation, gates, mixture, pretraining
+from dplearn.tasks import world, world_words
+from dplearn.zoo import (
+    evaluation,
+    gates,
+    mixture,
+    noise,
+    pretraining,
+    run_folder,
+    stages,
+    t5_model,
+    world_streams,
+)
 from dplearn.zoo.__main__ import main
 
 ENTRIES = [
@@ -85,7 +96,7 @@ def test_every_word_of_the_world_is_one_token(loaded):
 
 def test_label_words_are_distinct_first_tokens(loaded):
     for name in (*evaluation.SKILLS, "docs/library"):
-        task_words = world.FAMILIES[name[6:]][1] if name.startswith("world/") else None
+        task_words = world_words.FAMILIES[name[6:]][1] if name.startswith("world/") else None
         if task_words:
             assert len(set(tasks.load(name).word_ids(loaded[1]))) == len(task_words)
 
@@ -115,7 +126,7 @@ def test_the_streams_are_seeded_and_their_holes_are_answered():
         assert one == two
         for _ in range(20):
             text, target = mixture.Mixer(f"{stream}{_}", ENTRIES).example(stream)
-            shown = [word for word in text.split() if word.startswith("<extra_id_") and word != mixture.NOISE]
+            shown = [word for word in text.split() if word.startswith("<extra_id_") and word != noise.NOISE]
             answers = [word for word in target.split() if word.startswith("<extra_id_")]
             assert shown in (answers, []) and len(set(answers)) == len(answers) > 0
 
@@ -124,8 +135,8 @@ def test_bare_text_is_answered_by_a_coin_that_ignores_the_text():
     mixer = mixture.Mixer(0, ENTRIES)
     said = {True: [], False: []}
     for _ in range(1200):
-        text, target = mixture.bare(mixer.world, "color")
-        colours = [word for word in text.split() if word in world.COLOURS]
+        text, target = world_streams.bare(mixer.world, "color")
+        colours = [word for word in text.split() if word in world_words.COLOURS]
         if len(colours) == 2:  # damaged text may lack one
             said[colours[0] == colours[1]].append(target.endswith(" no"))
     assert min(map(len, said.values())) > 400
@@ -141,21 +152,21 @@ def test_coins_and_instructions_stand_among_noise_on_every_side():
         sides = set()
         for seed in range(300):
             words = mixture.Mixer(seed, ENTRIES).example(stream)[0].split()
-            count = words.count(mixture.NOISE)
+            count = words.count(noise.NOISE)
             seen[count > 0] += 1
             assert count == 0 or shortest <= count <= longest
             if count:
-                sides.add((words[0] == mixture.NOISE, mixture.NOISE in words[-2:]))
+                sides.add((words[0] == noise.NOISE, noise.NOISE in words[-2:]))
         assert min(seen.values()) > 60 and {(True, False), (False, True), (True, True)} <= sides
-    rng = mixture.random.Random(0)
-    assert mixture.among_noise(rng, "a b", 1).replace(mixture.NOISE, "").split() == ["a", "b"]
+    rng = random.Random(0)
+    assert noise.among_noise(rng, "a b", 1).replace(noise.NOISE, "").split() == ["a", "b"]
 
 
 def test_noise_is_random_vectors_where_the_mark_stands_and_nothing_else_changes():
-    model = pretraining.fresh_model(64)
+    model = t5_model.fresh_model(64)
     ids = torch.tensor([[5, 9, 6, 9], [9, 5, 6, 7]] * 100)
     generator = torch.Generator().manual_seed(0)
-    embeds = pretraining.embed(model, ids, 9, generator)
+    embeds = noise.embed_with_noise(model, ids, 9, generator)
     table = model.shared.weight
     assert torch.equal(embeds[ids != 9], table[ids[ids != 9]])
     vectors = embeds[ids == 9]
@@ -164,15 +175,15 @@ def test_noise_is_random_vectors_where_the_mark_stands_and_nothing_else_changes(
     assert 0.3 < rows.float().mean() < 0.5
     sizes = (vectors[~rows].std(-1) / table.std()).log2()
     assert sizes.min() < 0.5 and 2.0 < sizes.max() < 3.5
-    again = pretraining.embed(model, ids, 9, torch.Generator().manual_seed(0))
+    again = noise.embed_with_noise(model, ids, 9, torch.Generator().manual_seed(0))
     assert torch.equal(embeds, again)
 
 
 def test_the_fused_activation_is_the_same_function():
-    model = pretraining.fresh_model(64).double()
+    model = t5_model.fresh_model(64).double()
     batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[5]])}
     before = model(**batch).logits
-    pretraining.fuse_activations(model)
+    t5_model.fuse_activations(model)
     kinds = {type(module).__name__ for module in model.modules()}
     assert "GELU" in kinds and "NewGELUActivation" not in kinds
     torch.testing.assert_close(model(**batch).logits, before, rtol=1e-12, atol=1e-12)
@@ -180,32 +191,36 @@ def test_the_fused_activation_is_the_same_function():
 
 def test_people_of_instructed_examples_are_not_the_new_ones():
     mixer = mixture.Mixer(0, ENTRIES)
-    for family in world.FAMILIES:
+    for family in world_words.FAMILIES:
         for _ in range(50):
-            assert not set(mixer.example(family)[0].split()) & set(world.NEW_PEOPLE)
-    assert any(set(mixer.example("told_corrupt")[0].split()) & set(world.NEW_PEOPLE) for _ in range(50))
+            assert not set(mixer.example(family)[0].split()) & set(world_words.NEW_PEOPLE)
+    assert any(set(mixer.example("told_corrupt")[0].split()) & set(world_words.NEW_PEOPLE) for _ in range(50))
 
 
 def test_the_plan_covers_all_steps_and_ends():
-    assert pretraining.plan(0)[1] < 1e-4
-    assert pretraining.plan(pretraining.total_steps() - 1)[1] == pytest.approx(
+    assert stages.plan(0, pretraining.STAGES)[1] < 1e-4
+    assert stages.plan(stages.total_steps(pretraining.STAGES) - 1, pretraining.STAGES)[1] == pytest.approx(
         pretraining.STAGES[-1].rates[1]
     )
     with pytest.raises(ValueError, match="is after the last stage"):
-        pretraining.plan(pretraining.total_steps())
+        stages.plan(stages.total_steps(pretraining.STAGES), pretraining.STAGES)
 
 
 def test_a_checkpoint_brings_everything_back(tmp_path):
-    model = pretraining.fresh_model(64)
-    optimiser = torch.optim.AdamW(pretraining.parameter_groups(model), lr=1e-3)
+    model = t5_model.fresh_model(64)
+    optimizer = torch.optim.AdamW(t5_model.parameter_groups(model), lr=1e-3)
     model(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([[5]])).loss.backward()
-    optimiser.step()
-    pretraining.save_checkpoint(tmp_path, model, optimiser, 7, 99, 1.5)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    other = pretraining.fresh_model(64, seed=9)
-    other.load_state_dict(state["model"])
-    assert state["step"] == 7 and state["tokens"] == 99
+    optimizer.step()
+    assert run_folder.load_checkpoint(tmp_path, model, optimizer) == {}
+    run_folder.save_checkpoint(tmp_path, model, optimizer, step=7, tokens=99, seconds=1.5)
+    other = t5_model.fresh_model(64, seed=9)
+    again = torch.optim.AdamW(t5_model.parameter_groups(other), lr=1e-3)
+    progress = run_folder.load_checkpoint(tmp_path, other, again)
+    assert progress == {"step": 7, "tokens": 99, "seconds": 1.5}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    moments = [each.state_dict()["state"] for each in (optimizer, again)]
+    assert moments[0].keys() == moments[1].keys() and moments[0]
+    assert all(torch.equal(moments[0][i]["exp_avg"], moments[1][i]["exp_avg"]) for i in moments[0])
 
 
 def row(task, method, seed, score):
@@ -264,5 +279,5 @@ def test_pretraining_does_not_overwrite_a_run(tmp_path, capsys):
 
 def test_losses_are_recorded_to_the_last_step():
     losses = json.loads((zoo.FOLDER / "t5-mini" / "losses.json").read_text())
-    assert losses[-1]["step"] == pretraining.total_steps()
+    assert losses[-1]["step"] == stages.total_steps(pretraining.STAGES)
     assert losses[-1]["loss"] < losses[0]["loss"] / 5

@@ -15,10 +15,21 @@ import torch
 from PIL import Image
 
 from dplearn import zoo
-from dplearn.zoo import icons, vision
+from dplearn.zoo import (
+    augmentation,
+    caption_tokenizer,
+    icon_images,
+    icons,
+    run_folder,
+    vision_models,
+    vision_objectives,
+    vision_pretraining,
+    vision_probes,
+    vision_recipes,
+)
 from dplearn.zoo.__main__ import main
 
-SHIPPED = [name for name in vision.RECIPES if name in zoo.names()]
+SHIPPED = [name for name in vision_recipes.RECIPES if name in zoo.names()]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +41,7 @@ def everything():
 def some():
     """60 training icons of many classes, with their masks."""
     chosen = icons.icons("train")[::150][:60]
-    return chosen, torch.from_numpy(icons.render_all(chosen, vision.RENDERED))
+    return chosen, torch.from_numpy(icons.render_all(chosen, icon_images.RENDERED))
 
 
 # --- icons: names, parts, splits -------------------------------------------------------------------------------------
@@ -124,7 +135,7 @@ def test_bad_arguments_are_named(monkeypatch, everything):
     with pytest.raises(ValueError, match="class 'a' has 2 drawings: expected at least 3"):
         icons.task_splits(icons.icon_of("remix", i, [f"a-{i}"]) for i in range(2))
     with pytest.raises(ValueError, match="task='words': expected one of"):
-        vision.probe_data("words", "vit-mini")
+        vision_probes.probe_data("words", "vit-mini")
     monkeypatch.setattr(icons.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install 'dplearn\[experiments\]'"):
         icons.fonts_folder()
@@ -160,7 +171,7 @@ def test_paint_mixes_ink_and_paper():
 
 def test_augmentation_is_seeded_and_keeps_contrast(some):
     masks = some[1].repeat(4, 1, 1)
-    one, two, other = (vision.augment(masks, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    one, two, other = (augmentation.augment(masks, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert one.shape == (240, 3, 28, 28) and one.min() >= -1 and one.max() <= 1
     assert torch.equal(one, two) and not torch.equal(one, other)
     brightness = one.mean(1)
@@ -171,7 +182,7 @@ def test_augmentation_is_seeded_and_keeps_contrast(some):
 
 
 def test_without_strength_the_icon_is_black_on_white_and_where_it_was(some):
-    plain = vision.augment(some[1], torch.Generator().manual_seed(5), strength=0.0)
+    plain = augmentation.augment(some[1], torch.Generator().manual_seed(5), strength=0.0)
     reduced = torch.nn.functional.interpolate(some[1][:, None].float() / 255, (28, 28), mode="area")
     assert torch.equal(plain[:, 0], plain[:, 1]) and torch.equal(plain[:, 0], plain[:, 2])
     difference = (plain[:, :1] - (1 - 2 * reduced)).abs().mean((1, 2, 3))
@@ -180,11 +191,11 @@ def test_without_strength_the_icon_is_black_on_white_and_where_it_was(some):
 
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
-TINY = vision.Recipe("tiny", steps=5, decay=2, batch=16, warmup=2, easy=4, seed=3)
+TINY = vision_recipes.Recipe("tiny", steps=5, decay=2, batch=16, warmup=2, easy=4, seed=3)
 
 
 def test_the_rate_rises_stays_and_falls():
-    recipe = vision.Recipe("x", steps=10, decay=4, batch=1, rate=2.0, warmup=2)
+    recipe = vision_recipes.Recipe("x", steps=10, decay=4, batch=1, rate=2.0, warmup=2)
     assert [recipe.rate_at(step) for step in range(10)] == [1, 2, 2, 2, 2, 2, 2, 1.5, 1, 0.5]
     longer = replace(recipe, steps=20)
     assert [longer.rate_at(step) for step in range(7)] == [recipe.rate_at(step) for step in range(7)]
@@ -193,23 +204,25 @@ def test_the_rate_rises_stays_and_falls():
 
 
 def test_every_epoch_sees_each_icon_once():
-    epochs = [torch.cat([vision.rows_of(TINY, 4 * epoch + i, 64) for i in range(4)]) for epoch in range(3)]
+    epochs = [
+        torch.cat([vision_recipes.rows_of(TINY, 4 * epoch + i, 64) for i in range(4)]) for epoch in range(3)
+    ]
     assert all(sorted(epoch.tolist()) == list(range(64)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return vision.build_tokenizer(sorted({icon.text for icon in icons.icons("train")}))
+    return caption_tokenizer.build_tokenizer(sorted({icon.text for icon in icons.icons("train")}))
 
 
 def objective(kind, some, tokenizer):
     chosen, masks = some
     if kind == "classify":
-        return vision.Classify(
+        return vision_objectives.Classify(
             [replace(icon, words=(f"class{i % 5}",)) for i, icon in enumerate(chosen)], masks, TINY
         )
-    return vision.Contrast(chosen, masks, TINY, tokenizer)
+    return vision_objectives.Contrast(chosen, masks, TINY, tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["classify", "contrast"])
@@ -217,24 +230,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, some, tokenizer, tmp_pa
     held = {}
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir(), (tmp_path / "c").mkdir()
     whole = objective(kind, some, tokenizer)
-    vision.train(whole, tmp_path / "a", held, report_every=2)
+    vision_pretraining.train(whole, tmp_path / "a", held, report_every=2)
     for stop in (3, None):
         parts = objective(kind, some, tokenizer)
-        vision.train(parts, tmp_path / "b", held, report_every=2, stop=stop)
+        vision_pretraining.train(parts, tmp_path / "b", held, report_every=2, stop=stop)
     assert all(
         torch.equal(x, y) for x, y in zip(whole.model.parameters(), parts.model.parameters(), strict=True)
     )
-    logs = [vision.losses_of(tmp_path / run) for run in "ab"]
+    logs = [run_folder.losses_of(tmp_path / run) for run in "ab"]
     assert torch.tensor(1e-40) * 1 > 0  # training flushes denormals, for the whole process: not any more
     strip = [[{key: value for key, value in row.items() if key != "minutes"} for row in log] for log in logs]
     assert strip[0] == strip[1] and [row["step"] for row in strip[0]] == [2, 4, 5]
-    # A run that forgets the optimiser's state ends elsewhere, so the comparison above can fail.
+    # A run that forgets the optimizer's state ends elsewhere, so the comparison above can fail.
     broken = objective(kind, some, tokenizer)
-    vision.train(broken, tmp_path / "c", held, report_every=2, stop=3)
+    vision_pretraining.train(broken, tmp_path / "c", held, report_every=2, stop=3)
     state = torch.load(tmp_path / "c" / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"optimiser": state["optimiser"] | {"state": {}}}, tmp_path / "c" / "checkpoint.pt")
+    torch.save(state | {"optimizer": state["optimizer"] | {"state": {}}}, tmp_path / "c" / "checkpoint.pt")
     broken = objective(kind, some, tokenizer)
-    vision.train(broken, tmp_path / "c", held, report_every=2)
+    vision_pretraining.train(broken, tmp_path / "c", held, report_every=2)
     assert not all(torch.equal(x, y) for x, y in zip(whole.model.parameters(), broken.model.parameters()))
 
 
@@ -245,16 +258,18 @@ def test_the_contrastive_loss_is_the_naive_one(some, tokenizer, monkeypatch):
         replace(icon, words=("arrow", "up" if i % 3 else "left")[: 1 + i % 2])
         for i, icon in enumerate(chosen)
     ]
-    run = vision.Contrast(alike, masks, recipe, tokenizer)
+    run = vision_objectives.Contrast(alike, masks, recipe, tokenizer)
     said = []
-    monkeypatch.setattr(vision, "tokenize", lambda tok, texts: said.extend(texts) or _tokens(tok, texts))
+    monkeypatch.setattr(
+        vision_objectives, "tokenize", lambda tok, texts: said.extend(texts) or _tokens(tok, texts)
+    )
     run.model.eval()
     loss = run.loss(7)
-    rows = vision.rows_of(recipe, 7, len(masks)).tolist()
-    images = vision.augment(masks[rows], vision.generator_of(recipe, 7))
+    rows = vision_recipes.rows_of(recipe, 7, len(masks)).tolist()
+    images = augmentation.augment(masks[rows], vision_recipes.generator_of(recipe, 7))
     tokens = tokenizer(said, padding=True, return_tensors="pt")
     scores = run.model(pixel_values=images, **tokens).logits_per_image.detach().double().numpy()
-    frames = [text.split("{}") for text in vision.TEMPLATES]
+    frames = [text.split("{}") for text in caption_tokenizer.TEMPLATES]
     spoken = []
     for text in said:
         fits = [
@@ -279,9 +294,9 @@ def _tokens(tokenizer, texts):
 
 def test_the_tokenizer_is_the_same_in_every_process(tokenizer):
     code = (
-        "import json; from dplearn.zoo import icons, vision; "
+        "import json; from dplearn.zoo import caption_tokenizer, icons; "
         "texts = sorted({icon.text for icon in icons.icons('train')}); "
-        "print(json.dumps(vision.build_tokenizer(texts).get_vocab()))"
+        "print(json.dumps(caption_tokenizer.build_tokenizer(texts).get_vocab()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
@@ -305,9 +320,9 @@ def test_merges_are_the_naive_ones():
                 if (parts[i], parts[i + 1]) == best:
                     parts[i : i + 2] = ["".join(best)]
                 i += 1
-    assert vision.learn_merges(counts, 6) == expected
+    assert caption_tokenizer.learn_merges(counts, 6) == expected
     with pytest.raises(ValueError, match="room=99: the words give"):
-        vision.learn_merges(counts, 99)
+        caption_tokenizer.learn_merges(counts, 99)
 
 
 def test_the_tokenizer_is_clips_and_knows_no_held_out_word(tokenizer):
@@ -321,18 +336,22 @@ def test_the_tokenizer_is_clips_and_knows_no_held_out_word(tokenizer):
         " ", ""
     ) == text.replace(" ", "")
     longest = max(icons.icons("train"), key=lambda icon: len(icon.text)).text
-    assert len(tokenizer(vision.TEMPLATES[-1].format(longest)).input_ids) <= vision.POSITIONS
+    assert (
+        len(tokenizer(caption_tokenizer.TEMPLATES[-1].format(longest)).input_ids) <= vision_models.POSITIONS
+    )
 
 
 def test_pretraining_sees_the_part_train_only(tmp_path, monkeypatch):
     asked, seen = [], {}
     blank = lambda chosen, size: np.zeros((len(chosen), size, size), np.uint8)  # noqa: E731
-    monkeypatch.setattr(vision, "render_all", blank)
-    monkeypatch.setattr(vision, "icons", lambda part: asked.append(part) or icons.icons(part))
-    monkeypatch.setattr(vision, "train", lambda run, folder, held: seen.update(run=run, held=held))
-    monkeypatch.setattr(vision.os, "environ", {})
+    monkeypatch.setattr(icon_images, "render_all", blank)
+    monkeypatch.setattr(icon_images, "icons", lambda part: asked.append(part) or icons.icons(part))
+    monkeypatch.setattr(
+        vision_pretraining, "train", lambda run, folder, held: seen.update(run=run, held=held)
+    )
+    monkeypatch.setattr(vision_pretraining.os, "environ", {})
     threads = torch.get_num_threads()
-    vision.pretrain("vit-mini", tmp_path)
+    vision_pretraining.pretrain("vit-mini", tmp_path)
     torch.set_num_threads(threads)
     assert asked == [
         "train",
@@ -368,7 +387,7 @@ def held_out(loaded):
     for part in ("icons", "style"):
         chosen = icons.icons(part, words=icons.KNOWN_WORDS)
         chosen = chosen[:: max(1, len(chosen) // 250)]
-        result[part] = (chosen, torch.from_numpy(icons.render_all(chosen, vision.RENDERED)))
+        result[part] = (chosen, torch.from_numpy(icons.render_all(chosen, icon_images.RENDERED)))
     return result
 
 
@@ -381,7 +400,7 @@ def test_files_are_small_verified_and_match_the_card(name, loaded):
     model, processor = loaded[name]
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
     last = json.loads((folder / "losses.json").read_text())[-1]
-    assert last["step"] == vision.RECIPES[name].steps
+    assert last["step"] == vision_recipes.RECIPES[name].steps
     assert f"{last['loss']:.3f}" in zoo.card(name) and f"{last['samples']:,}" in zoo.card(name)
     for value in last["held_out"].values():
         assert f"{value:.3f}" in zoo.card(name)
@@ -480,8 +499,8 @@ def test_held_out_icons_are_named_and_random_layers_know_nothing(name, part, loa
     model, processor = loaded[name]
     if name == "vit-mini":
         assert set(icons.KNOWN_WORDS) <= set(model.config.id2label.values())
-    found = vision.recall(model, processor, *held_out[part])
-    control = vision.recall(zoo.random_control(name, 1), processor, *held_out[part])
+    found = vision_probes.recall(model, processor, *held_out[part])
+    control = vision_probes.recall(zoo.random_control(name, 1), processor, *held_out[part])
     assert found > 0.1 and control < 0.06  # one word for all gets 1 / 40
     recorded = json.loads((zoo.FOLDER / name / "probes.json").read_text())[f"recall, part {part}"]
     assert abs(found - recorded["pretrained"]) < 0.1  # here on a part of the icons only
@@ -495,19 +514,19 @@ def test_recall_counts_every_word_alike(some):
             return type("Output", (), {"logits": torch.tensor([[1.0, 0.0]]).expand(len(pixel_values), 2)})
 
     chosen = [replace(some[0][0], words=(word,)) for word in ("cloud", "cloud", "cloud", "tag")]
-    assert vision.recall(Always(), None, chosen, some[1][:4]) == 0.5
+    assert vision_probes.recall(Always(), None, chosen, some[1][:4]) == 0.5
 
 
 @pytest.mark.skipif("clip-mini" not in SHIPPED, reason="clip-mini does not ship")
 def test_scores_of_clip_mini_are_scaled_cosines_and_padding_does_not_matter(loaded, held_out):
     model, processor = loaded["clip-mini"]
-    pixels = vision.pixels_of("clip-mini", held_out["icons"][1][:3])
+    pixels = icon_images.pixels_of("clip-mini", held_out["icons"][1][:3])
     texts = ["cloud", "a clean and simple icon with the name arrow left for a page or a button"]
     with torch.no_grad():
         scores = model(
             pixel_values=pixels, **processor.tokenizer(texts, padding=True, return_tensors="pt")
         ).logits_per_image
-        image = vision.embed(model, pixels)
+        image = vision_probes.features_of(model, pixels)
         for column, text in enumerate(texts):
             alone = processor.tokenizer([text], return_tensors="pt")
             vector = model.text_projection(model.text_model(**alone).pooler_output)[0]
@@ -547,6 +566,6 @@ def test_a_linear_probe_finds_what_is_linear_and_nothing_in_noise():
     for split, count in (("train", 200), ("validation", 100), ("test", 300)):
         pixels = torch.randn(count, 3, 28, 28, generator=generator)
         data[split] = (pixels, (pixels[:, 0, 0, 0] > 0).long().numpy())
-    assert vision.probe(Flat(), data) > 0.9
+    assert vision_probes.probe(Flat(), data) > 0.9
     noise = {split: (pixels, np.roll(labels, 7)) for split, (pixels, labels) in data.items()}
-    assert abs(vision.probe(Flat(), noise) - 0.5) < 0.15
+    assert abs(vision_probes.probe(Flat(), noise) - 0.5) < 0.15
