@@ -57,6 +57,6 @@ def padding_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def hiding_padding_alone(usual, *arguments, inputs_embeds: Tensor, attention_mask: Tensor, **options):
-    """A :data:`~dplearn.backbones.views.Change` of a decoder by which its rows see later ones too."""
+    """The change of a decoder by which its rows see later ones too."""
     mask = padding_mask(attention_mask, inputs_embeds.dtype)
     return usual(*arguments, inputs_embeds=inputs_embeds, attention_mask=mask, **options)

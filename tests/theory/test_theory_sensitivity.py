@@ -23,6 +23,7 @@ from dplearn.theory.sensitivity.towers import between, normal_like
 
 LENGTH, ZERO = 4, 1e-12
 IDS, MASK = tiny.batch([6, 3, 8])
+TEXT = dict(input_ids=IDS, attention_mask=MASK)
 START, END = 2, tiny.EOS
 CLIP_IDS = torch.cat([torch.full((3, 1), START), IDS], 1)
 CLIP_MASK = torch.cat([torch.ones(3, 1, dtype=torch.long), MASK], 1)
@@ -723,6 +724,7 @@ def test_the_probe_is_its_definition():
     assert_close(torch.tensor(found.full[:2]), torch.tensor(wanted), rtol=1e-9, atol=0)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_where_an_answer_begins_and_ends_follows_its_tokens(side):
     """A head for questions has two numbers for each token, and no logits."""
@@ -741,6 +743,7 @@ def test_where_an_answer_begins_and_ends_follows_its_tokens(side):
     assert found.full.fixed is None and found.full.readout > 0.1
 
 
+@torch.no_grad()
 def test_a_causal_model_without_a_head_answers_with_its_last_row():
     model, prompt = tiny.llama(transformers.LlamaModel), torch.randn(LENGTH, tiny.WIDTH).double()
     found = position_sensitivity(model, input_ids=IDS, attention_mask=MASK, prompt=prompt, draws=1)
@@ -862,16 +865,21 @@ def test_a_trained_prompt_and_chosen_splits():
         ({"input_ids": IDS, "pixel_values": pixels()}, ValueError, "got both"),
         ({"input_ids": IDS, "length": 0}, ValueError, "length=0, draws=3"),
         ({"input_ids": IDS, "draws": 0}, ValueError, "draws=0"),
-        ({"input_ids": IDS, "splits": [9]}, ValueError, "split=9 is outside 0..4"),
-        ({"input_ids": IDS, "splits": [4]}, ValueError, "no split to compare"),
-        ({"input_ids": IDS, "length": 60}, ValueError, "input plus prompt have 68 positions"),
+        (TEXT | {"splits": [9]}, ValueError, "split=9 is outside 0..4"),
+        (TEXT | {"splits": [4]}, ValueError, "no split to compare"),
+        (TEXT | {"length": 60}, ValueError, "input plus prompt have 68 positions"),
         ({"input_ids": IDS, "prompt": torch.zeros(2, 4, 16)}, ValueError, r"prompt has shape \(2, 4, 16\)"),
-        ({"pixel_values": pixels()}, TypeError, "BertModel with pixel_values: expected one of ViTModel"),
+        ({"pixel_values": pixels()}, TypeError, "BertModel with pixel_values: expected a vision tr"),
     ],
 )
 def test_wrong_arguments_get_a_clear_error(options, error, words):
     with pytest.raises(error, match=words):
         position_sensitivity(tiny.bert(), **options)
+
+
+def test_padding_that_nobody_names_is_told():
+    with pytest.warns(UserWarning, match="padding counts as input then"):
+        position_sensitivity(tiny.bert(), input_ids=IDS, draws=1, splits=[0])
 
 
 def test_a_model_that_no_tower_serves():

@@ -36,6 +36,11 @@ class CLIPText(Backbone):
     def embedding(self) -> nn.Module:
         return self.base.embeddings.token_embedding
 
+    @property
+    def filler(self) -> int:
+        """Stands for what is no token: no text ends with it, so that the model itself finds where a text ends."""
+        return int(self.base.config.eos_token_id == 0)
+
     def mechanism(self) -> Mechanism:
         return Mechanism(ABSOLUTE, (below(self.path, "embeddings.position_embedding"),), 0)
 
@@ -53,8 +58,6 @@ class CLIPText(Backbone):
             {"input_ids": ids}, torch.ones_like(ids) if mask is None else mask
         )
         rows = self.embed(tokens["input_ids"])
-        # What is no token becomes one that no text ends with: then the model itself finds where a text ends.
-        self.filler = int(stop == 0)
         ids = tokens["input_ids"].masked_fill(mask == 0, self.filler)
         # The library's own rule: the first end token; configurations from before its correction hold a 2 and mean the
         # largest number.
@@ -111,7 +114,6 @@ class SigLIPText(CLIPText):
     is read in the last row, which no prompt moves."""
 
     reads_own_rows = causal = False
-    filler = 0
 
     def seeing_all(self) -> Changes:
         return {}
