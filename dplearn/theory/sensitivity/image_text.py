@@ -34,6 +34,7 @@ class CLIPText(Backbone):
 
     @property
     def embedding(self) -> nn.Module:
+        """The module that embeds tokens."""
         return self.base.embeddings.token_embedding
 
     @property
@@ -52,6 +53,12 @@ class CLIPText(Backbone):
         return {below(self.path, "encoder"): forward}
 
     def read(self, batch, boundary, config, size=None) -> Reading:
+        """Texts as rows, padding on the right.
+
+        Raises
+        ------
+        ValueError : a text has no end token that is real.
+        """
         ids, stop = batch["input_ids"], self.base.config.eos_token_id
         mask = batch.get("attention_mask")
         tokens, mask, columns = right_padded(
@@ -119,6 +126,12 @@ class SigLIPText(CLIPText):
         return {}
 
     def read(self, batch, boundary, config, size=None) -> Reading:
+        """Texts as rows, padding and all.
+
+        Raises
+        ------
+        ValueError : a mask hides tokens.
+        """
         ids, mask, config = batch["input_ids"], batch.get("attention_mask"), self.base.config
         if mask is not None and not bool((mask != 0).all()):
             raise ValueError(

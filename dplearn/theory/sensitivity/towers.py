@@ -1,11 +1,12 @@
 """A frozen model as the probe runs it: rows in, a prompt at any split, hidden states and the answer out.
 
-Everything is asked of the model's adapter (:mod:`dplearn.backbones`), so whatever :func:`dplearn.prompted` serves the
-probe serves. Mechanisms are taken away on views of the model, which itself stays as it is.
+Everything is asked of the model's adapter (``dplearn.backbones``), so whatever :func:`dplearn.prompted` serves
+the probe serves. Mechanisms are taken away on views of the model, which itself stays as it is.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -146,9 +147,11 @@ class Tower:
         return States(hidden, placed, between(reading), answer, fixed, of_tokens)
 
     def _answer(self, view: PreTrainedModel, placed: PromptedInput, reading: Reading) -> Tensor | None:
-        given = reading.given
+        given = dict(reading.given)
+        if "use_cache" in inspect.signature(self.model.forward).parameters:
+            given["use_cache"] = False
         if self.model.config.is_encoder_decoder:
-            given = given | {"decoder_input_ids": self._decoder_inputs(len(placed.mask)), "use_cache": False}
+            given["decoder_input_ids"] = self._decoder_inputs(len(placed.mask))
         if self.adapter.reads_answers:  # a language model's answer is what comes next: its head sees one row
             reading = reading._replace(columns=last_real(reading.mask).unsqueeze(1))
         output = self.adapter.on(view).run(placed, reading._replace(given=given))
@@ -174,7 +177,8 @@ class Tower:
             return None
         return self.model.get_submodule(self.mechanism.paths[0]), self.mechanism.first
 
-    def without_positions(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def without_positions(self) -> Iterator[None]:
         """While this is open, the tower has no position information behind the insertion point.
 
         Raises
@@ -183,11 +187,14 @@ class Tower:
         """
         if self.unreached is not None:
             raise TypeError(self.unreached)
-        return self._switching(self.mechanism.off())
+        with self._switching(self.mechanism.off()):
+            yield
 
-    def standing_at(self, positions: Tensor) -> AbstractContextManager[None]:
+    @contextmanager
+    def standing_at(self, positions: Tensor) -> Iterator[None]:
         """While this is open, the rows of a batch stand at these positions, (B, S); for models with a table."""
-        return self._switching(self.mechanism.standing_at(positions))
+        with self._switching(self.mechanism.standing_at(positions)):
+            yield
 
     @contextmanager
     def _switching(self, changes: Changes) -> Iterator[None]:
