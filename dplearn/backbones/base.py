@@ -10,6 +10,7 @@ What an adapter takes for granted about its model is tried out on the model befo
 
 from __future__ import annotations
 
+import copy
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.views import keep_notes, shared_copy
+from dplearn.backbones.mechanisms import Mechanism
+from dplearn.backbones.views import Changes, keep_notes, shared_copy
 from dplearn.checks import caller_level, is_whole
 from dplearn.config import PromptConfig
 from dplearn.estimators import instance_losses, pick
@@ -130,6 +132,9 @@ class Backbone:
     shortcuts = frozenset(SHORTCUTS)
     # Whether the answer stands in the input itself, as in a decoder-only language model.
     reads_answers = False
+    # Whether it is read from rows of the input, each where it would be without a prompt.
+    reads_own_rows = False
+    causal = False  # whether no row depends on a later one
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -208,6 +213,22 @@ class Backbone:
     def refuses_position_space(self) -> str | None:
         """Why the position-space estimator does not reach this model's position information, or None if it does."""
         return f"{type(self.model).__name__} has no position information that is known"
+
+    # --- for whoever asks through what a split acts on the model ---
+
+    def mechanism(self) -> Mechanism:
+        """By what its rows know where they stand, behind the place where a prompt enters."""
+        return Mechanism(unreached=self.refuses_position_space())
+
+    def seeing_all(self) -> Changes:
+        """The changes by which rows see later ones too, where they do not."""
+        return {}
+
+    def on(self, view: PreTrainedModel) -> Backbone:
+        """This adapter, running a view of its model."""
+        other = copy.copy(self)
+        other.model = view
+        return other
 
     # --- from a batch to rows ---
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones import fronts, parts, position_space
+from dplearn.backbones import fronts, mechanisms, parts, position_space
 from dplearn.backbones.base import Reading, evaluating
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import probe_ids, same
 from dplearn.backbones.text import TextBackbone, prompted_positions
-from dplearn.backbones.views import below, changed, prepare
+from dplearn.backbones.views import Changes, below, changed, prepare
 from dplearn.config import PromptConfig
 from dplearn.conventions import OURS
 from dplearn.estimators import instance_losses
@@ -160,6 +160,18 @@ class CausalBackbone(TextBackbone):
             if isinstance(getattr(module, name, None), nn.Module):
                 return how, name
         return None
+
+    def mechanism(self) -> mechanisms.Mechanism:
+        found = self._positions()
+        if found is None:
+            return mechanisms.Mechanism(unreached=super().refuses_position_space())
+        how, name = found
+        first = 0 if type(self.entry.module.get_submodule(name)) is nn.Embedding else None
+        kind = mechanisms.ABSOLUTE if how == "in_vectors" else mechanisms.ROTARY
+        return mechanisms.Mechanism(kind, (below(self.entry.path, name),), first)
+
+    def seeing_all(self) -> Changes:
+        return {self.entry.path: mechanisms.hiding_padding_alone}
 
     def refuses_position_space(self) -> str | None:
         if self._positions() is None:

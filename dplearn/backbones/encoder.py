@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones import position_space
+from dplearn.backbones import mechanisms, position_space
 from dplearn.backbones.base import Reading, evaluating, take_rows, with_rows
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import end_of_layers
@@ -21,6 +21,8 @@ from dplearn.backbones.views import below, changed, prepare
 
 class EncoderBackbone(TextBackbone):
     """Adapter of a bidirectional encoder."""
+
+    reads_own_rows = True
 
     def __init__(self, model):
         super().__init__(model)
@@ -34,6 +36,17 @@ class EncoderBackbone(TextBackbone):
             inside = end_of_layers(self.entry.module, ids)
         self.stack = None if inside is None else below(self.entry.path, inside)
 
+    def mechanism(self) -> mechanisms.Mechanism:
+        reason = self.refuses_position_space()
+        if reason is not None:
+            return mechanisms.Mechanism(unreached=reason)
+        first = self.first_position if type(self.table) is nn.Embedding else None
+        return mechanisms.Mechanism(mechanisms.ABSOLUTE, (self._table_path,), first)
+
+    @property
+    def _table_path(self) -> str:
+        return below(self.entry.path, "embeddings.position_embeddings")
+
     def refuses_position_space(self) -> str | None:
         if not isinstance(self.table, nn.Embedding):
             return super().refuses_position_space()
@@ -44,10 +57,9 @@ class EncoderBackbone(TextBackbone):
 
     def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
         """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: as they come."""
-        path = below(self.entry.path, "embeddings.position_embeddings")
-        changes = (
-            {} if order is None else position_space.standing_at(path, self.table, order, self.first_position)
-        )
+        changes = {}
+        if order is not None:
+            changes = position_space.standing_at(self._table_path, self.table, order, self.first_position)
         with changed(self.model, changes) as model:
             mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
             return self.hidden_states(model, rows, mask)
@@ -56,8 +68,9 @@ class EncoderBackbone(TextBackbone):
         """Token types (B, T) are those of the input; prompt vectors get type 0."""
         rows, changes, stack = _rows(placed, reading), standing_in(head), self.stack
         if placed.moves is not None:
-            name = below(self.entry.path, "embeddings.position_embeddings")
-            changes[name] = position_space.in_vectors(self.table, placed.moves, self.first_position)
+            changes[self._table_path] = position_space.in_vectors(
+                self.table, placed.moves, self.first_position
+            )
         enter = self.entry(placed, reading, rows if stack is None else None, first=self.first_position)
         if stack is not None:
             full = []

@@ -12,7 +12,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones import position_space
+from dplearn.backbones import mechanisms, position_space
 from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating
 from dplearn.backbones.probing import Refused, tried
 from dplearn.backbones.text import moved, no_table, right_padded
@@ -87,6 +87,16 @@ class Seq2SeqBackbone(Backbone):
         return model.get_encoder()(
             inputs_embeds=inputs, attention_mask=mask, return_dict=True
         ).last_hidden_state
+
+    def mechanism(self) -> mechanisms.Mechanism:
+        reason, encoder = self.refuses_position_space(), self.model.get_encoder()
+        if reason is not None:
+            return mechanisms.Mechanism(unreached=reason)
+        path, biases = path_of(self.model, encoder), position_space.relative_biases(encoder)
+        if biases:
+            paths = tuple(below(path, f"{name}.relative_attention_bias") for name in biases)
+            return mechanisms.Mechanism(mechanisms.RELATIVE, paths)
+        return mechanisms.Mechanism(mechanisms.ABSOLUTE, (below(path, "embed_positions"),))
 
     def refuses_position_space(self) -> str | None:
         if not position_space.relative_biases(self.model.get_encoder()) and self.position_table() is None:

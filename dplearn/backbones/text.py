@@ -202,8 +202,6 @@ class TextBackbone(Backbone):
     """What the adapters of decoder-only models and of encoders share. Which of them a model needs shows in its answers:
     in a causal model no row depends on a later one."""
 
-    causal = False
-
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         self.entry: Entry | None = None

@@ -58,6 +58,7 @@ class ViTBackbone(Backbone):
 
     kind, reads = "vision", "images"
     input_name = "pixel_values"
+    reads_own_rows = True
 
     def __init__(self, model):
         super().__init__(model)
@@ -259,7 +260,8 @@ class ViTBackbone(Backbone):
             reading.codes,
             entry == "position-coded",
         )
-        weights = placed.decisions["position"].weights if moves is None else moves.weights
+        position = placed.decisions.get("position") if moves is None else moves
+        weights = None if position is None else position.weights
         learning = torch.is_grad_enabled() and weights is not None
         if positions is None:
             if moves is not None:

@@ -5,6 +5,7 @@ beside it that is far from zero.
 """
 
 import copy
+import functools
 
 import pytest
 import tiny
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import dplearn as dp
+from dplearn.backbones.base import Reading, evaluating, take_rows
 from dplearn.theory import position_sensitivity, sensitivity
-from dplearn.theory.sensitivity import absorb, readouts, tower
+from dplearn.theory.sensitivity import absorb, image_text, probe, readouts, tower
+from dplearn.theory.sensitivity.towers import between, normal_like
 
 LENGTH, ZERO = 4, 1e-12
 IDS, MASK = tiny.batch([6, 3, 8])
+TEXT = dict(input_ids=IDS, attention_mask=MASK)
 START, END = 2, tiny.EOS
 CLIP_IDS = torch.cat([torch.full((3, 1), START), IDS], 1)
 CLIP_MASK = torch.cat([torch.ones(3, 1, dtype=torch.long), MASK], 1)
@@ -121,11 +125,11 @@ def image(model):
 
 
 def prepared(model, seed=0, **options):
-    """Tower, embedded batch and a prompt with entries of the size of the rows."""
+    """Tower, batch as rows and a prompt with entries of the size of the rows."""
     stack = tower(model, image=image(model))
-    embedded = stack.embed(**(options or batch(model)))
+    reading = stack.embed(**(options or batch(model)))
     generator = torch.Generator().manual_seed(seed)
-    return stack, embedded, sensitivity._like(embedded.inputs, LENGTH, generator)
+    return stack, reading, normal_like(reading.rows, LENGTH, generator)
 
 
 def largest(now, before):
@@ -205,9 +209,9 @@ def MASK_OF(model):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_causal_tower_reads_the_last_real_row(kind):
     model = CAUSAL[kind]()
-    stack, embedded, _ = prepared(model)
+    stack, reading, _ = prepared(model)
     with torch.no_grad():
-        found = stack.states(embedded).readout
+        found = stack.states(reading).readout
         for row, length in enumerate(MASK.sum(1)):
             assert_close(found[row], model(IDS[row : row + 1, :length]).logits[0, -1], rtol=0, atol=1e-6)
 
@@ -217,10 +221,10 @@ def test_a_causal_tower_reads_the_last_real_row(kind):
 def test_a_batch_is_its_instances(kind, split):
     """Padding and batch mates change neither the followed rows nor the answer."""
     model = KINDS[kind]()
-    stack, embedded, prompt = prepared(model)
+    stack, reading, prompt = prepared(model)
     with torch.no_grad():
-        together = stack.states(embedded, prompt, split)
-        for row in range(len(embedded.inputs)):
+        together = stack.states(reading, prompt, split)
+        for row in range(len(reading.rows)):
             one = {name: value[row : row + 1] for name, value in batch(model).items()}
             if "attention_mask" in one:
                 length = int(one["attention_mask"].sum())
@@ -306,7 +310,9 @@ def test_siglip_text_is_the_spliced_text_in_the_room_that_padding_leaves(columns
     wanted = changes(rows, answers)
     ids = torch.tensor([[*words, tiny.EOS] + [tiny.PAD] * (columns - 1 - len(words)) for words in texts])
     assert min(wanted) > 0.1 and probed(model, ids) == pytest.approx(wanted, rel=1e-9)
-    with pytest.raises(ValueError, match="input plus prompt have 13 positions, expected at most 12"):
+    with pytest.raises(
+        ValueError, match="input plus prompt have 13 positions, but max_position_embeddings=12"
+    ):
         position_sensitivity(model, input_ids=ids, length=7)
     with pytest.raises(ValueError, match="attention_mask hides tokens, expected none"):
         position_sensitivity(model, input_ids=ids, attention_mask=(ids != tiny.PAD).long())
@@ -350,9 +356,9 @@ IMAGE_HEADS = [
 @pytest.mark.parametrize("split", [0, 1, LENGTH])
 def test_the_answer_is_that_of_a_prompted_model(make, kind, split):
     model = make(kind)
-    stack, embedded, prompt = prepared(model)
+    stack, reading, prompt = prepared(model)
     with torch.no_grad():
-        found = stack.states(embedded, prompt, split).readout
+        found = stack.states(reading, prompt, split).readout
         # `prompted` keeps special tokens in front of the prompt; behind the positions order does not matter.
         config = dp.PromptConfig(length=LENGTH, position=split)
         wanted = dp.prompted(model, config, vectors=prompt)(pixel_values=pixels()).logits
@@ -385,6 +391,19 @@ def test_siglip_whole_model_has_both_towers():
             assert_close(found, wanted.pooler_output, rtol=0, atol=ZERO)
 
 
+class Plain(image_text.CLIPText):
+    """Nothing stays in front of the prompt."""
+
+    def finish(self, placed, reading, entry):
+        return placed
+
+
+@functools.cache
+def placing(start):
+    """A tower that keeps the first row in front of the prompt, or one that does not."""
+    return sensitivity.Tower((image_text.CLIPText if start else Plain)(clip_text()))
+
+
 @given(
     st.integers(0, LENGTH),
     st.integers(0, 2),
@@ -397,9 +416,12 @@ def test_place_follows_a_loop(split, kept, lengths, start):
     real = [length + kept + first for length in lengths]
     inputs = 100 + torch.arange(len(lengths) * width, dtype=torch.float64).view(len(lengths), width, 1)
     mask = (torch.arange(width) < torch.tensor(real)[:, None]).long()
-    embedded = sensitivity.Embedded(inputs, mask, first, kept, None)
+    surrounded = mask.clone()
+    surrounded[:, :first] = 0
+    reading = Reading(inputs, surrounded, mask, kept, {})
+    stack = placing(start)
     prompt = torch.arange(LENGTH, dtype=torch.float64)[:, None]
-    placed, middle = sensitivity.place(embedded, prompt, split), sensitivity.between(embedded)
+    placed, middle = stack.place(reading, prompt, split), between(reading)
     for row, total in enumerate(real):
         tokens, vectors = inputs[row, :, 0].tolist(), prompt[:, 0].tolist()
         body = tokens[first : total - kept]
@@ -416,38 +438,38 @@ def test_place_follows_a_loop(split, kept, lengths, start):
 @pytest.mark.parametrize("kind", BLIND)
 def test_after_position_embeddings_no_split_changes_anything(kind):
     model = BLIND[kind]()
-    stack, embedded, prompt = prepared(model)
+    stack, reading, prompt = prepared(model)
     prompt.requires_grad_()
     found = []
     for split in range(LENGTH + 1):
-        states = stack.states(embedded, prompt, split)
+        states = stack.states(reading, prompt, split)
         loss = states.readout.square().sum() + states.rows.cos().sum()
         found.append((states.rows, states.readout, loss, *torch.autograd.grad(loss, prompt)))
     for now in found[:-1]:
         for value, wanted in zip(now, found[-1], strict=True):
             assert_close(value, wanted, rtol=ZERO, atol=ZERO)
     with torch.no_grad():
-        other = stack.states(embedded, prepared(model, seed=1)[2], LENGTH)
+        other = stack.states(reading, prepared(model, seed=1)[2], LENGTH)
         assert largest(other.readout, found[-1][1]) > 0.1  # the vectors themselves do matter
 
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_control_positions_added_after_the_insertion(kind):
-    stack, embedded, prompt = prepared(BLIND[kind]())
-    table = torch.randn(embedded.inputs.shape[1] + LENGTH, tiny.WIDTH, dtype=torch.float64)
+    stack, reading, prompt = prepared(BLIND[kind]())
+    table = torch.randn(reading.rows.shape[1] + LENGTH, tiny.WIDTH, dtype=torch.float64)
     rows = []
     for split in (0, LENGTH):
-        placed = sensitivity.place(embedded, prompt, split)
+        placed = stack.place(reading, prompt, split)
         with torch.no_grad():
             hidden = stack.encode(placed.embeds + table)
-        rows.append(sensitivity.take_rows(hidden, placed.input_positions))
+        rows.append(take_rows(hidden, placed.input_positions))
     assert largest(*rows) > 0.5
 
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_any_interleaving_gives_the_same_rows(kind):
-    stack, embedded, prompt = prepared(BLIND[kind]())
-    rows = torch.cat([embedded.inputs, prompt.expand(2, -1, -1)], 1)
+    stack, reading, prompt = prepared(BLIND[kind]())
+    rows = torch.cat([reading.rows, prompt.expand(2, -1, -1)], 1)
     with torch.no_grad():
         usual = stack.encode(rows)
         for seed in range(20):
@@ -458,19 +480,19 @@ def test_any_interleaving_gives_the_same_rows(kind):
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_deep_prompts_do_not_see_the_split_if_their_rows_are_followed(kind):
-    stack, embedded, prompt = prepared(BLIND[kind]())
+    stack, reading, prompt = prepared(BLIND[kind]())
     deep = torch.randn(2, LENGTH, tiny.WIDTH, dtype=torch.float64)
     followed, fixed = [], []
     with torch.no_grad():
         for split in range(LENGTH + 1):
-            placed = sensitivity.place(embedded, prompt, split)
+            placed = stack.place(reading, prompt, split)
             for rows, results in (
                 (placed.prompt_positions, followed),
                 (1 + torch.arange(LENGTH).expand(2, -1), fixed),
             ):
                 hidden = stack.encode(placed.embeds, deep=deep, deep_rows=rows)
-                results.append(sensitivity.take_rows(hidden, placed.input_positions))
-        shallow = stack.states(embedded, prompt, 0).rows
+                results.append(take_rows(hidden, placed.input_positions))
+        shallow = stack.states(reading, prompt, 0).rows
     assert max(largest(rows, followed[0]) for rows in followed) < ZERO
     assert (
         max(largest(rows, fixed[0]) for rows in fixed) > 0.5
@@ -479,13 +501,14 @@ def test_deep_prompts_do_not_see_the_split_if_their_rows_are_followed(kind):
 
 
 def test_deep_prompts_are_fresh_at_the_second_layer_and_after():
-    stack, embedded, prompt = prepared(vit())
+    model = vit()
+    stack, reading, prompt = prepared(model)
     deep = torch.randn(2, LENGTH, tiny.WIDTH, dtype=torch.float64)
-    placed = sensitivity.place(embedded, prompt, 2)
+    placed = stack.place(reading, prompt, 2)
     with torch.no_grad():
         found = stack.encode(placed.embeds, deep=deep, deep_rows=placed.prompt_positions)
         hidden = placed.embeds
-        for number, layer in enumerate(stack.base.layers):
+        for number, layer in enumerate(model.layers):
             if number:  # split 2: the vectors stand in the first and the last two rows
                 hidden = torch.cat(
                     [
@@ -496,24 +519,25 @@ def test_deep_prompts_are_fresh_at_the_second_layer_and_after():
                     1,
                 )
             hidden = layer(hidden)
-    assert_close(found, stack.base.layernorm(hidden), rtol=0, atol=ZERO)
+    assert_close(found, model.layernorm(hidden), rtol=0, atol=ZERO)
 
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_in_single_precision_the_zero_is_rounding(kind):
-    stack, embedded, prompt = prepared(BLIND[kind](dtype=torch.float32))
+    stack, reading, prompt = prepared(BLIND[kind](dtype=torch.float32))
     with torch.no_grad():
-        first, last = (stack.states(embedded, prompt, split).rows for split in (1, LENGTH))
+        first, last = (stack.states(reading, prompt, split).rows for split in (1, LENGTH))
     assert largest(first, last) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit", "clip-vision"])
 def test_pooler_trap(kind):
     """The library's own pooler reads row 0; with a prompt before the class token that is a prompt vector."""
-    stack, embedded, prompt = prepared(BLIND[kind]())
+    model = BLIND[kind]()
+    stack, reading, prompt = prepared(model)
     with torch.no_grad():
-        postfix, surround = (stack.states(embedded, prompt, split) for split in (0, 2))
-        base = stack.base
+        postfix, surround = (stack.states(reading, prompt, split) for split in (0, 2))
+        base = model.base_model
         hidden = surround.hidden
         library = base.post_layernorm(hidden[:, 0]) if kind == "clip-vision" else base.pooler(hidden)
     assert torch.equal(surround.fixed, library) and torch.equal(postfix.fixed, postfix.readout)
@@ -523,11 +547,11 @@ def test_pooler_trap(kind):
 
 def test_bert_with_an_empty_position_table_is_order_blind():
     model = tiny.bert()
-    stack, embedded, prompt = prepared(model)
+    stack, reading, prompt = prepared(model)
     with torch.no_grad():
-        before = largest(*(stack.states(embedded, prompt, k).rows for k in (0, LENGTH)))
+        before = largest(*(stack.states(reading, prompt, k).rows for k in (0, LENGTH)))
         model.embeddings.position_embeddings.weight.zero_()
-        states = [stack.states(embedded, prompt, k) for k in range(LENGTH + 1)]
+        states = [stack.states(reading, prompt, k) for k in range(LENGTH + 1)]
     real = MASK != 0
     assert before > 0.1
     assert max(largest(s.rows[real], states[0].rows[real]) for s in states) < ZERO
@@ -536,12 +560,12 @@ def test_bert_with_an_empty_position_table_is_order_blind():
 
 def test_t5_without_encoder_bias_is_a_set_to_its_decoder():
     model = tiny.t5()
-    stack, embedded, prompt = prepared(model)
+    stack, reading, prompt = prepared(model)
     stack.decoder_input_ids = torch.tensor([[0, 5, 6], [0, 7, 8], [0, 9, 10]])
     with torch.no_grad():
-        before = largest(*(stack.states(embedded, prompt, k).readout for k in (0, LENGTH)))
+        before = largest(*(stack.states(reading, prompt, k).readout for k in (0, LENGTH)))
         model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()
-        answers = [stack.states(embedded, prompt, k).readout for k in range(LENGTH + 1)]
+        answers = [stack.states(reading, prompt, k).readout for k in range(LENGTH + 1)]
     assert before > 0.02
     assert max(largest(answer, answers[0]) for answer in answers) < ZERO
 
@@ -569,12 +593,12 @@ def zeroed(kind):
     "kind", ["bert", "roberta", "distilbert", "gpt2", "clip-text", "siglip-text", "t5", "bart"]
 )
 def test_positions_off_equals_a_model_whose_position_parameters_are_zero(kind):
-    stack, embedded, prompt = prepared(KINDS[kind]())
+    stack, reading, prompt = prepared(KINDS[kind]())
     with torch.no_grad():
         with stack.without_positions():
-            off = stack.states(embedded, prompt, 1)
-        on = stack.states(embedded, prompt, 1)
-        other = tower(zeroed(kind)).states(embedded, prompt, 1)
+            off = stack.states(reading, prompt, 1)
+        on = stack.states(reading, prompt, 1)
+        other = tower(zeroed(kind)).states(reading, prompt, 1)
     real = off.between
     assert_close(off.rows[real], other.rows[real], rtol=0, atol=ZERO)
     assert_close(off.readout, other.readout, rtol=0, atol=ZERO)
@@ -584,8 +608,8 @@ def test_positions_off_equals_a_model_whose_position_parameters_are_zero(kind):
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_rotary_off_equals_all_rows_at_position_zero(kind):
     model = KINDS[kind]()
-    stack, embedded, prompt = prepared(model)
-    placed = sensitivity.place(embedded, prompt, 1)
+    stack, reading, prompt = prepared(model)
+    placed = stack.place(reading, prompt, 1)
     with torch.no_grad():
         with stack.without_positions():
             off = stack.encode(placed.embeds, placed.mask)
@@ -598,8 +622,8 @@ def test_rotary_off_equals_all_rows_at_position_zero(kind):
 
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_the_mask_hides_later_rows_and_see_all_does_not(kind):
-    stack, embedded, prompt = prepared(CAUSAL[kind]())
-    placed = sensitivity.place(embedded, prompt, 2)
+    stack, reading, prompt = prepared(CAUSAL[kind]())
+    placed = stack.place(reading, prompt, 2)
     changed = placed.embeds.clone()
     changed[2, -1] = changed[2, -1].flip(0)  # the last row of the longest instance
     with torch.no_grad():
@@ -612,8 +636,8 @@ def test_the_mask_hides_later_rows_and_see_all_does_not(kind):
 
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_with_both_off_a_causal_model_commutes_with_any_order(kind):
-    stack, embedded, _ = prepared(CAUSAL[kind]())
-    rows = embedded.inputs[2:]
+    stack, reading, _ = prepared(CAUSAL[kind]())
+    rows = reading.rows[2:]
     order = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), stack.without_positions():
         usual, moved = (stack.encode(x, see_all=True) for x in (rows, rows[:, order]))
@@ -654,7 +678,7 @@ def test_the_model_is_left_as_it_was(kind, failing, monkeypatch):
         def broken(*arguments):
             raise Stop
 
-        monkeypatch.setattr(sensitivity, "_relative", broken)
+        monkeypatch.setattr(probe, "_relative", broken)
         with pytest.raises(Stop):
             position_sensitivity(model, **batch(model), length=2, draws=1)
     else:
@@ -666,14 +690,15 @@ def test_the_model_is_left_as_it_was(kind, failing, monkeypatch):
 def test_an_error_inside_a_context_leaves_no_trace(kind):
     model = KINDS[kind]()
     before = fingerprint(model)
-    stack, embedded, prompt = prepared(model)
-    table = stack.table()
+    stack, reading, prompt = prepared(model)
+    usual = stack.encode(reading.rows, reading.mask)
     with pytest.raises(Stop), stack.without_positions():
         raise Stop
-    if table is not None:
-        with pytest.raises(Stop), sensitivity._at(table[0], torch.zeros(1, 1).long()):
+    if stack.table() is not None:
+        with pytest.raises(Stop), stack.standing_at(torch.zeros(1, 1).long()):
             raise Stop
-    with pytest.raises(Stop), sensitivity.evaluating(model, copies=False):
+    assert torch.equal(stack.encode(reading.rows, reading.mask), usual)
+    with pytest.raises(Stop), evaluating(model, copies=False):
         raise Stop
     assert_untouched(model, before)
 
@@ -697,6 +722,39 @@ def test_the_probe_is_its_definition():
         max(((s[i] - states[-1][i]).norm() / states[-1][i].norm()).item() for s in states) for i in (0, 1)
     ]
     assert_close(torch.tensor(found.full[:2]), torch.tensor(wanted), rtol=1e-9, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_where_an_answer_begins_and_ends_follows_its_tokens(side):
+    """A head for questions has two numbers for each token, and no logits."""
+    model, prompt = tiny.bert(transformers.BertForQuestionAnswering), torch.randn(LENGTH, tiny.WIDTH).double()
+    ids, mask = tiny.batch([6, 3, 8], side=side)
+    found = position_sensitivity(model, input_ids=ids, attention_mask=mask, prompt=prompt, draws=1)
+    answers = []
+    for k in range(LENGTH + 1):
+        told = []
+        for row, shown in zip(ids, mask != 0, strict=True):
+            embeds = model.get_input_embeddings()(row[shown])
+            output = model(inputs_embeds=torch.cat([prompt[:k], embeds, prompt[k:]])[None])
+            told += [torch.stack([output.start_logits, output.end_logits], -1)[0, k : k + len(embeds)]]
+        answers.append(torch.cat(told))
+    assert found.full.readout == pytest.approx(changes(answers, answers)[1], rel=1e-9)
+    assert found.full.fixed is None and found.full.readout > 0.1
+
+
+@torch.no_grad()
+def test_a_causal_model_without_a_head_answers_with_its_last_row():
+    model, prompt = tiny.llama(transformers.LlamaModel), torch.randn(LENGTH, tiny.WIDTH).double()
+    found = position_sensitivity(model, input_ids=IDS, attention_mask=MASK, prompt=prompt, draws=1)
+    answers = []
+    for k in range(LENGTH + 1):
+        rows = [
+            model.get_input_embeddings()(ids[:length]) for ids, length in zip(IDS, MASK.sum(1), strict=True)
+        ]
+        whole = [torch.cat([prompt[:k], row, prompt[k:]])[None] for row in rows]
+        answers.append(torch.cat([model(inputs_embeds=one).last_hidden_state[:, -1] for one in whole]))
+    assert found.full.readout == pytest.approx(changes(answers, answers)[1], rel=1e-9)
 
 
 # What each kind must show: in its rows, position off, mask off, both off; then in the answer with everything off.
@@ -807,16 +865,21 @@ def test_a_trained_prompt_and_chosen_splits():
         ({"input_ids": IDS, "pixel_values": pixels()}, ValueError, "got both"),
         ({"input_ids": IDS, "length": 0}, ValueError, "length=0, draws=3"),
         ({"input_ids": IDS, "draws": 0}, ValueError, "draws=0"),
-        ({"input_ids": IDS, "splits": [9]}, ValueError, "split=9 is outside 0..4"),
-        ({"input_ids": IDS, "splits": [4]}, ValueError, "no split to compare"),
-        ({"input_ids": IDS, "length": 60}, ValueError, "input plus prompt have 68 positions"),
+        (TEXT | {"splits": [9]}, ValueError, "split=9 is outside 0..4"),
+        (TEXT | {"splits": [4]}, ValueError, "no split to compare"),
+        (TEXT | {"length": 60}, ValueError, "input plus prompt have 68 positions"),
         ({"input_ids": IDS, "prompt": torch.zeros(2, 4, 16)}, ValueError, r"prompt has shape \(2, 4, 16\)"),
-        ({"pixel_values": pixels()}, TypeError, "BertModel with pixel_values: expected one of ViTModel"),
+        ({"pixel_values": pixels()}, TypeError, "BertModel with pixel_values: expected a vision tr"),
     ],
 )
 def test_wrong_arguments_get_a_clear_error(options, error, words):
     with pytest.raises(error, match=words):
         position_sensitivity(tiny.bert(), **options)
+
+
+def test_padding_that_nobody_names_is_told():
+    with pytest.warns(UserWarning, match="padding counts as input then"):
+        position_sensitivity(tiny.bert(), input_ids=IDS, draws=1, splits=[0])
 
 
 def test_a_model_that_no_tower_serves():
@@ -847,26 +910,21 @@ def test_clip_whole_model_has_both_towers():
 @pytest.mark.parametrize("split", [0, 1, 3])
 def test_the_prompts_own_positions_can_be_absorbed(kind, split):
     """With the input's positions held, p' at split k is p at k = l; with them free, only the input's shift is left."""
-    stack, embedded, prompt = prepared(KINDS[kind]())
-    embedded = embedded._replace(
-        inputs=embedded.inputs[2:], mask=embedded.mask[2:]
-    )  # one instance without padding
-    if isinstance(embedded.keep_last, torch.Tensor):
-        embedded = embedded._replace(keep_last=embedded.keep_last[2:], readout=embedded.readout[2:])
+    stack, reading, prompt = prepared(KINDS[kind]())
+    reading = reading.picked(torch.tensor([2]))  # one instance without padding
     (table, first), options = stack.table(), {"see_all": True} if stack.causal else {}
-    now, before = (sensitivity.place(embedded, prompt, k) for k in (split, LENGTH))
+    now, before = (stack.place(reading, prompt, k) for k in (split, LENGTH))
     old, new = (placed.prompt_positions[0] + first for placed in (before, now))
     absorbed = absorb(prompt, table.weight, old, new)
-    held = sensitivity._pinned(now, before, "prompt_moves") + first
-    shifted = sensitivity._pinned(now, before, "input_moves") + first
+    held, shifted = (probe.positions_held(now, before, what) for what in ("prompt_moves", "input_moves"))
     with torch.no_grad():
-        prefix = stack.states(embedded, prompt, LENGTH, **options)
-        free = stack.states(embedded, absorbed, split, **options)
-        with sensitivity._at(table, held):
-            inside = stack.states(embedded, absorbed, split, **options)
-            control = stack.states(embedded, prompt, split, **options)
-        with sensitivity._at(table, shifted):
-            alone = stack.states(embedded, prompt, split, **options)
+        prefix = stack.states(reading, prompt, LENGTH, **options)
+        free = stack.states(reading, absorbed, split, **options)
+        with stack.standing_at(held):
+            inside = stack.states(reading, absorbed, split, **options)
+            control = stack.states(reading, prompt, split, **options)
+        with stack.standing_at(shifted):
+            alone = stack.states(reading, prompt, split, **options)
     real = prefix.between
     assert largest(inside.rows[real], prefix.rows[real]) < ZERO
     assert largest(control.rows[real], prefix.rows[real]) > 0.05
@@ -891,9 +949,9 @@ def test_absorb_wants_one_position_per_vector():
 
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_a_causal_postfix_leaves_the_input_as_without_a_prompt(kind):
-    stack, embedded, prompt = prepared(CAUSAL[kind]())
+    stack, reading, prompt = prepared(CAUSAL[kind]())
     with torch.no_grad():
-        bare, postfix, surround = (stack.states(embedded, *how) for how in ((), (prompt, 0), (prompt, 1)))
+        bare, postfix, surround = (stack.states(reading, *how) for how in ((), (prompt, 0), (prompt, 1)))
     real = bare.between
     assert largest(postfix.rows[real], bare.rows[real]) < ZERO
     assert largest(surround.rows[real], bare.rows[real]) > 0.1
@@ -901,28 +959,28 @@ def test_a_causal_postfix_leaves_the_input_as_without_a_prompt(kind):
 
 
 def test_a_postfix_reaches_the_input_where_rows_see_both_ways():
-    stack, embedded, prompt = prepared(tiny.bert())
+    stack, reading, prompt = prepared(tiny.bert())
     with torch.no_grad():
-        bare, postfix = stack.states(embedded), stack.states(embedded, prompt, 0)
+        bare, postfix = stack.states(reading), stack.states(reading, prompt, 0)
     assert largest(postfix.rows[bare.between], bare.rows[bare.between]) > 0.1
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "gpt2", "llama"])
 def test_readouts_that_follow_tokens_and_readouts_that_do_not(kind):
-    stack, embedded, prompt = prepared(KINDS[kind]())
-    embedded = embedded._replace(keep_last=0)
+    stack, reading, prompt = prepared(KINDS[kind]())
+    reading = reading._replace(keep_last=0)
     options = {"see_all": True} if stack.causal else {}
     with torch.no_grad(), stack.without_positions():
-        found = [readouts(stack.states(embedded, prompt, k, **options)) for k in range(LENGTH + 1)]
+        found = [readouts(stack.states(reading, prompt, k, **options)) for k in range(LENGTH + 1)]
     for name in found[0]:
         spread = max(largest(now[name], found[-1][name]) for now in found)
         assert (spread > 0.1) if name in ("first row", "last row") else spread < ZERO
 
 
 def test_readouts_against_a_loop():
-    stack, embedded, prompt = prepared(tiny.t5())
+    stack, reading, prompt = prepared(tiny.t5())
     with torch.no_grad():
-        states = stack.states(embedded, prompt, 1)
+        states = stack.states(reading, prompt, 1)
     found = readouts(states)
     for row, length in enumerate(MASK.sum(1)):
         hidden = states.hidden[row, : length + LENGTH]
@@ -937,25 +995,22 @@ def test_readouts_against_a_loop():
 # ---- a gradient that is not there --------------------------------------------------------------------------------
 
 
-def drift(stack, embedded, prompt, alpha, noise):
+def drift(stack, reading, prompt, alpha, noise):
     """Mean straight-through gradient of alpha over the noise, its standard error, and the exact gradient.
 
     Given the sampled split, the gradient of the weights is fixed: one backward pass per split serves all samples.
     """
     target = torch.randn(
-        len(embedded.inputs), tiny.WIDTH, generator=torch.Generator().manual_seed(3), dtype=alpha.dtype
+        len(reading.rows), tiny.WIDTH, generator=torch.Generator().manual_seed(3), dtype=alpha.dtype
     )
     losses, slopes = [], []
     for k in range(LENGTH + 1):
         weights = (
-            torch.eye(LENGTH + 1, dtype=alpha.dtype)[k]
-            .expand(len(embedded.inputs), -1)
-            .clone()
-            .requires_grad_()
+            torch.eye(LENGTH + 1, dtype=alpha.dtype)[k].expand(len(reading.rows), -1).clone().requires_grad_()
         )
-        placed = dp.insert_weighted(prompt, embedded.inputs, embedded.mask, weights)
+        placed = dp.insert_weighted(prompt, reading.rows, reading.mask, weights)
         hidden = stack.encode(placed.embeds)
-        read = sensitivity.take_rows(hidden, placed.input_positions[:, :1])[:, 0]  # the class token, followed
+        read = take_rows(hidden, placed.input_positions[:, :1])[:, 0]  # the class token, followed
         loss = (read - target).square().mean()
         slopes.append(torch.autograd.grad(loss, weights)[0].sum(0))
         losses.append(loss.detach())
@@ -969,10 +1024,10 @@ def drift(stack, embedded, prompt, alpha, noise):
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_the_straight_through_gradient_of_a_blind_model_is_spurious(kind):
-    stack, embedded, prompt = prepared(BLIND[kind]())
+    stack, reading, prompt = prepared(BLIND[kind]())
     uniform = torch.rand(20_000, LENGTH + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alpha = torch.tensor([0.0, 0.5, -0.5, 0.2, 0.1], dtype=torch.float64)
-    mean, error, exact = drift(stack, embedded, prompt, alpha, -(-uniform.log()).log())
+    mean, error, exact = drift(stack, reading, prompt, alpha, -(-uniform.log()).log())
     assert exact.abs().max() < ZERO
     assert (mean.abs() / error).max() > 10  # ten standard errors from zero: no noise
     assert mean.norm() > 1e-3

@@ -38,19 +38,19 @@ def squared(rows, target):
 # ---- the search ----------------------------------------------------------------------------------------------
 
 
-def test_fit_finds_the_minimum_of_a_function_with_a_worse_valley():
+def test_the_search_finds_the_minimum_of_a_function_with_a_worse_valley():
     # Valleys at 2 (value 0) and about -2 (value about 1): some starts end in the wrong one, the best does not.
-    found = sep.fit(lambda x: (x[:, 0] ** 2 - 4) ** 2 + (x[:, 0] - 2) ** 2 / 16, (1,), steps=400)
+    found = sep.best_prompt(lambda x: (x[:, 0] ** 2 - 4) ** 2 + (x[:, 0] - 2) ** 2 / 16, (1,), steps=400)
     assert found.loss < 1e-12 and close(found.prompt, [2.0], 1e-5)
     assert found.losses[0] == found.loss and (found.losses.diff() >= 0).all()
     assert found.losses[-1] > 0.9  # one start alone would have proved nothing
 
 
-def test_fit_wants_one_loss_per_restart():
+def test_the_search_wants_one_loss_per_restart():
     with pytest.raises(ValueError, match=r"shape \(\), expected \(3,\)"):
-        sep.fit(lambda x: x.sum(), (2,), restarts=3, steps=1)
+        sep.best_prompt(lambda x: x.sum(), (2,), restarts=3, steps=1)
     with pytest.raises(ValueError, match="restarts=0"):
-        sep.fit(lambda x: x.sum(-1), (2,), restarts=0)
+        sep.best_prompt(lambda x: x.sum(-1), (2,), restarts=0)
 
 
 # ---- A: the window head ----------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_no_prefix_reaches_the_head_that_looks_right(length):
 def test_searches_stay_above_the_one_sided_floor(split):
     floor = sep.one_sided_floor(TARGET, INPUTS, split, HEADS, length=2)
     assert floor > 0.1
-    found = sep.fit(
+    found = sep.best_prompt(
         lambda p: squared(sep.one_sided(p, INPUTS, split, HEADS), TARGET), (2, 2), restarts=8, steps=200
     )
     assert floor < found.loss < 1.5 * floor
@@ -199,7 +199,7 @@ def test_searches_stay_above_the_one_sided_floor(split):
 
 def test_a_surround_has_no_floor_and_fits():
     assert sep.one_sided_floor(TARGET, INPUTS, 1, HEADS, length=2) == 0.0
-    found = sep.fit(
+    found = sep.best_prompt(
         lambda p: squared(sep.one_sided(p, INPUTS, 1, HEADS), TARGET), (2, 2), restarts=8, steps=400
     )
     assert found.loss < 1e-10
@@ -379,7 +379,7 @@ def test_a_search_finds_the_target_of_another_split_exactly_where_the_criterion_
             target,
         )
 
-    found = sep.fit(lambda p: loss(p, 2), (2, 5), restarts=8, steps=500)
+    found = sep.best_prompt(lambda p: loss(p, 2), (2, 5), restarts=8, steps=500)
     assert (found.loss < 1e-7) == fits and (fits or found.loss > 1e-4)
 
 
@@ -487,7 +487,7 @@ def test_the_causal_infimum_is_the_minimum_over_the_triangle(data):
 
 @pytest.mark.parametrize("split", [0, 1, 2])
 def test_searches_reach_the_causal_infimum_and_stay_above(split):
-    found = sep.fit(lambda p: sep.causal_loss(p, split), (2, 3), restarts=12, steps=800)
+    found = sep.best_prompt(lambda p: sep.causal_loss(p, split), (2, 3), restarts=12, steps=800)
     infimum = float(sep.causal_infimum(split))
     assert infimum - 1e-12 <= found.loss <= infimum + 1e-6
     assert (found.losses >= infimum - 1e-12).all()
@@ -498,7 +498,9 @@ def test_searches_reach_the_causal_infimum_and_stay_above(split):
 @pytest.mark.parametrize(("split", "length", "seq", "teacher"), [(0, 3, 2, 1), (1, 3, 3, 2), (2, 4, 2, 1)])
 def test_several_readers_reach_the_triangle_too(split, length, seq, teacher):
     infimum = float(sep.causal_infimum(split, teacher, length=length, seq=seq))
-    found = sep.fit(lambda p: sep.causal_loss(p, split, teacher, seq=seq), (length, 3), restarts=8, steps=700)
+    found = sep.best_prompt(
+        lambda p: sep.causal_loss(p, split, teacher, seq=seq), (length, 3), restarts=8, steps=700
+    )
     assert infimum - 1e-12 <= found.loss <= infimum + 2e-5
 
 
@@ -566,7 +568,7 @@ def test_the_shift_floor_is_a_minimum_over_gates(split):
 
 @pytest.mark.parametrize("split", range(3))
 def test_searches_reach_the_shift_floor(split):
-    found = sep.fit(lambda p: sep.shift_loss(p, split), (2, 2), restarts=8, steps=500)
+    found = sep.best_prompt(lambda p: sep.shift_loss(p, split), (2, 2), restarts=8, steps=500)
     floor = float(sep.shift_floor(split))
     assert floor - 1e-12 <= found.loss <= floor + 1e-9
 
@@ -575,7 +577,7 @@ def test_a_gate_cannot_be_larger_than_one():
     # The target weighs more than an average can, so the best gate is 1: no prompt at all.
     assert sep.shift_floor(1, (1, 2)) == sp.Rational(4, 9) + sp.Rational(16, 9)
     assert sep.shift_floor(1, (-1, -2)) == 5
-    found = sep.fit(lambda p: sep.shift_loss(p, 1, (1, 2)), (2, 2), restarts=4, steps=400, rate=0.2)
+    found = sep.best_prompt(lambda p: sep.shift_loss(p, 1, (1, 2)), (2, 2), restarts=4, steps=400, rate=0.2)
     assert 20 / 9 <= found.loss < 20 / 9 + 1e-2
 
 
@@ -590,7 +592,7 @@ def test_a_geometric_table_makes_all_splits_equal(length, seq, ratio):
 
 def test_renumbered_positions_do_the_same_without_moving_a_prompt():
     # The prompt that fits at split 1, at split 2, with the tokens numbered as they stood before: also exact.
-    found = sep.fit(lambda p: sep.shift_loss(p, 1), (2, 2), restarts=4, steps=400)
+    found = sep.best_prompt(lambda p: sep.shift_loss(p, 1), (2, 2), restarts=4, steps=400)
     moved = found.prompt.clone()
     moved[1, 0] += math.log(8) - math.log(1)  # vector 2 moves from position 3 to position 1
     assert shift_loss_by_signs(moved, 2, sep.SHIFT_TARGET, sep.SHIFT_FACTORS, start=1) < 1e-12
