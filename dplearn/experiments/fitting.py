@@ -24,7 +24,7 @@ from transformers.optimization import Adafactor
 
 from dplearn.checks import KeyOf, Number, OneOf, Whole
 from dplearn.choice import SCHEDULES, Chooser, schedule
-from dplearn.model import PromptedModel
+from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
 from dplearn.training import Annealing, parameter_groups
@@ -78,12 +78,12 @@ class Settings:
         Number(positive=False)("entropy_bonus", self.entropy_bonus)
         Whole(0)("vectors_first", self.vectors_first)
 
-    def groups(self, model: PromptedModel) -> list[dict]:
+    def groups(self, model: NamedPrompts) -> list[dict]:
         """What an optimiser takes for a prompted model (:func:`dplearn.parameter_groups`)."""
         rate, controllers = self.learning_rate, self.controller_learning_rate
         return parameter_groups(model, rate, rate if controllers is None else controllers)
 
-    def optimizer_of(self, model: PromptedModel) -> torch.optim.Optimizer:
+    def optimizer_of(self, model: NamedPrompts) -> torch.optim.Optimizer:
         """The optimiser of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
         if self.optimizer == "adam":
             return torch.optim.Adam(self.groups(model))

@@ -27,7 +27,7 @@ from dplearn.experiments import fitting
 from dplearn.experiments.fitting import Settings
 from dplearn.experiments.watching import positions
 from dplearn.loading import prompted
-from dplearn.model import PromptedModel
+from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.images import ImageTask
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def build(method: str, backbone: PreTrainedModel) -> nn.Module:
 
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """AdamW without weight decay on what is trained."""
-    if isinstance(model, PromptedModel):
+    if isinstance(model, NamedPrompts):
         groups = settings.groups(model)
     else:
         groups = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -188,7 +188,7 @@ def fit(
         model, task, encode, settings, seed, optimizer_of(model, settings), splits,
         callbacks=callbacks, preprocess_logits_for_metrics=predictions,
     )  # fmt: skip
-    if isinstance(model, PromptedModel):
+    if isinstance(model, NamedPrompts):
         row["config"] = model.prompt_config.to_dict()
     if callbacks:
         row["positions"] = {

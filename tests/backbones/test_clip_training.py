@@ -404,7 +404,9 @@ def test_a_prompt_of_the_words_an_icon_of_is_the_zero_shot_classifier(icons):
         assert_close(found.image_embeds, wanted.image_embeds, rtol=0, atol=1e-5)
         model.set_classes(**bare)
         assert_close(model(pixel_values=pixels).logits, wanted.logits_per_image, rtol=0, atol=1e-4)
-        assert_close(model.classify(pixels), wanted.logits_per_image.softmax(1), rtol=0, atol=1e-5)
+        assert_close(
+            model.classify(pixel_values=pixels), wanted.logits_per_image.softmax(1), rtol=0, atol=1e-5
+        )
         # Retrieval: texts for an image, images for a text.
         texts, images = model.text_features(**bare), model.image_features(pixels)
         ranks = model.similarity(images, texts).argsort(1, descending=True)
@@ -447,7 +449,7 @@ def test_the_loss_of_pairs_is_the_backbones_own(kind):
         assert_close(found.logits_per_image, wanted.logits_per_image, **EXACT)
     scores = wanted.logits_per_image
     assert_close(
-        model.classify(pixels, **given(backbone, words)),
+        model.classify(pixel_values=pixels, **given(backbone, words)),
         scores.softmax(1) if kind == "clip" else scores.sigmoid(),
         **EXACT,
     )
