@@ -2,7 +2,7 @@
 
 A frozen model is steered by a few trained prompt vectors; where they stand around the input is fixed, learned for the
 task, or decided for each input. Reading order of the package: insertion, sampling, estimators, choice, controllers,
-position, length, vector, prompt, config, backbones, model, contrastive, training.
+position, length, vector, prompt, config, backbones, model, image_text, training.
 """
 
 from importlib import import_module
@@ -44,7 +44,7 @@ _LATER = {
     "Annealing": "training",
     "LabelWordLoss": "training",
     "LinearProbe": "linear_probe",
-    "PromptedCLIP": "contrastive",
+    "PromptedCLIP": "image_text",
     "decision_report": "reporting",
     "parameter_groups": "training",
     "tasks": None,

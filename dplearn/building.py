@@ -80,13 +80,13 @@ def build(
     prompt = config.build(vectors, summary_width=adapter.summary_width(config))
     adapter.complete(prompt, config, generator)
     if config.head == "trained":
-        prompt.head = heads.own_head(adapter.model, pooler)
+        prompt.attach("head", heads.own_head(adapter.model, pooler), "head")
     return prompt
 
 
 def _warn_of_fresh_weights(model: PreTrainedModel, prompt: DynamicPrompt) -> None:
     """Warn where a prompt is going to depend on frozen weights that were drawn at random when the model was loaded."""
-    own = tuple(f"{path}." for path in heads.paths_of(prompt.head))
+    own = tuple(f"{path}." for path in heads.paths_of(prompt.attached.get("head")))
     fresh = [name for name in heads.fresh_weights(model) if not name.startswith(own)]
     if fresh:
         name, more = fresh[0], f" (and {len(fresh) - 1} more)" if len(fresh) > 1 else ""
@@ -171,7 +171,7 @@ def describe(adapter: Backbone, config: PromptConfig, prompt: DynamicPrompt | No
     brings itself are left out of the fingerprint.
     """
     backbone = adapter.model
-    own = () if prompt is None else heads.paths_of(prompt.head)
+    own = () if prompt is None else heads.paths_of(prompt.attached.get("head"))
     counted, names = config.head == "trained" or heads.counts_labels(backbone), heads.label_names(backbone)
     return {
         "name_or_path": backbone.name_or_path,

@@ -156,16 +156,17 @@ def summarize(
         rows.append((decision.title, found.level, f"{own:,}", found.words))
     shape = " x ".join(str(number) for number in prompt.vectors.shape)
     rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
-    if prompt.vision is not None:
+    if "vision" in prompt.attached:
         own = sum(entries for key, entries in in_use.items() if key.startswith("vision."))
         rows.append(("image", "", f"{own:,}", image_part(config)))
-    if prompt.head is not None:
+    head = prompt.attached.get("head")
+    if head is not None:
         rows.append(
             (
                 "head",
                 "trained",
                 f"{counted.head:,}",
-                f"a copy of the backbone's {', '.join(paths_of(prompt.head))}",
+                f"a copy of the backbone's {', '.join(paths_of(head))}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

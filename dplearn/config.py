@@ -118,7 +118,7 @@ class PromptConfig:
     towers : image-text models only: the prompt stands in the "text" (the default, None), in the image ("vision"), in
         "both" with vectors of their own, or in both "coupled": the image's vectors are a trained linear map of the
         text's, one map for each layer (as MaPLe). Position and size are those of the text prompt; an image prompt has
-        no position that matters (:mod:`dplearn.backbones.clip`).
+        no position that matters (:mod:`dplearn.backbones.image_text`).
     head : classifiers only: "trained" gives the prompt its own copy of the backbone's classification head (all modules
         behind the base model), which is trained with it, as VPT does (Jia et al. 2022). The copy stands in for the
         backbone's head, which never changes. "frozen" (the default) leaves the backbone's head in place.

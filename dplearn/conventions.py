@@ -3,15 +3,18 @@
 `transformers.Trainer` and its collators look a model up: the parameters of its ``forward`` decide which columns of a
 data set it gets, the name of its class how labels are smoothed and which of its arguments are labels, attributes how
 losses are counted and whether it generates. A prompted model answers as its backbone does, with the arguments of a
-prompt added, and it has what the backbone has and nothing else.
+prompt added, and it has what the backbone has and nothing else. Its outputs are of transformers' kind.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from dataclasses import make_dataclass
 from functools import cache
 from types import FunctionType
 
+import torch
 from torch import nn
 
 from dplearn.offload import device_of
@@ -42,11 +45,13 @@ def class_for(base: type, backbone: type) -> type:
     )
     forward.__kwdefaults__, forward.__doc__ = usual.__kwdefaults__, usual.__doc__
     forward.__qualname__ = usual.__qualname__
-    # A forward that spells its arguments out (PromptedCLIP's) tells them as they are.
-    if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(usual).parameters.values()):
-        forward.__signature__ = signature_for(backbone)
+    # A forward that spells its arguments out (an image-text model's) tells them as they are.
+    signature, known = inspect.signature(usual), names_of(usual)
+    if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        forward.__signature__ = signature = signature_for(backbone)
+        known = names_for(backbone)
     fields = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__, "made_from": base}
-    fields |= {"known_names": names_for(backbone), "places": tuple(signature_for(backbone).parameters)[1:]}
+    fields |= {"known_names": known, "places": tuple(signature.parameters)[1:]}
     return type(f"Prompted{backbone.__name__}", (base,), fields)
 
 
@@ -70,14 +75,29 @@ def signature_for(backbone: type) -> inspect.Signature:
 
 def names_for(backbone: type) -> frozenset[str] | None:
     """What a prompted ``forward`` takes by name; None where the backbone's takes any name."""
-    parameters = inspect.signature(backbone.forward).parameters
+    theirs = names_of(backbone.forward)
+    return None if theirs is None else theirs | set(OURS)
+
+
+def names_of(forward: Callable) -> frozenset[str] | None:
+    """What a method takes by name; None where it takes any name."""
+    parameters = inspect.signature(forward).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
-    return frozenset(parameters) - {"self"} | set(OURS)
+    return frozenset(parameters) - {"self"}
 
 
 class AsBackbone(nn.Module):
-    """A module whose ``backbone`` answers what libraries ask (``ASKED``)."""
+    """A module whose ``backbone`` answers what libraries ask (``ASKED``), of a class made for the backbone's class."""
+
+    def __new__(cls, backbone: nn.Module | None = None, *arguments, **options):
+        """An instance of the class for the backbone's class."""
+        made = backbone is None or "made_from" in vars(cls)
+        return super().__new__(cls if made else class_for(cls, type(backbone)))
+
+    def __reduce_ex__(self, protocol):
+        """Pickles find the class by the two that it is made from."""
+        return _blank, (type(self).made_from, type(self.backbone)), self.__dict__
 
     def __getattr__(self, name: str):
         if name in ASKED:
@@ -132,6 +152,30 @@ class AsBackbone(nn.Module):
     def main_input_name(self) -> str:
         """What the backbone reads: "input_ids" or "pixel_values"."""
         return self.backbone.main_input_name
+
+
+def _blank(base: type, backbone: type) -> AsBackbone:
+    return object.__new__(class_for(base, backbone))
+
+
+@cache
+def _make_extended_type(kind: type) -> type:
+    fields = [(name, object, None) for name in ("penalty", "draws")]
+    return make_dataclass(f"Prompted{kind.__name__}", fields, bases=(kind,))
+
+
+@torch.compiler.assume_constant_result  # compiled code does not look into the making of a class
+def _extended_type(kind: type) -> type:
+    return _make_extended_type(kind)
+
+
+def extended(output, **fields):
+    """A transformers output with ``penalty`` and ``draws`` as fields of its own kind.
+
+    Items that its class does not know would be lost or refused where outputs are taken apart and put together again, as
+    DistributedDataParallel does.
+    """
+    return _extended_type(type(output))(**dict(output) | fields)
 
 
 def losses_named(batch: dict) -> list[str]:

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from dplearn import checkpoint
-from dplearn.backbones import Backbone, CLIPBackbone, adapt
+from dplearn.backbones import Backbone, ImageTextBackbone, adapt
 from dplearn.building import as_config, new_prompt, restore
 from dplearn.by_name import load_backbone
 from dplearn.config import PromptConfig
-from dplearn.contrastive import PromptedCLIP
+from dplearn.image_text import PromptedCLIP
 from dplearn.model import PromptedModel
+from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import DynamicPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Kinds of backbone whose prompted models have a class of their own.
-MODELS: dict[type[Backbone], type[PromptedModel]] = {CLIPBackbone: PromptedCLIP}
+MODELS: dict[type[Backbone], type[NamedPrompts]] = {ImageTextBackbone: PromptedCLIP}
 
 
 def prompted(
@@ -30,13 +31,13 @@ def prompted(
     *,
     vectors: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> PromptedModel:
+) -> PromptedModel | PromptedCLIP:
     """Freeze a Hugging Face model and give it a trainable prompt.
 
     Parameters
     ----------
     backbone : a model of transformers with its head: a text model (encoder-decoder, decoder-only or encoder), a vision
-        transformer, or an image-text model (CLIP, SigLIP). It is frozen in place.
+        transformer, or an image-text model (CLIP, SigLIP), which gives a PromptedCLIP. It is frozen in place.
     config : what kind of prompt; ``PromptConfig()`` is a prefix of 20 vectors.
     vectors : (length, d) first values of the prompt, instead of ``config.init``; (pool_size, length, d) for a pool,
         and with a ``depth`` above 1 that dimension before the length.
@@ -58,11 +59,13 @@ def prompted(
     return _model(adapter, new_prompt(adapter, config, vectors, generator), config)
 
 
-def _model(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig) -> PromptedModel:
+def _model(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig) -> PromptedModel | PromptedCLIP:
     return MODELS.get(type(adapter), PromptedModel)(adapter.model, prompt, config, adapter)
 
 
-def from_pretrained(folder: str | os.PathLike, backbone: PreTrainedModel | None = None) -> PromptedModel:
+def from_pretrained(
+    folder: str | os.PathLike, backbone: PreTrainedModel | None = None
+) -> PromptedModel | PromptedCLIP:
     """Load a prompt written by :meth:`PromptedModel.save_pretrained`.
 
     Parameters

@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import make_dataclass
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from dplearn.backbones import SHORTCUTS, Backbone, Boundary, Reading, adapt
-from dplearn.batches import batches_of
-from dplearn.caching import cache_inputs
+from dplearn.backbones import SHORTCUTS, Boundary, Reading
 from dplearn.checks import shown
-from dplearn.config import PromptConfig
-from dplearn.controllers import FixedDecision, InstanceController
-from dplearn.conventions import OURS, class_for, losses_named
+from dplearn.controllers import FixedDecision
+from dplearn.conventions import OURS, extended, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, surrogate
-from dplearn.kept import KeptInputs
 from dplearn.named_prompts import NamedPrompts
-from dplearn.prompt import DynamicPrompt, PromptedInput
+from dplearn.prompt import PromptedInput
 from dplearn.sampling import Choice
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-@cache
-def _make_extended_type(kind: type) -> type:
-    fields = [(name, object, None) for name in ("penalty", "draws")]
-    return make_dataclass(f"Prompted{kind.__name__}", fields, bases=(kind,))
-
-
-@torch.compiler.assume_constant_result  # compiled code does not look into the making of a class
-def _extended_type(kind: type) -> type:
-    return _make_extended_type(kind)
-
-
-def extended(output, **fields):
-    """A transformers output with ``penalty`` and ``draws`` as fields of its own kind.
-
-    Items that its class does not know would be lost or refused where outputs are taken apart and put together again, as
-    DistributedDataParallel does.
-    """
-    return _extended_type(type(output))(**dict(output) | fields)
 
 
 def spread(value, back: Tensor, count: int):
@@ -69,7 +38,8 @@ class PromptedModel(NamedPrompts):
     the above is about the one in use; ``model.backbone`` is the model without any prompt.
 
     The class is made for the backbone's class: its ``forward`` has the parameters of the backbone's, and what libraries
-    look up by name they find where the backbone has it (:mod:`dplearn.conventions`).
+    look up by name they find where the backbone has it (:mod:`dplearn.conventions`). Models of images and texts have a
+    class of their own (:mod:`dplearn.image_text`).
 
     Attributes
     ----------
@@ -79,25 +49,6 @@ class PromptedModel(NamedPrompts):
 
     loss_outside = False
     _told = False  # whether the warning about decisions in evaluation mode was given
-
-    def __new__(cls, backbone: PreTrainedModel | None = None, *arguments, **options):
-        """An instance of the class for the backbone's class."""
-        made = backbone is None or "made_from" in vars(cls)
-        return super().__new__(cls if made else class_for(cls, type(backbone)))
-
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        prompt: DynamicPrompt,
-        prompt_config: PromptConfig,
-        adapter: Backbone | None = None,
-    ):
-        super().__init__(backbone, adapt(backbone) if adapter is None else adapter, prompt, prompt_config)
-        self.train(backbone.training)
-
-    def __reduce_ex__(self, protocol):
-        """Pickles find the class by the two that it is made from."""
-        return _blank, (type(self).made_from, type(self.backbone)), self.__dict__
 
     # --- the model ---
 
@@ -150,7 +101,7 @@ class PromptedModel(NamedPrompts):
         if learning and set(self.prompt.samples()) - set(given):
             return self._forward_draws(reading, summary, task, given)
         placed = self._insert(reading, summary, task, given)
-        output = self.adapter.run(placed, self.adapter.shortened(placed, reading, learning), self.prompt.head)
+        output = self._run(placed, self.adapter.shortened(placed, reading, learning))
         loss = output.get("loss") if hasattr(output, "get") else None
         if loss is not None and loss.requires_grad and not self.training:
             self._warn_at_backward(loss)
@@ -176,7 +127,7 @@ class PromptedModel(NamedPrompts):
         tried = {name: choice.picked(rows) for name, choice in self.prompt.tried(decisions, draws).items()}
         placed = self._insert(several, None, None, {}, tried)
         several = self.adapter.shortened(placed, several, True)
-        output = self.adapter.run(placed, several, self.prompt.head)
+        output = self._run(placed, several)
         if len(rows) < len(back):
             output = type(output)(**{name: spread(value, back, len(rows)) for name, value in output.items()})
         penalty, loss, labels = self.prompt.penalty(decisions), None, several.given.get("labels")
@@ -216,80 +167,6 @@ class PromptedModel(NamedPrompts):
         given, boundary = self._taken_apart(batch, sees=True)[:2]
         reading = self.adapter.read(given, boundary, self.prompt_config, self._size())
         return self.adapter.summarize(reading, self.prompt_config)
-
-    @torch.no_grad()
-    def fit_summaries(
-        self,
-        data: Iterable[dict] | Sequence[dict],
-        collate: Callable[[list[dict]], dict] | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        """Compute what summaries are standardized by from all training inputs, before the training.
-
-        Without it, the statistics start with the first batch and grow. What was there before is forgotten; what is seen
-        in training is still added. Does nothing where no decision looks at the input, or none is standardized.
-
-        Parameters
-        ----------
-        data : the training examples, or batches as a DataLoader gives them. (In several processes: each its share.)
-        collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
-        batch_size : examples in each batch.
-        """
-        controllers = [
-            m for m in self.prompt.modules() if isinstance(m, InstanceController) and m.standardizer
-        ]
-        for controller in controllers:
-            controller.standardizer.reset()
-        for batch in batches_of(data, collate, batch_size, self.device) if controllers else ():
-            summary = self.summarize(**self.accepted(batch))
-            for controller in controllers:
-                controller.observe(summary)
-
-    @torch.no_grad()
-    def cache_inputs(
-        self,
-        data: Iterable[dict] | Sequence[dict],
-        collate: Callable[[list[dict]], dict] | None = None,
-        batch_size: int = 16,
-        dtype: torch.dtype | None = None,
-        folder: str | os.PathLike | None = None,
-        verbose: bool = True,
-    ) -> KeptInputs:
-        """Compute once what no prompt can change of inputs: the keys and values of texts that a prompt stands behind
-        (decoder-only models), the states of images in front of the first layer that has one (``from_layer`` above 1).
-
-        A row of a causal model does not see what follows it. So with a postfix the rows of the input are the frozen
-        model's own, in each step of training and for each prompt. From here on, a step on these inputs runs the
-        prompt's rows and what follows them alone. Its output has the columns from the last token of the input on, as
-        with transformers' ``logits_to_keep``; loss, gradients and answers are those of the full pass, up to rounding.
-        Other inputs take the full pass, and so do calls that want a cache, hidden states or attentions, or that are
-        neither training nor have labels nor ``use_cache=False``; and all once the backbone's weights have changed.
-        ``model.shortcuts = ()`` turns it off.
-
-        Of an image, the layers in front of ``from_layer`` are spared; nothing else differs from the full pass.
-
-        Parameters
-        ----------
-        data : the examples, a batch, or batches as a DataLoader gives them, with ``context_length`` or ``keep_last`` as
-            in training.
-        collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
-        batch_size : examples in each batch.
-        dtype : in which keys and values are kept; None: the backbone's own. A shorter one saves memory and is no longer
-            exact.
-        folder : keep them there, as safetensors; what is there already is not computed again. None: in memory.
-        verbose : say how much it is before it starts.
-
-        Returns
-        -------
-        What is kept; a further call with the same ``dtype`` and ``folder`` adds to it. As a context it is kept for a
-        while: inside of ``with model.cache_inputs(batch, verbose=False):`` several prompts in turn answer to one batch
-        whose inputs ran once.
-
-        Raises
-        ------
-        ValueError : a backbone, or a prompt, of which nothing can be kept; the message says why.
-        """
-        return cache_inputs(self, data, collate, batch_size, dtype, folder, verbose)
 
     @torch.no_grad()
     def generate(self, input_ids=None, attention_mask=None, **options) -> Tensor:
@@ -477,6 +354,10 @@ class PromptedModel(NamedPrompts):
         )
         return self.adapter.finish(placed, reading, self.prompt_config.entry)
 
+    def _run(self, placed: PromptedInput, reading: Reading):
+        """The backbone's output, with the prompt's own head where it has one."""
+        return self.adapter.run(placed, reading, self.prompt.attached.get("head"))
+
     def _warn_at_backward(self, loss: Tensor) -> None:
         """Tell once that decisions are not trained in evaluation mode, when a gradient is asked for."""
         if self._told or torch.compiler.is_compiling() or not self.prompt.choosers():
@@ -501,10 +382,6 @@ def _callers(count: int):
     while frame is not None and count:
         yield frame
         frame, count = frame.f_back, count - 1
-
-
-def _blank(base: type, backbone: type) -> PromptedModel:
-    return object.__new__(class_for(base, backbone))
 
 
 def _named(batch: dict, input_ids, attention_mask) -> dict:

@@ -1,31 +1,48 @@
-"""Several prompts on one frozen backbone, by name; each is saved and loaded by itself."""
+"""What every prompted model has: prompts by name on one frozen backbone, each trained, saved and loaded by itself."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dplearn import card, checkpoint, settings
-from dplearn.backbones import Backbone
+from dplearn.backbones import Backbone, adapt
+from dplearn.batches import batches_of
 from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
+from dplearn.caching import cache_inputs
 from dplearn.choice import Chooser
 from dplearn.config import PromptConfig, completed
-from dplearn.controllers import TaskController
+from dplearn.controllers import InstanceController, TaskController
 from dplearn.freezing import Frozen
+from dplearn.kept import KeptInputs
 from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class NamedPrompts(Frozen):
     """A frozen backbone with prompts: the one in use is the module ``prompt``, others wait.
 
     Prompts at rest are no submodules, so nothing trains or saves them; they move with the model (``to``, ``double``).
+    How a batch passes the backbone with its prompt is said by the class for a kind of model, which also has a
+    ``summarize``: what instance-level decisions look at.
     """
 
-    def __init__(self, backbone, adapter: Backbone, prompt: DynamicPrompt, prompt_config: PromptConfig):
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        prompt: DynamicPrompt,
+        prompt_config: PromptConfig,
+        adapter: Backbone | None = None,
+    ):
+        adapter = adapt(backbone) if adapter is None else adapter
         check_prompt(adapter, prompt, prompt_config)
         super().__init__(backbone)
         self.adapter = adapter
@@ -33,6 +50,7 @@ class NamedPrompts(Frozen):
         self.prompt_config = prompt_config
         # Those at rest with their config. The one in use is ``prompt``, and None stands here.
         self._prompts: dict[str, tuple[DynamicPrompt, PromptConfig] | None] = {"default": None}
+        self.train(backbone.training)
 
     def train(self, mode: bool = True) -> NamedPrompts:
         """Training mode of the prompt; the backbone follows only if ``prompt_config.backbone_dropout``."""
@@ -85,7 +103,7 @@ class NamedPrompts(Frozen):
     def use_prompt(self, name: str) -> None:
         """Put another prompt to use: it answers, is trained and saved from here on. Nothing is loaded or copied.
 
-        Make the optimiser afterwards: one that was made before holds the other prompt's parameters.
+        Make the optimizer afterwards: one that was made before holds the other prompt's parameters.
 
         Raises
         ------
@@ -138,7 +156,7 @@ class NamedPrompts(Frozen):
         """Add a task: fresh logits in every task-level decision. Nothing else changes, so other tasks answer as before.
 
         A model made without ``tasks`` has one that is called "default". Parameters with new rows are new objects: make
-        the optimiser afterwards.
+        the optimizer afterwards.
         """
         tasks = (*(self.prompt_config.tasks or ("default",)), name)
         config = replace(self.prompt_config, tasks=tasks)  # checks the name
@@ -183,6 +201,82 @@ class NamedPrompts(Frozen):
                 )
         return task_ids.long()
 
+    # --- before the training ---
+
+    @torch.no_grad()
+    def fit_summaries(
+        self,
+        data: Iterable[dict] | Sequence[dict],
+        collate: Callable[[list[dict]], dict] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """Compute what summaries are standardized by from all training inputs, before the training.
+
+        Without it, the statistics start with the first batch and grow. What was there before is forgotten; what is seen
+        in training is still added. Does nothing where no decision looks at the input, or none is standardized.
+
+        Parameters
+        ----------
+        data : the training examples, or batches as a DataLoader gives them. (In several processes: each its share.)
+        collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
+        batch_size : examples in each batch.
+        """
+        controllers = [
+            m for m in self.prompt.modules() if isinstance(m, InstanceController) and m.standardizer
+        ]
+        for controller in controllers:
+            controller.standardizer.reset()
+        for batch in batches_of(data, collate, batch_size, self.device) if controllers else ():
+            summary = self.summarize(**self.accepted(batch))
+            for controller in controllers:
+                controller.observe(summary)
+
+    @torch.no_grad()
+    def cache_inputs(
+        self,
+        data: Iterable[dict] | Sequence[dict],
+        collate: Callable[[list[dict]], dict] | None = None,
+        batch_size: int = 16,
+        dtype: torch.dtype | None = None,
+        folder: str | os.PathLike | None = None,
+        verbose: bool = True,
+    ) -> KeptInputs:
+        """Compute once what no prompt can change of inputs: the keys and values of texts that a prompt stands behind
+        (decoder-only models), the states of images in front of the first layer that has one (``from_layer`` above 1).
+
+        A row of a causal model does not see what follows it. So with a postfix the rows of the input are the frozen
+        model's own, in each step of training and for each prompt. From here on, a step on these inputs runs the
+        prompt's rows and what follows them alone. Its output has the columns from the last token of the input on, as
+        with transformers' ``logits_to_keep``; loss, gradients and answers are those of the full pass, up to rounding.
+        Other inputs take the full pass, and so do calls that want a cache, hidden states or attentions, or that are
+        neither training nor have labels nor ``use_cache=False``; and all once the backbone's weights have changed.
+        ``model.shortcuts = ()`` turns it off.
+
+        Of an image, the layers in front of ``from_layer`` are spared; nothing else differs from the full pass.
+
+        Parameters
+        ----------
+        data : the examples, a batch, or batches as a DataLoader gives them, with ``context_length`` or ``keep_last`` as
+            in training.
+        collate : examples become a batch by it (:func:`dplearn.batches.batches_of`).
+        batch_size : examples in each batch.
+        dtype : in which keys and values are kept; None: the backbone's own. A shorter one saves memory and is no longer
+            exact.
+        folder : keep them there, as safetensors; what is there already is not computed again. None: in memory.
+        verbose : say how much it is before it starts.
+
+        Returns
+        -------
+        What is kept; a further call with the same ``dtype`` and ``folder`` adds to it. As a context it is kept for a
+        while: inside of ``with model.cache_inputs(batch, verbose=False):`` several prompts in turn answer to one batch
+        whose inputs ran once.
+
+        Raises
+        ------
+        ValueError : a backbone, or a prompt, of which nothing can be kept; the message says why.
+        """
+        return cache_inputs(self, data, collate, batch_size, dtype, folder, verbose)
+
     # --- what is trained, told and saved ---
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -203,7 +297,7 @@ class NamedPrompts(Frozen):
         counted = card.count(self.prompt, self.backbone)
         text = f"trainable params: {counted.trained:,} || all params: {counted.total:,}"
         text += f" || trainable%: {100 * counted.trained / counted.total:.4f}"
-        text += f" || head: trained, {counted.head:,}" if self.prompt.head is not None else ""
+        text += f" || head: trained, {counted.head:,}" if "head" in self.prompt.attached else ""
         print(text + (f" || not in use: {counted.unused:,}" if counted.unused else ""))
 
     def summary(self) -> card.Summary:

@@ -2,7 +2,8 @@
 
 Three decisions compose, each fixed, learned for a task or learned for each input: which vectors there are
 (:mod:`dplearn.vector`), how many (:mod:`dplearn.length`), and where (:mod:`dplearn.position`). More can be added: what
-changes the vectors before they are inserted has a method ``edit``.
+changes the vectors before they are inserted has a method ``edit``. What is trained with a prompt and decides nothing (a
+classification head, the part of a prompt that stands in images) is attached by whoever knows of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dplearn.insertion import Inserted, Moves, insert, insert_weighted, rows_at_
 from dplearn.length import expected_share
 from dplearn.sampling import Choice, Draws
 from dplearn.vector import Mixture
+
+GROUPS = ("vectors", "controllers", "head")  # parameters that learn at one rate
 
 
 class PromptedInput(NamedTuple):
@@ -93,10 +96,7 @@ class DynamicPrompt(nn.Module):
         self.vector = vector
         self.size_cost = size_cost
         self.depth = depth
-        # What an adapter adds where it is wanted: a trained head (by the names of the backbone's modules)
-        # and the image part of a prompt for two towers.
-        self.register_module("head", None)
-        self.register_module("vision", None)
+        self._attached: dict[str, str] = {}  # names of attached parts, and the group of each
         self._others = tuple({} if others is None else others)
         for name in self._others:
             if hasattr(self, name):
@@ -118,6 +118,41 @@ class DynamicPrompt(nn.Module):
         """The decisions by name."""
         names = ("position", "size", *(("vector",) if self.vector is not None else ()), *self._others)
         return {name: getattr(self, name) for name in names}
+
+    def attach(self, name: str, module: nn.Module, group: str) -> None:
+        """Add a part that is trained with the prompt and decides nothing, such as a classification head of its own.
+
+        Parameters
+        ----------
+        name : of the part: it is the submodule of this name, trained, saved and loaded with the prompt.
+        module : the part.
+        group : one of ``GROUPS``, which says at what rate it learns.
+
+        Raises
+        ------
+        ValueError : the name is taken; an unknown group.
+        """
+        if hasattr(self, name):
+            raise ValueError(f"name={name!r} is taken, expected another")
+        if group not in GROUPS:
+            raise ValueError(f"group={group!r} is unknown, expected one of {list(GROUPS)}")
+        self.add_module(name, module)
+        self._attached[name] = group
+
+    @property
+    def attached(self) -> dict[str, nn.Module]:
+        """The parts that were attached, by name."""
+        return {name: getattr(self, name) for name in self._attached}
+
+    def parameters_by_group(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that learn at one rate, by the name of the group, in the order of ``GROUPS``."""
+        groups: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
+        for name, parameter in self.named_parameters():
+            part = name.partition(".")[0]
+            groups["vectors" if part == "vectors" else self._attached.get(part, "controllers")].append(
+                parameter
+            )
+        return groups
 
     @property
     def needs_summary(self) -> bool:

@@ -86,7 +86,7 @@ def decision_report(
       options used        1; 100.0% of the inputs share one
       total variation     0.000; 0.0% of the inputs changed their option
     """
-    if not isinstance(model, PromptedModel) or type(model).decide is not PromptedModel.decide:
+    if not isinstance(model, PromptedModel):
         raise TypeError(
             f"model is a {type(model).__name__}, expected a PromptedModel that reads a text or an image"
         )

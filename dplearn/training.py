@@ -1,6 +1,6 @@
 """The small things that `transformers.Trainer` needs to train a prompt: annealing, the loss over label words, groups.
 
-There is no trainer here: a PromptedModel is trained by `transformers.Trainer` as it is.
+There is no trainer here: a prompted model is trained by `transformers.Trainer` as it is.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from dplearn.estimators import repeat, surrogate
-from dplearn.model import PromptedModel
+from dplearn.named_prompts import NamedPrompts
 
 
 class Annealing(TrainerCallback):
-    """Set the Gumbel-Softmax temperature before every optimiser step.
+    """Set the Gumbel-Softmax temperature before every optimizer step.
 
     Parameters
     ----------
@@ -124,10 +124,11 @@ class LabelWordLoss:
 
 
 def parameter_groups(
-    model: PromptedModel, prompt_lr: float, controller_lr: float, head_lr: float | None = None
+    model: NamedPrompts, prompt_lr: float, controller_lr: float, head_lr: float | None = None
 ) -> list[dict]:
-    """Optimiser groups, where there is something in them: the prompt vectors, the controllers (and the maps of a
-    coupled image prompt), a trained head.
+    """Optimizer groups, where there is something in them: the prompt vectors, the controllers (and the maps of a
+    coupled image prompt), a trained head. What a part belongs to is said where it is attached
+    (:meth:`dplearn.DynamicPrompt.attach`).
 
     Prompt vectors live at the scale of embeddings and take large steps (0.3 with Adafactor, Lester et al. 2021);
     logits of a controller and weights of a head saturate at such steps. The authors' code uses one rate for all.
@@ -136,11 +137,6 @@ def parameter_groups(
     ----------
     head_lr : learning rate of a trained head; None is the controllers' rate.
     """
-    groups: dict[str, list] = {"vectors": [], "controllers": [], "head": []}
-    for name, parameter in model.trainable_parameters().items():
-        if name in ("prompt.vectors", "prompt.vision.vectors"):
-            groups["vectors"].append(parameter)
-        else:
-            groups["head" if name.startswith("prompt.head.") else "controllers"].append(parameter)
     rates = (prompt_lr, controller_lr, controller_lr if head_lr is None else head_lr)
-    return [{"params": group, "lr": rate} for group, rate in zip(groups.values(), rates) if group]
+    groups = model.prompt.parameters_by_group().values()
+    return [{"params": group, "lr": rate} for group, rate in zip(groups, rates) if group]

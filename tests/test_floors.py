@@ -26,7 +26,7 @@ FLOORS = [
     {"building", "caching"},
     {"named_prompts"},
     {"model"},
-    {"contrastive"},
+    {"image_text"},
     {"linear_probe", "loading", "reporting", "training"},
     {"interop"},
 ]
@@ -36,7 +36,7 @@ ABOVE = {"__init__", "plots", "theory", "tasks", "zoo", "experiments"}
 def files_of(room):
     """The files of a module or of a folder."""
     folder = ROOT / "dplearn" / room
-    return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
 def imported(path):

@@ -299,7 +299,7 @@ def test_each_prompt_has_its_own_head():
     for name in ("other", "frozen"):
         model.use_prompt(name)
         assert torch.equal(model(**batch).logits, answers[name])
-    assert not [name for name in model.state_dict() if "head" in name] and model.prompt.head is None
+    assert not [name for name in model.state_dict() if "head" in name] and "head" not in model.prompt.attached
     assert_same(before, backbone)
     assert model.unload() is backbone and "forward" not in vars(backbone.classifier)
     # A backbone that is frozen already gives heads that are trained.

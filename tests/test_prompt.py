@@ -326,6 +326,27 @@ def test_another_decision_needs_no_change_of_the_prompt(vector):
         DynamicPrompt(base.vectors, base.position, base.size, base.vector, others={"length": order})
 
 
+def test_parts_that_decide_nothing_are_attached_with_their_group():
+    base = make("task", "full", "instance").prompt
+    names = {group: len(found) for group, found in base.parameters_by_group().items()}
+    assert names == {"vectors": 1, "controllers": 3, "head": 0} and base.attached == {}
+    images, head = torch.nn.ParameterDict({"vectors": torch.zeros(2)}), torch.nn.Linear(3, 2)
+    base.attach("vision", images, "vectors")
+    base.attach("head", head, "head")
+    groups = base.parameters_by_group()
+    assert list(groups) == ["vectors", "controllers", "head"]
+    assert groups["vectors"] == [base.vectors, images["vectors"]] and len(groups["controllers"]) == 3
+    assert groups["head"] == [head.weight, head.bias]
+    assert base.attached == {"vision": images, "head": head} and base.head is head
+    assert {"vision.vectors", "head.weight", "head.bias"} < set(base.state_dict())
+    assert list(base.parts) == ["position", "size", "vector"]
+    for name in ("head", "length", "position"):
+        with pytest.raises(ValueError, match=f"name='{name}' is taken, expected another"):
+            base.attach(name, head, "head")
+    with pytest.raises(ValueError, match=r"group='heads' is unknown, expected one of \['vectors', 'contr"):
+        base.attach("another", head, "heads")
+
+
 def test_another_decision_is_registered_in_one_place(monkeypatch, tmp_path):
     """A row in the table, and it is built, learned, described, saved and loaded."""
     row = Decision(

@@ -6,20 +6,20 @@ from torch import nn
 
 from dplearn.backbones.base import SHORTCUTS, Backbone, Boundary, Reading
 from dplearn.backbones.causal import CausalBackbone
-from dplearn.backbones.clip import CLIPBackbone
 from dplearn.backbones.encoder import EncoderBackbone
+from dplearn.backbones.image_text.adapter import ImageTextBackbone
 from dplearn.backbones.seq2seq import Seq2SeqBackbone
 from dplearn.backbones.text import OTHER_WAY, TextBackbone
 from dplearn.backbones.vit import ViTBackbone
 
-ADAPTERS = (Seq2SeqBackbone, CausalBackbone, EncoderBackbone, ViTBackbone, CLIPBackbone)
+ADAPTERS = (Seq2SeqBackbone, CausalBackbone, EncoderBackbone, ViTBackbone, ImageTextBackbone)
 
 __all__ = [
     "ADAPTERS",
     "SHORTCUTS",
     "Backbone",
     "Boundary",
-    "CLIPBackbone",
+    "ImageTextBackbone",
     "CausalBackbone",
     "EncoderBackbone",
     "Reading",
@@ -62,7 +62,7 @@ def nearest(backbone: nn.Module) -> type[Backbone]:
         getattr(config, "text_config", None) is not None
         and getattr(config, "vision_config", None) is not None
     ):
-        return CLIPBackbone
+        return ImageTextBackbone
     if getattr(backbone, "main_input_name", "input_ids") == "pixel_values":
         return ViTBackbone
     return TextBackbone

@@ -31,18 +31,17 @@ rows are followed to where they stand, not counted from the front.
 from __future__ import annotations
 
 import inspect
-import math
-import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, take_rows
+from dplearn.backbones.deep import receiving
 from dplearn.backbones.heads import standing_in
+from dplearn.backbones.patches import check_order_matters, check_pixels, image_vectors
 from dplearn.backbones.position_space import code_term, table_term
 from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
-from dplearn.checks import caller_level
 from dplearn.controllers import LEARNED
 from dplearn.kept import digest_of
 from dplearn.summaries import masked_mean
@@ -96,7 +95,7 @@ class ViTBackbone(Backbone):
         return {"width": self.width, "patch": list(self.patches.projection.weight.shape[1:])}
 
     def initial_vectors(self, config, generator: torch.Generator | None = None) -> Tensor:
-        """First values beside embedded patches; see :func:`image_vectors`."""
+        """First values beside embedded patches; see :func:`dplearn.backbones.patches.image_vectors`."""
         return image_vectors(self.patches.projection, config, generator)
 
     def check(self, config) -> None:
@@ -207,11 +206,7 @@ class ViTBackbone(Backbone):
         ``options`` are those of the model's embeddings: ``interpolate_pos_encoding``, ``bool_masked_pos``.
         """
         weight = self.patches.projection.weight
-        if pixel_values.ndim != 4 or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)} and dtype {pixel_values.dtype}, "
-                f"expected floating point (batch, {weight.shape[1]}, height, width)"
-            )
+        check_pixels(pixel_values, self.patches.projection)
         table = self.embeddings.position_embeddings
         replaced = {} if positions else {"position_embeddings": torch.zeros_like(table)}
         # Dropout comes later, for the prompt too.
@@ -325,55 +320,6 @@ class _Reached(Exception):
         self.states = states
 
 
-def check_order_matters(config, name: str, otherwise: str = "") -> None:
-    """Warn where a position is to be learned behind the position embeddings. (To be called by an adapter's check.)"""
-    if config.position in LEARNED:
-        warnings.warn(
-            f"position={config.position!r} has nothing to learn on {name}: behind the position embeddings order "
-            "does not matter, every split gives the same output (the order-blindness theorem, chapter 03 of the "
-            "book), and a split that moves in training does so by chance or by the estimator's error. Expected a "
-            f"fixed position{otherwise}",
-            UserWarning,
-            stacklevel=caller_level(),
-        )
-
-
-RECOMPUTING = "GradientCheckpointingLayer"
-
-
-def _check_recomputing(layers: nn.ModuleList) -> None:
-    """Older versions of transformers recompute a layer without what is done to its input here."""
-    kind = next((base for base in type(layers[0]).__mro__ if base.__name__ == RECOMPUTING), None)
-    if kind is None or "__call__" not in vars(kind):
-        return
-    if any(layer.gradient_checkpointing and layer.training for layer in layers):
-        raise ValueError(
-            "depth > 1 with gradient checkpointing and backbone_dropout=True needs a newer transformers; "
-            "expected one of them to be off"
-        )
-
-
-def patch_uniform(
-    projection: nn.Conv2d, shape: tuple[int, ...], generator: torch.Generator | None = None
-) -> Tensor:
-    """VPT's first values of prompt vectors beside embedded patches, ``shape`` times d: uniform in (-v, v) with
-    v^2 = 6 / (size of a patch + d)."""
-    width, *patch = projection.weight.shape
-    bound = math.sqrt(6 / (math.prod(patch) + width))
-    return torch.empty(*shape, width).uniform_(-bound, bound, generator=generator)
-
-
-def image_vectors(projection: nn.Conv2d, config, generator: torch.Generator | None = None) -> Tensor:
-    """First values of a prompt beside embedded patches, ``config.shape`` times d, in float32.
-
-    There is no vocabulary to draw from: the default is VPT's (:func:`patch_uniform`); ``init="uniform"`` and "normal"
-    are those of a text.
-    """
-    if config.init == "vocabulary":
-        return patch_uniform(projection, config.shape, generator)
-    return config.initial_vectors(len(projection.weight), 1, None, generator)
-
-
 def _layers(model: nn.Module) -> nn.ModuleList | None:
     """The list of the model's layers: ``layers``, or ``encoder.layer`` in some versions and kinds."""
     count = model.config.num_hidden_layers
@@ -401,44 +347,3 @@ def _rows_of_vectors(splits: int, rows: int, special: int, patches: int, device:
 def _reading(rows: Tensor) -> Change:
     """A row-wise module that sees the given rows alone, (B, T) of (B, S)."""
     return lambda usual, states: usual(take_rows(states, rows))
-
-
-def receiving(
-    model: nn.Module, layers: nn.ModuleList, deeper: Tensor, rows: Tensor, passed: int = 0
-) -> Changes:
-    """The changes by which the layers behind the first one find fresh prompt vectors in the given rows of their input.
-
-    deeper: (n, l, d) or (B, n, l, d), for the n layers behind the first one with a prompt.  rows: (B, l), -1 where
-    there is none.  passed: the layers in front of that one.
-    """
-    _check_recomputing(layers)
-    path, count = path_of(model, layers), min(deeper.shape[-3], len(layers) - 1)
-    return {
-        below(path, str(passed + number + 1)): _receiving(deeper.select(-3, number), rows)
-        for number in range(count)
-    }
-
-
-def _receiving(vectors: Tensor, rows: Tensor) -> Change:
-    """The same for one layer and its vectors (l, d) or (B, l, d)."""
-
-    def forward(usual, states, *arguments, **options):
-        return usual(replace_rows(states, vectors, rows), *arguments, **options)
-
-    return forward
-
-
-def replace_rows(states: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
-    """Other vectors in some rows of each instance.
-
-    states: (B, S, d).  vectors: (l, d) or (B, l, d).  rows: (B, l), the row that each vector takes, -1: none.
-    Returns (B, S, d).
-
-    >>> replace_rows(torch.zeros(1, 3, 1), torch.tensor([[7.0], [8.0]]), torch.tensor([[2, -1]])).flatten().tolist()
-    [0.0, 0.0, 7.0]
-    """
-    batch, count, width = states.shape
-    rows = torch.where(rows < 0, count, rows)  # one row more, for the vectors that are not in use
-    rows = rows.unsqueeze(2).expand(-1, -1, width)
-    vectors = vectors.to(states.dtype).expand(batch, *rows.shape[1:])
-    return pad(states, (0, 0, 0, 1)).scatter(1, rows, vectors)[:, :count]

@@ -24,7 +24,7 @@ from transformers.optimization import Adafactor
 
 from dplearn.checks import KeyOf, Number, OneOf, Whole
 from dplearn.choice import SCHEDULES, Chooser, schedule
-from dplearn.model import PromptedModel
+from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
 from dplearn.training import Annealing, parameter_groups
@@ -83,7 +83,7 @@ class Settings:
         if self.head_learning_rate is not None:
             Number()("head_learning_rate", self.head_learning_rate)
 
-    def groups(self, model: PromptedModel) -> list[dict]:
+    def groups(self, model: NamedPrompts) -> list[dict]:
         """What an optimizer takes for a prompted model (:func:`dplearn.parameter_groups`)."""
         rate, controllers = self.learning_rate, self.controller_learning_rate
         controllers = rate if controllers is None else controllers
@@ -103,7 +103,7 @@ class Settings:
         ]
         return [group for group in groups if group["params"]]
 
-    def optimizer_of(self, model: PromptedModel) -> torch.optim.Optimizer:
+    def optimizer_of(self, model: NamedPrompts) -> torch.optim.Optimizer:
         """The optimizer of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
         if self.optimizer == "adam":
             return torch.optim.Adam(self.groups(model))

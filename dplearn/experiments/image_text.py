@@ -25,8 +25,8 @@ from dplearn.experiments import images
 from dplearn.experiments.fitting import Settings, device
 from dplearn.experiments.runs import ImageRun, distribution, learned_parts, some
 from dplearn.experiments.watching import LOOKS, Looks
+from dplearn.image_text import PromptedCLIP
 from dplearn.loading import prompted
-from dplearn.model import PromptedModel
 from dplearn.report import DecisionReport
 from dplearn.reporting import evaluating
 from dplearn.sampling import Choice
@@ -239,7 +239,7 @@ def _run_on_texts(
     return ImageTextRun(model, task, encode)
 
 
-def _prompted(method: str, clip, processor, task: ImageTask) -> tuple[PromptedModel, str]:
+def _prompted(method: str, clip, processor, task: ImageTask) -> tuple[PromptedCLIP, str]:
     """The model with the prompt of a method, and the template of the texts that it reads."""
     before, _, after = task.template.partition("{}")
     ids = torch.tensor(processor.tokenizer(before).input_ids[1:-1])

@@ -25,7 +25,7 @@ from dplearn.experiments.runs import ImageRun, Run
 from dplearn.experiments.watching import LOOKS, Looks, OwnLoss, fit_and_watch
 from dplearn.linear_probe import LinearProbe
 from dplearn.loading import prompted
-from dplearn.model import PromptedModel
+from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.images import ImageTask
 
 LENGTH, POOL = 8, 4
@@ -89,7 +89,7 @@ def head_of(model: nn.Module) -> list[nn.Parameter]:
 
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """AdamW without weight decay on what is trained."""
-    if isinstance(model, PromptedModel):
+    if isinstance(model, NamedPrompts):
         groups = settings.groups(model)
     elif settings.head_learning_rate is None:
         groups = settings.groups_without_prompt(model, [])
@@ -107,7 +107,7 @@ def train_and_watch(
         row = fit_and_watch(run, settings, seed, optimizer_of(run.model, settings), splits, loss.mean, looks)
     finally:
         loss.hook.remove()
-    if isinstance(run.model, PromptedModel):
+    if isinstance(run.model, NamedPrompts):
         row["config"] = run.model.prompt_config.to_dict()
     return row
 

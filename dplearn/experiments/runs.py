@@ -16,7 +16,7 @@ from transformers import default_data_collator
 
 from dplearn.controllers import LearnedDecision
 from dplearn.experiments.scoring import BATCH, batch_size, label_logits, labels_of, metrics_of
-from dplearn.model import PromptedModel
+from dplearn.named_prompts import NamedPrompts
 from dplearn.report import DecisionReport
 from dplearn.reporting import decision_report, evaluating
 from dplearn.sampling import Choice
@@ -31,7 +31,7 @@ HEADROOM = 9  # splits at which it holds a prompt, at most
 
 def learned_parts(model: nn.Module) -> dict[str, LearnedDecision | Mixture]:
     """The decisions of a prompt that are learned, by name; a model without a prompt has none."""
-    parts = model.prompt.parts.items() if isinstance(model, PromptedModel) else ()
+    parts = model.prompt.parts.items() if isinstance(model, NamedPrompts) else ()
     return {name: part for name, part in parts if isinstance(part, (LearnedDecision, Mixture))}
 
 

@@ -9,7 +9,8 @@ from naive_clip import CLOSE, LABELS, LENGTH, MODELS, WORDS, given, gradients, m
 from torch.testing import assert_close
 
 import dplearn as dp
-from dplearn.backbones import clip as adapter_module
+from dplearn.backbones.image_text import packing
+from dplearn.backbones.image_text.texts import TextTower
 
 TEXTS = {
     "alike at first": WORDS,
@@ -49,13 +50,13 @@ def run(model, shortcuts, words=WORDS, seed=3, extra=3, train=True, **call):
 @pytest.fixture
 def packed(monkeypatch):
     """The splits with which packed sequences were made."""
-    seen, usual = [], adapter_module.CLIPBackbone._packed_features
+    seen, usual = [], TextTower._packed_features
 
     def record(self, placed, captions, split):
         seen.append(split)
         return usual(self, placed, captions, split)
 
-    monkeypatch.setattr(adapter_module.CLIPBackbone, "_packed_features", record)
+    monkeypatch.setattr(TextTower, "_packed_features", record)
     return seen
 
 
@@ -87,19 +88,17 @@ def test_many_classes_take_several_sequences(choice, position, packed, monkeypat
     words = [[10, 11 + n % 7, 20 + n % 9][: 2 + n % 2] for n in range(23)]
     model = make(position=position, **CHOICES[choice])
     usual, calls = run(model, (), words), []
-    once = adapter_module.CLIPBackbone._run
+    once = TextTower.run
     for room, sequences in [(512, 1), (40, range(2, 23)), (4, [23])]:
-        monkeypatch.setattr(adapter_module, "PACKED", room)
+        monkeypatch.setattr(packing, "PACKED", room)
         calls.clear()
         monkeypatch.setattr(
-            adapter_module.CLIPBackbone,
-            "_run",
-            lambda self, *a, **o: calls.append(a[0].shape[1]) or once(self, *a, **o),
+            TextTower, "run", lambda self, *a, **o: calls.append(a[0].shape[1]) or once(self, *a, **o)
         )
         assert_alike(run(model, ("share",), words), usual, CLOSE)
         assert len(calls) in (sequences if not isinstance(sequences, int) else [sequences])
         assert room == 4 or max(calls) <= max(room, 30) or room == 512
-        monkeypatch.setattr(adapter_module.CLIPBackbone, "_run", once)
+        monkeypatch.setattr(TextTower, "run", once)
     assert packed
 
 
@@ -107,11 +106,9 @@ def test_many_classes_take_several_sequences(choice, position, packed, monkeypat
 def test_what_texts_have_in_common_is_computed_once(position, shared, monkeypatch):
     """A start token, the vectors in front and one word; everything else of a text up to its end token is its own."""
     model, rows = make(position=position), []
-    once = adapter_module.CLIPBackbone._run
+    once = TextTower.run
     monkeypatch.setattr(
-        adapter_module.CLIPBackbone,
-        "_run",
-        lambda self, *a, **o: rows.append(a[0].shape[:2]) or once(self, *a, **o),
+        TextTower, "run", lambda self, *a, **o: rows.append(a[0].shape[:2]) or once(self, *a, **o)
     )
     longest = max(map(len, WORDS)) + 2 + LENGTH
     for shortcuts, expected in [
@@ -239,7 +236,7 @@ def test_features_of_classes_are_computed_once_in_evaluation(kind, towers):
     one = answer(model)
     assert counter.runs == 1
     assert torch.equal(answer(model), one)
-    assert torch.equal(model.classify(pixel_values=tiny.images()), model.adapter.probabilities(one))
+    assert torch.equal(model.classify(pixel_values=tiny.images()), model.adapter.family.probabilities(one))
     assert counter.runs == 1
     assert_close(fresh(model), one, **CLOSE)
     model(pixel_values=tiny.images())  # with gradients
@@ -375,6 +372,6 @@ def test_classes_are_no_part_of_a_checkpoint_and_move_with_the_model():
     assert list(model.state_dict()) == ["_extra_state", "prompt.vectors"]
     usual = answer(model)
     moved = copy.deepcopy(model).to("meta")
-    assert moved._classes.input_ids.device.type == "meta"
+    assert moved._classes.captions.input_ids.device.type == "meta"
     assert_close(answer(copy.deepcopy(model)), usual, **CLOSE)
     assert model.class_count == 4 and make().class_count is None

@@ -1,7 +1,9 @@
 """Prompted image-text models in the tools around them: training, checkpoints, pipelines, compilation, retrieval."""
 
 import copy
+import inspect
 import math
+import pickle
 import re
 
 import pytest
@@ -279,6 +281,92 @@ def test_vectors_of_images_are_in_the_group_of_vectors():
     assert [(len(group["params"]), group["lr"]) for group in groups] == [(1, 0.3), (2, 0.01)]
 
 
+# --- what it shares with other prompted models, and what it does not have ---
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_arguments_have_one_order_that_of_the_backbone(kind):
+    model = make(kind)
+    methods = (model.forward, model.classify, model.insert_prompt, model.decide, model.summarize)
+    shared = ["input_ids", "pixel_values", "attention_mask", "image_embeds", "task_ids"]
+    theirs = list(inspect.signature(model.backbone.forward).parameters)
+    for method in methods:
+        names = list(inspect.signature(method).parameters)
+        count = 4 if method == model.summarize else 5
+        assert names[:count] == shared[:count] and names[:3] == theirs[:3]
+    for method, usual in (
+        (model.text_features, "get_text_features"),
+        (model.image_features, "get_image_features"),
+    ):
+        first = list(inspect.signature(getattr(model.backbone, usual)).parameters)[0]
+        names = list(inspect.signature(method).parameters)
+        assert names[0] == first and [name for name in shared if name in names] == [
+            name for name in names if name in shared
+        ]
+    given_by_place = (*given(model.backbone).values(),)
+    call = (given_by_place[0], tiny.images(), *given_by_place[1:])
+    named = dict(pixel_values=tiny.images(), **given(model.backbone))
+    assert torch.equal(model(*call).logits_per_image, model(**named).logits_per_image)
+    assert torch.equal(model.classify(*call), model.classify(**named))
+    assert torch.equal(model.insert_prompt(*call).embeds, model.insert_prompt(**named).embeds)
+
+
+def test_it_is_no_text_model_and_has_nothing_to_generate():
+    model = make()
+    assert not isinstance(model, dp.PromptedModel) and not hasattr(model, "generate")
+    assert type(model).__name__ == "PromptedCLIPModel" and isinstance(model, dp.PromptedCLIP)
+    with pytest.raises(
+        TypeError, match="model is a PromptedCLIPModel, expected a PromptedModel that reads a text or an"
+    ):
+        dp.decision_report(model, [])
+
+
+@pytest.mark.parametrize("towers", TOWERS)
+def test_a_model_that_is_pickled_or_copied_keeps_its_class_and_answers(towers):
+    model = make(towers=towers, depth=2)
+    model.set_classes(*tiny.texts(WORDS))
+    usual = model(pixel_values=tiny.images()).logits
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(other) is type(model)
+        assert torch.equal(other(pixel_values=tiny.images()).logits, usual)
+
+
+@pytest.mark.parametrize("options", [{}, {"summary": "image"}, {"towers": "vision", "vector": "instance"}])
+def test_summaries_are_standardized_over_examples_with_other_columns(options):
+    options = options if "vector" in options else options | {"position": "instance"}
+    model, pixels = make(**options), tiny.images(5)
+    part = model.prompt.parts["vector" if "vector" in options else "position"]
+    batch = {"pixel_values": pixels, "labels": torch.zeros(5).long(), "file": ["left out"] * 5}
+    model.fit_summaries(iter([batch | given(model.backbone)]))
+    seen = model.summarize(pixel_values=pixels, **given(model.backbone))
+    normal = torch.nn.functional.layer_norm(seen, seen.shape[1:])
+    assert_close(part.controller.standardizer.mean, normal.mean(0), **EXACT)
+    assert_close(part.controller.standardizer.variance, normal.var(0, correction=0), **EXACT)
+    with pytest.raises(TypeError, match=r"file is not an argument of CLIPModel\.forward, nor of a prompt"):
+        model.summarize(**batch)
+
+
+def test_features_of_images_of_any_length_have_one_summary():
+    model = make(position="instance", summary="image")
+    embeds = model.image_features(tiny.images())
+    assert_close(model.summarize(image_embeds=7 * embeds), embeds, **EXACT)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_classifying_while_training_changes_nothing(dropout):
+    model = make(backbone_dropout=dropout, position="task").train()
+    model.set_classes(*tiny.texts(WORDS))
+    adapter = model.adapter
+    probabilities = model.classify(pixel_values=tiny.images())
+    assert model.adapter is adapter and adapter.model is model.backbone
+    assert adapter.texts.tower is model.backbone.text_model and model.training
+    assert model.backbone.text_model.training == dropout
+    model.prompt.vectors.data.mul_(2)  # as some optimizers do: nothing was kept that knows of it
+    found = model.classify(pixel_values=tiny.images())
+    assert (found - probabilities).abs().max() > 1e-4
+    assert_close(found, model.eval().classify(pixel_values=tiny.images()), **EXACT)
+
+
 # --- 8: the Trainer ---
 
 
@@ -404,7 +492,9 @@ def test_a_prompt_of_the_words_an_icon_of_is_the_zero_shot_classifier(icons):
         assert_close(found.image_embeds, wanted.image_embeds, rtol=0, atol=1e-5)
         model.set_classes(**bare)
         assert_close(model(pixel_values=pixels).logits, wanted.logits_per_image, rtol=0, atol=1e-4)
-        assert_close(model.classify(pixels), wanted.logits_per_image.softmax(1), rtol=0, atol=1e-5)
+        assert_close(
+            model.classify(pixel_values=pixels), wanted.logits_per_image.softmax(1), rtol=0, atol=1e-5
+        )
         # Retrieval: texts for an image, images for a text.
         texts, images = model.text_features(**bare), model.image_features(pixels)
         ranks = model.similarity(images, texts).argsort(1, descending=True)
@@ -447,7 +537,7 @@ def test_the_loss_of_pairs_is_the_backbones_own(kind):
         assert_close(found.logits_per_image, wanted.logits_per_image, **EXACT)
     scores = wanted.logits_per_image
     assert_close(
-        model.classify(pixels, **given(backbone, words)),
+        model.classify(pixel_values=pixels, **given(backbone, words)),
         scores.softmax(1) if kind == "clip" else scores.sigmoid(),
         **EXACT,
     )

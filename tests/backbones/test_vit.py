@@ -38,7 +38,7 @@ from transformers import (
 )
 
 import dplearn as dp
-from dplearn.backbones.vit import replace_rows
+from dplearn.backbones.deep import replace_rows
 
 LENGTH = 3
 EXACT = dict(rtol=0, atol=1e-12)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 import dplearn as dp
-from dplearn.contrastive import SHORTCUTS
+from dplearn.image_text import SHORTCUTS
 
 LENGTH, POOL = 16, 4
 

@@ -1,0 +1,109 @@
+"""The loss of a prompted image-text model: of labels or of pairs, and over several draws of its decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dplearn.backbones.image_text.families import Family
+from dplearn.config import PromptConfig
+from dplearn.estimators import ESTIMATORS, draw, surrogate
+from dplearn.image_text.towers import Answers, Images, Owners, PromptedTowers, Texts
+from dplearn.sampling import Draws
+
+# Scores (N, C) -> a loss for each image, (N,), or None where none is asked for.
+Losses = Callable[[Tensor], Tensor | None]
+
+
+def losses_for(family: Family, labels: Tensor | None, paired: bool | None, number: int) -> Losses:
+    """The loss of each of so many images: of labels (N,), or (``paired``) the one that the model was pretrained with,
+    which images and their texts have together.
+
+    Raises
+    ------
+    ValueError : labels and pairs; labels that are not integers (N,); when called, pairs that are none.
+    """
+    if labels is not None and (labels.shape != (number,) or labels.is_floating_point()):
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected integers ({number},)"
+        )
+
+    def losses(scores: Tensor) -> Tensor | None:
+        if paired:
+            if scores.shape[0] != scores.shape[1]:
+                raise ValueError(
+                    f"return_loss=True with {scores.shape[0]} images and {scores.shape[1]} texts, expected pairs"
+                )
+            return family.pair_loss(scores).expand(number)
+        return None if labels is None else cross_entropy(scores, labels, reduction="none")
+
+    return losses
+
+
+class Compared(NamedTuple):
+    """A training step over S draws: answers for S copies of the images, (S * N, ...), and the surrogate loss."""
+
+    answers: Answers
+    loss: Tensor | None
+    penalty: Tensor | None
+    draws: Draws
+
+
+def compare_draws(
+    towers: PromptedTowers, texts: Texts, images: Images, owners: Owners, losses: Losses, paired: bool
+) -> Compared:
+    """Answers under several draws of the decisions, and the loss whose gradient is the estimator's.
+
+    A draw decides for all owners together, and its loss is the mean over the images, unless each image decides for
+    itself and has a loss of its own (which it has not where the loss is that of pairs).
+    """
+    prompt, decisions = towers.prompt, towers.decide(owners)
+    each_alone = towers.by_image and all(
+        len(decisions[name].logits) == owners.number for name in prompt.samples()
+    )
+    if each_alone and paired and owners.number > 1:
+        _check_joint(towers.config)
+        each_alone = False
+    draws = _drawn(towers, decisions, each_alone)
+    found, costs = [], []
+    for number in range(len(draws.log_probs)):
+        copies = prompt.tried(decisions, draws.only(number))
+        answers = towers.answers(texts, images, owners, copies)
+        cost = losses(answers.scores)
+        if cost is not None:
+            costs.append(cost if each_alone else cost.mean().unsqueeze(0))
+        found.append(answers)
+    answers = Answers(*(torch.cat(column) for column in zip(*found)))
+    penalty, loss = prompt.penalty(decisions), None
+    if costs:
+        loss = surrogate(torch.stack(costs), draws).mean() + (0.0 if penalty is None else penalty)
+    return Compared(answers, loss, penalty, draws)
+
+
+def _drawn(towers: PromptedTowers, decisions: dict, each_alone: bool) -> Draws:
+    """Draws of all decisions that compare losses; ``each_alone``: with the probability of each owner's, (S, N), and
+    else of all owners' together, (S, 1)."""
+    config, prompt = towers.config, towers.prompt
+    found = {
+        name: draw({name: decisions[name].logits}, config.estimator, config.samples, prompt.generator)
+        for name in prompt.samples()
+    }
+    log_probs = sum(
+        one.log_probs if each_alone else one.log_probs.sum(1, keepdim=True) for one in found.values()
+    )
+    first = next(iter(found.values()))
+    return first._replace(index={name: one.index[name] for name, one in found.items()}, log_probs=log_probs)
+
+
+def _check_joint(config: PromptConfig) -> None:
+    """Raise ValueError where an estimator cannot try decisions of several owners together."""
+    if not ESTIMATORS[config.estimator].joint:
+        raise ValueError(
+            f"return_loss=True with estimator={config.estimator!r}: the loss of pairs depends on the decisions "
+            "of all images together, which are too many to enumerate; expected labels, or "
+            "estimator='score-function'"
+        )
