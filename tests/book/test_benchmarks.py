@@ -347,7 +347,7 @@ def test_every_figure_of_images_is_measured(group, monkeypatch, capsys):
         first(), second()
         return {"value": 1.0}
 
-    monkeypatch.setattr(measure, "compare", once)
+    monkeypatch.setattr(measure, "time_in_turns", once)
     report = measure.Report(group, quick=True)
     {"vit": bench_vit, "clip": bench_clip}[group].measure(report, True, 1)
     report.check_complete()
