@@ -121,6 +121,8 @@ class PromptedCLIP(NamedPrompts):
         towers = self._towers()
         images = None if image_embeds is None else towers.read_images(None, image_embeds, {})
         texts = self._read_texts(towers, input_ids, attention_mask)
+        if texts.captions is None:  # they have no prompt, so nothing is to be decided
+            return texts.vectors
         owners = self._owners(towers, texts, images, task_ids)
         return towers.text_vectors(texts, owners, towers.decide(owners))
 

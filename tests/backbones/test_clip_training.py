@@ -346,6 +346,14 @@ def test_summaries_are_standardized_over_examples_with_other_columns(options):
         model.summarize(**batch)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_texts_without_a_prompt_ask_for_no_image_that_decides(kind):
+    model = make(kind, towers="vision", vector="instance")
+    texts = given(model.backbone)
+    usual = model.backbone(pixel_values=tiny.images(), **texts).text_embeds
+    assert_close(model.text_features(**texts), usual, **EXACT)
+
+
 def test_features_of_images_of_any_length_have_one_summary():
     model = make(position="instance", summary="image")
     embeds = model.image_features(tiny.images())
