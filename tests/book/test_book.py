@@ -117,7 +117,7 @@ def test_map_says_what_exists():
         r"^\| (\d\d) \|.*\{(ready|planned)\}", (ROOT / "book" / "intro.md").read_text(), re.MULTILINE
     )
     ready = {number for number, status in rows if status == "ready"}
-    assert [number for number, _ in rows] == [f"{number:02d}" for number in range(15)]
+    assert [number for number, _ in rows] == [f"{number:02d}" for number in range(16)]
     assert ready == {path.stem[:2] for path in NOTEBOOKS}
 
 
