@@ -17,7 +17,7 @@ def check_order_matters(config, name: str, otherwise: str = "") -> None:
     if config.position in LEARNED:
         warnings.warn(
             f"position={config.position!r} has nothing to learn on {name}: behind the position embeddings order "
-            "does not matter, every split gives the same output (the order-blindness theorem, chapter 03 of the "
+            "does not matter, every split gives the same output (the order-blindness theorem, chapter 04 of the "
             "book), and a split that moves in training does so by chance or by the estimator's error. Expected a "
             f"fixed position{otherwise}",
             UserWarning,

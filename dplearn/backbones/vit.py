@@ -8,7 +8,7 @@ it is, never a prompt vector that took its place.
 Where the prompt enters decides whether its place can matter:
 
 after-positions   (default) behind the position embeddings, as in VPT (Jia et al. 2022). What follows treats all rows
-                  alike, so every split gives the same output: the order-blindness theorem of chapter 03.
+                  alike, so every split gives the same output: the order-blindness theorem of chapter 04.
 before-positions  in front of them. Special tokens keep their position vectors. The prompt and the patches are one
                   sequence in reading order, and its n-th row gets the n-th position of a taller grid: the model's own
                   grid of patch positions, stretched by as few rows as hold the prompt with the bicubic interpolation

@@ -1,4 +1,4 @@
-"""The interactive figure of chapter 03: move the split k and watch three small frozen attention heads.
+"""The interactive figure of chapter 04: move the split k and watch three small frozen attention heads.
 
 The heads share their queries, keys and values and differ only in what is added to the scores: nothing, a number for
 each relative distance, or a causal mask. Everything is computed here, for every split, and stored in one piece of HTML

@@ -39,7 +39,7 @@ import dplearn as dp
 from dplearn.estimators import Draws
 
 PROMPT = [20, 21, 22]
-ORDER_BLIND = "order-blindness theorem, chapter 03"
+ORDER_BLIND = "order-blindness theorem, chapter 04"
 
 
 def logits_of(model, pixels=None, words=WORDS, **options):

@@ -45,7 +45,7 @@ EXACT = dict(rtol=0, atol=1e-12)
 LABELS = torch.tensor([1, 4, 0])
 # What learned positions are for; where order cannot matter the package warns.
 REAL = dict(entry="before-positions")
-ORDER_BLIND = "order-blindness theorem, chapter 03"
+ORDER_BLIND = "order-blindness theorem, chapter 04"
 
 
 CLASSIFIERS = ["vit", "deit", "dinov2"]

@@ -117,7 +117,7 @@ def test_map_says_what_exists():
         r"^\| (\d\d) \|.*\{(ready|planned)\}", (ROOT / "book" / "intro.md").read_text(), re.MULTILINE
     )
     ready = {number for number, status in rows if status == "ready"}
-    assert [number for number, _ in rows] == [f"{number:02d}" for number in range(15)]
+    assert [number for number, _ in rows] == [f"{number:02d}" for number in range(16)]
     assert ready == {path.stem[:2] for path in NOTEBOOKS}
 
 
@@ -300,3 +300,28 @@ def test_a_model_card_becomes_a_section():
     card = "---\nlicense: apache-2.0\n---\n# t5-mini\n\ntext\n\n## Data\n\n```bash\n# a comment\n```\n"
     text = tool("model_cards", "_ext").as_section(card)
     assert text == "## t5-mini\n\ntext\n\n### Data\n\n```bash\n# a comment\n```"
+
+
+def test_what_is_numbered_carries_its_chapter(tmp_path):
+    """Figures, equations and exercises of chapter 03 are 3.1, 3.2, ...; other pages count through."""
+    built = pytest.importorskip("sphinx.application")
+    (tmp_path / "conf.py").write_text(
+        "extensions = ['myst_parser', 'sphinx_exercise', 'sphinx_proof', 'chapter_numbers']\n"
+        "numfig = True\nmyst_enable_extensions = ['dollarmath', 'amsmath']\n"
+        "import sys\nsys.path.insert(0, '" + (ROOT / "book" / "_ext").as_posix() + "')\n"
+    )
+    (tmp_path / "index.md").write_text("# Book\n\n```{toctree}\none\nplain\ntwo\n```\n")
+    body = "\n\n$$ a = b $$ (eq-{0})\n\n$$ b = c $$ (eq-{0}-again)\n\nsee {{eq}}`eq-{0}-again` and {{eq}}`eq-one`\n"
+    exercise = "\n```{{exercise}}\n:label: ex-{0}\nWhy?\n```\n\n```{{prf:theorem}}\n:label: thm-{0}\nSo.\n```\n"
+    titles = {"one": "# 00 · Start", "plain": "# A page", "two": "# 03 · Attention"}
+    for name, title in titles.items():
+        (tmp_path / f"{name}.md").write_text(title + (body + exercise).format(name))
+    folders = [str(tmp_path), str(tmp_path), str(tmp_path / "html"), str(tmp_path / "trees")]
+    built.Sphinx(*folders, "html", status=None, warning=None).build()
+    pages = {name: (tmp_path / "html" / f"{name}.html").read_text() for name in titles}
+    for name, first, second in (("one", "0.1", "0.2"), ("two", "3.1", "3.2")):
+        assert f">({first})<" in pages[name] and f">({second})<" in pages[name]
+        assert f"Exercise {first}" in pages[name] and f"Theorem {first}" in pages[name]
+        assert "(0.1)</a>" in pages[name]  # a reference to another chapter's equation
+    assert "<h1>03 · Attention" in pages["two"]  # no second number in the title
+    assert ">(1)<" in pages["plain"]

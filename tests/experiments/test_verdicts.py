@@ -108,7 +108,7 @@ def test_the_seeds_that_it_would_need_are_the_fewest_that_suffice(gains, margin)
 
 
 def test_within_seed_noise_of_twenty_points_is_no_equivalence():
-    """The verdict that chapter 05 once had: half-widths of 23 points were called "within seed noise"."""
+    """The verdict that chapter 06 once had: half-widths of 23 points were called "within seed noise"."""
     verdict = judge(difference([0.3, -0.1, 0.05, -0.2, 0.1]), 0.01)
     assert verdict.kind == "cannot tell" and verdict.difference.half > 0.2 and verdict.needed > 100
 

@@ -7,7 +7,7 @@ and the prompt takes the place of padding. Positions are counted anew: tokens be
 model is causal and has absolute positions, so there the split is real.
 
 The image prompt stands behind the patches and their position vectors, as in MaPLe (Khattak et al. 2023) and VPT, and
-leaves before anything is read. There no split can matter (chapter 03), so it has none.
+leaves before anything is read. There no split can matter (chapter 04), so it has none.
 
 adapter    ImageTextBackbone: what a prompt needs to know about such a model
 families   what CLIP and SigLIP do differently: reading texts, answers, losses, probabilities
