@@ -312,7 +312,9 @@ def test_what_is_numbered_carries_its_chapter(tmp_path):
     )
     (tmp_path / "index.md").write_text("# Book\n\n```{toctree}\none\nplain\ntwo\n```\n")
     body = "\n\n$$ a = b $$ (eq-{0})\n\n$$ b = c $$ (eq-{0}-again)\n\nsee {{eq}}`eq-{0}-again` and {{eq}}`eq-one`\n"
-    exercise = "\n```{{exercise}}\n:label: ex-{0}\nWhy?\n```\n\n```{{prf:theorem}}\n:label: thm-{0}\nSo.\n```\n"
+    exercise = (
+        "\n```{{exercise}}\n:label: ex-{0}\nWhy?\n```\n\n```{{prf:theorem}}\n:label: thm-{0}\nSo.\n```\n"
+    )
     titles = {"one": "# 00 · Start", "plain": "# A page", "two": "# 03 · Attention"}
     for name, title in titles.items():
         (tmp_path / f"{name}.md").write_text(title + (body + exercise).format(name))

@@ -232,6 +232,40 @@ def test_what_the_paper_map_says_of_few_examples_is_in_the_record(tmp_path):
             assert min(map(min, scores.values())) > 0.985
 
 
+def test_what_the_paper_map_says_of_all_decisions_at_once_is_in_the_record(tmp_path):
+    one = study.read("unified")
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| Position and content can be learned together"))
+    everything, cells = "all per instance", 0
+    for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one):
+        found = commands._verdicts(one, cell, rows)
+        grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+        scores = {m: [records.headline(row, "test") for row in group] for (m,), group in grouped.items()}
+        assert {len(group) for group in scores.values()} == {3}
+        means = {method: f"{100 * statistics.mean(values):.1f} %" for method, values in scores.items()}
+        words = found["best fixed split", everything].sentence()
+        if cell.task == "place/mixed":
+            assert f"the best fixed split has {means['best fixed split']} and all decisions at once" in line
+            assert f"a mixture of four prompts) {means[everything]}; all of them moved" in line
+            assert f"against the best fixed split the verdict is: {words}. " in line
+            assert (
+                f"Against the position alone: {found['position per instance', everything].sentence()}; "
+                in line
+            )
+            alone = f"which has {means['pool per instance']}: {found['pool per instance', everything].sentence()}. "
+            assert f"against the mixture alone, {alone}" in line
+            moved = tables.evidence_over(grouped[(everything,)])
+            assert set(moved) == {"position", "size", "vector"}
+            assert all(decision["moved"] > one.verdict.moved for decision in moved.values())
+        else:
+            assert (
+                f"have {means[everything]}, the best fixed split {means['best fixed split']}: {words}. "
+                in line
+            )
+        cells += 1
+    assert cells == 2
+
+
 def test_what_is_said_of_headroom_and_gain_is_in_the_records(tmp_path):
     found = []
     for one in map(study.read, study.names()):
