@@ -66,7 +66,8 @@ class PromptedTowers:
     Parameters
     ----------
     adapter : of the frozen model.
-    prompt, config : in use.
+    prompt : in use.
+    config : of the prompt.
     shortcuts : what is not computed again (:class:`dplearn.PromptedCLIP`).
     keeps : whether features of the classes under the prompt may be kept: not while it is trained.
     """
