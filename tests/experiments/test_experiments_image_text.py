@@ -120,7 +120,7 @@ def test_decisions_are_reported_for_each_class_or_each_image(monkeypatch):
     row = image_text.tune("position per class", task(), replace(SETTINGS, steps=4, learning_rate=0.1), 1)
     texts = tokenizer(list(NAMES[:3]), padding=True, return_tensors="pt")
     with torch.no_grad():
-        decided = made[-1].eval().decide(texts["input_ids"], texts["attention_mask"])["position"]
+        decided = made[-1].eval().decide(**texts)["position"]
     pi, found = decided.logits.softmax(-1), row["evidence"]["decisions"]["position"]
     assert found["inputs"] == 3 and found["options"] == WORDS + 1
     assert found["counts"] == [decided.index.tolist().count(k) for k in range(WORDS + 1)]

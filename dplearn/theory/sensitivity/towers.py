@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dplearn.backbones import Backbone, Boundary, Reading, adapt
 from dplearn.backbones.base import last_real, take_rows
+from dplearn.backbones.deep import receiving
 from dplearn.backbones.views import Changes, changed
-from dplearn.backbones.vit import receiving
 from dplearn.config import PromptConfig
 from dplearn.insertion import Inserted, insert
 from dplearn.prompt import PromptedInput
