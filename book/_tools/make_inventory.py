@@ -35,6 +35,7 @@ PROJECTS = {
         ("types.ModuleType", "class", "library/types.html#types.ModuleType"),
         ("typing.NamedTuple", "class", "library/typing.html#typing.NamedTuple"),
         ("typing.Any", "class", "library/typing.html#typing.Any"),
+        ("typing.Any", "data", "library/typing.html#typing.Any"),
         ("typing.ClassVar", "data", "library/typing.html#typing.ClassVar"),
         ("typing.Literal", "data", "library/typing.html#typing.Literal"),
         ("typing.Optional", "data", "library/typing.html#typing.Optional"),

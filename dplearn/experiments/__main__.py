@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, words in (("run", "run what is not done yet"), ("resume", "go on with a study that was begun")):
         _running(verb(name, words))
     table = verb("table", "the tables of a study, in Markdown")
-    table.add_argument("--split", default="test", help="the split of the scores (default: test)")
+    table.add_argument("--split", help="the split of the scores (default: test, or the study's own)")
     figure = verb("figure", "draw curves and scores over the conditions")
     figure.add_argument("--out", default="figures", help="folder of the images (default: figures)")
     verb("verdict", "what the runs allow to say, with the evidence of learning", several=True)

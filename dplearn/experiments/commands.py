@@ -172,8 +172,13 @@ def _cells(options, one: Study) -> Iterable[tuple[Cell, list[dict]]]:
             yield cell, own
 
 
-def _verdicts(one: Study, cell: Cell, rows: list[dict], split: str = "test") -> dict:
-    limits = one.verdict
+def split_of(one: Study) -> str:
+    """The split that a study is read on: "test", or the first of its own where it has none."""
+    return "test" if "test" in one.splits else one.splits[0]
+
+
+def _verdicts(one: Study, cell: Cell, rows: list[dict], split: str | None = None) -> dict:
+    limits, split = one.verdict, split or split_of(one)
     return tables.judged(rows, cell.task, one.pairs(cell), limits.margin, limits.moved, split)
 
 
@@ -186,12 +191,13 @@ def _head(one: Study) -> None:
 def table(options) -> int:
     """The tables of a study, in Markdown."""
     one = study.read(options.study)
+    split = options.split or split_of(one)
     _head(one)
     for cell, rows in _cells(options, one):
-        found = _verdicts(one, cell, rows, options.split)
+        found = _verdicts(one, cell, rows, split)
         names = tables.reports(rows, cell.task)
         baseline = one.baseline if one.baseline in names else None
-        lines = tables.lines_against(rows, cell.task, baseline, options.split)
+        lines = tables.lines_against(rows, cell.task, baseline, split)
         print(f"## {cell.title}\n\n{tables.full(lines, found, baseline)}\n")
         print("Again, the first seed of each:\n")
         print("\n".join(f"    {line}" for line in _again_lines(one, names)), end="\n\n")

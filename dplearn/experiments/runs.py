@@ -4,8 +4,6 @@ A learned decision gives each input a distribution π over its options. A verdic
 moved; :func:`dplearn.decision_report` says how far, and how the inputs are spread over the options in the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module

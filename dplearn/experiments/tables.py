@@ -1,6 +1,6 @@
 """Tables of records: one line for each method, with its spread over seeds and its difference from a baseline.
 
-:func:`compare` is the one comparison; :func:`markdown`, :func:`full` and :func:`base_to_new` write it down.
+:func:`lines_against` is the one comparison; :func:`markdown`, :func:`full` and :func:`base_to_new` write it down.
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ def image_folder(
     path : a folder with a folder of images for each class, ``pictures/cat/1.jpg``; or with folders called train,
         validation (or val, valid, dev) and test that have these, ``pictures/train/cat/1.jpg``, as torchvision's
         ``ImageFolder`` and ``datasets`` lay them out. Folders in a class folder are classes of their own, "cat/tabby".
-    validation, test : the share of each class's training images that becomes this split where the folder has none,
-        rounded; 0: the task has no such split.
+    validation : the share of each class's training images that becomes this split where the folder has none, rounded;
+        0: the task has no such split.
+    test : the same for the test split.
     seed : of that division.
     class_names : other names for the classes, in the alphabetical order of their folders.
     template : what a text encoder reads about a class.
@@ -102,7 +103,11 @@ def image_lists(
     labels : a label for each image, in lists as the images are: integers from 0, or names.
     class_names : the names of the classes in label order; None: the names in ``labels`` in alphabetical order, or the
         numbers.
-    validation, test, seed, template, metric : as of :func:`image_folder`.
+    validation : as of :func:`image_folder`, and so are the next four.
+    test : the share of the test split.
+    seed : of the division.
+    template : what a text encoder reads about a class.
+    metric : the headline.
     name : of the task.
 
     Raises

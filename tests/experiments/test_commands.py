@@ -349,3 +349,22 @@ def test_the_list_and_a_study_in_words(capsys, tmp_path):
         "predict",
         "publish",
     }
+
+
+def test_a_study_without_a_test_split_is_read_on_its_own(tmp_path, capsys):
+    """`decisions` looks for defaults, on validation alone."""
+    for verb in ("table", "verdict"):
+        main([verb, "decisions", "--runs", str(tmp_path)])
+        text = capsys.readouterr().out
+        assert "place/mixed" in text and "straight-through, annealed" in text
+    cell = next(iter(study.read("decisions").cells()))
+    rows = [row for row in records.load("decisions")["rows"] if row["condition"] == cell.condition.name]
+    mean = sum(map(validated, group := [row for row in rows if row["method"] == "exact"])) / len(group)
+    main(["table", "decisions", "--runs", str(tmp_path)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| exact |"))
+    assert f"| {100 * mean:.1f}\u00a0±" in line
+
+
+def validated(row):
+    """The headline on validation."""
+    return headline(row, "validation")
