@@ -24,6 +24,7 @@ QUICK = {
     "causal-cohere",  # logits are scaled behind the head
     "causal-gemma2",  # and bent
     "causal-bloom",  # no position ids
+    "causal-ctrl",  # scales its rows in place
     "causal-mamba",  # no attention
     "causal-bert",  # an answer for each token
     "classification-eurobert",  # heads that pool by the mask

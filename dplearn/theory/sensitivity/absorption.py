@@ -18,6 +18,7 @@ def absorb(prompt: Tensor, table: Tensor, before: Tensor, after: Tensor) -> Tens
     table : (positions, d), the model's position vectors.
     before : (l,) integer positions, and so is ``after``.
 
+    >>> import torch
     >>> absorb(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [3.0, 5.0]]), torch.tensor([1]), torch.tensor([0]))
     tensor([[4., 6.]])
     """

@@ -90,7 +90,7 @@ class Tower:
         rows, mask = reading.rows, reading.mask
         if prompt is None:
             every = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
-            placed = Inserted(rows, mask, every, every[:, :0])
+            placed = Inserted(rows.clone(), mask, every, every[:, :0])
         else:
             placed = insert(prompt, rows, mask, split, keep_last=reading.keep_last)
         return self.adapter.finish(PromptedInput(*placed, decisions={}), reading, None)
@@ -131,7 +131,8 @@ class Tower:
         """Encode and read a batch with a prompt (l, d) at a split; ``prompt=None``: without a prompt."""
         placed, fixed = self.place(reading, prompt, split), None
         with self._view(see_all) as view:
-            hidden = self.adapter.hidden_states(view, placed.embeds, placed.mask)
+            # A copy: some models scale the rows that they are given in place (CTRL).
+            hidden = self.adapter.hidden_states(view, placed.embeds.clone(), placed.mask)
             answer = self._answer(view, placed, reading)
             if answer is None:  # a causal model without a head, or another one
                 row = last_real(placed.mask) if self.causal else placed.input_positions[:, 0]
@@ -139,8 +140,8 @@ class Tower:
             of_tokens = self._of_tokens(answer, reading)
             if self.adapter.reads_own_rows and not of_tokens:
                 usual = torch.arange(reading.rows.shape[1], device=hidden.device)
-                usual = usual.expand_as(placed.input_positions)
-                fixed = self._answer(view, placed._replace(input_positions=usual), reading)
+                usual = placed._replace(input_positions=usual.expand_as(placed.input_positions))
+                fixed = self._answer(view, usual, reading._replace(columns=None))
                 fixed = hidden[:, 0] if fixed is None else fixed
         if of_tokens and reading.columns is not None:  # in the order of the rows
             answer = take_rows(answer, reading.columns.argsort(1))
