@@ -18,6 +18,9 @@ from torch import Tensor
 PERMUTATIONS = 200  # of labels, for the null distribution of a mutual information
 STRENGTHS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)  # penalties of the ridge regression, times the number of inputs
 MOVED = 0.1  # total variation below which a decision counts as not learned
+ONE_FOR_ALL = (
+    0.99  # share of the inputs at one option from which a decision is the same for all, whatever its name
+)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ class Evidence:
     @property
     def per_input(self) -> bool:
         """Whether different inputs get different options: less than 99 % of them share one."""
-        return self.share < 0.99
+        return self.share < ONE_FOR_ALL
 
     def to_dict(self) -> dict:
         """Plain JSON values."""

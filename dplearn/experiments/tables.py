@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dplearn.controllers import LEARNED
+from dplearn.evidence import ONE_FOR_ALL
 from dplearn.experiments import verdicts
 from dplearn.experiments.records import by, headline, interval, paired
 from dplearn.experiments.verdicts import Verdict
@@ -120,7 +121,8 @@ def evidence_over(group: Sequence[dict]) -> dict[str, dict]:
 
     Means of the entropies (``start``, ``end``), of the options in use (``used``) and of the share of inputs at the most
     used one; the median total variation (``moved``); in how many runs most inputs get the same option (``agree``); the
-    mean cost of dealing decisions to other inputs, in nats.
+    mean cost of dealing decisions to other inputs, in nats; whether each input is to decide for itself (``instance``),
+    and in how many runs at least 99 % of the inputs share one option all the same (``alike``).
     """
     found: dict[str, dict] = {}
     decided = [row["evidence"]["decisions"] for row in group if row.get("evidence")]
@@ -138,6 +140,8 @@ def evidence_over(group: Sequence[dict]) -> dict[str, dict]:
             "share": statistics.mean(run["share"] for run in runs),
             "agree": max(map(most.count, most)),
             "cost": statistics.mean(costs) if costs else None,
+            "instance": group[0].get("config", {}).get(name) == "instance",
+            "alike": sum(run["share"] >= ONE_FOR_ALL for run in runs),
         }
     return found
 
@@ -151,6 +155,20 @@ def moved(line_evidence: Mapping[str, Mapping], least: float) -> tuple[bool | No
         f"{name} moved by {value:.2f} (total variation)" for name, value in known.items() if value < least
     ]
     return not still, "; ".join(still)
+
+
+def one_for_all(group: Sequence[dict]) -> tuple[bool, str]:
+    """Whether decisions that were to be made per input are the same for all inputs in most runs; and where in any.
+
+    Such a method was a decision per task in all but name, so that nothing follows about deciding per input.
+    """
+    found = {
+        name: each["alike"]
+        for name, each in evidence_over(group).items()
+        if each["instance"] and each["alike"]
+    }
+    words = [f"{name} is one for all inputs in {count} of {len(group)} runs" for name, count in found.items()]
+    return any(2 * count > len(group) for count in found.values()), "; ".join(words)
 
 
 def judged(
@@ -182,6 +200,7 @@ def _verdict(groups: Mapping, pair: tuple[str, str], found, margin: float, least
     missing = [name for name in pair if name not in groups]
     if missing:
         return verdicts.judge(None, margin, why=f"no runs of {' and '.join(missing)}")
+    notes = []
     for name in pair[::-1]:
         evidence = evidence_over(groups[name])
         if not evidence and _learns(groups[name][0]):
@@ -189,7 +208,11 @@ def _verdict(groups: Mapping, pair: tuple[str, str], found, margin: float, least
         learned, why = moved(evidence, least)
         if learned is False:
             return verdicts.judge(found, margin, False, f"{name}: {why}")
-    return verdicts.judge(found, margin)
+        in_most, where = one_for_all(groups[name])
+        if in_most:
+            return verdicts.judge(found, margin, False, f"{name}: {where}")
+        notes += [f"{name}: {where}"] if where else []
+    return verdicts.judge(found, margin)._replace(note="; ".join(notes))
 
 
 def _learns(row: Mapping) -> bool:

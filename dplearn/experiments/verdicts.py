@@ -9,8 +9,8 @@ Of three sentences one is said:
 - "cannot tell (would need about n seeds)" otherwise: with n seeds, and mean and spread as they are, one of the other
   two would be said.
 
-Where decision reports say that a decision did not move, "not learned" stands in their place, since nothing about the
-method follows; "not run" where runs are missing; "not tested" where a study says that its claim was not put to a test.
+Where decision reports say that a decision did not move, or that one made per input is the same for all inputs in most
+runs, "not learned" stands in their place, since nothing about the method follows; "not run" where runs are missing; "not tested" where a study says that its claim was not put to a test.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def judge(found: Difference | None, margin: float, learned: bool | None = None, 
     ----------
     found : None: it was not run.
     margin : differences up to this do not matter, fixed in advance; at least 0.
-    learned : False: the method's decision did not move, ``why`` says by which evidence.
+    learned : False: the method's decision was not learned, ``why`` says by which evidence.
     """
     if not is_number(margin) or not 0 <= margin < math.inf:
         raise ValueError(f"margin={shown(margin)} is not valid, expected a finite number of at least 0")

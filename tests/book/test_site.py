@@ -28,8 +28,9 @@ VIEWS = {
 INSPECT = r"""
 async () => {
   const problems = [];
-  // Solutions are opened, so that what they hold is looked at too; nothing fades while it is measured.
-  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important }</style>");
+  // Solutions and folded code are opened, so that what they hold is looked at too; nothing fades in while it is measured.
+  const still = "*, *::before, *::after { transition: none !important; animation: none !important }";
+  document.head.insertAdjacentHTML("beforeend", `<style>${still}</style>`);
   document.querySelectorAll(".toggle-hidden").forEach((part) => part.classList.remove("toggle-hidden"));
   document.querySelectorAll("article details").forEach((part) => (part.open = true));
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;

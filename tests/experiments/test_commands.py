@@ -204,6 +204,37 @@ def test_the_verdicts_of_a_table_are_one_family():
     assert found["unreported"].sentence() == "not tested: unreported has no report on its decisions"
 
 
+@pytest.mark.parametrize(
+    "alike, kind", [(0, "better"), (1, "better"), (2, "not learned"), (3, "not learned")]
+)
+@pytest.mark.parametrize("level", ["instance", "task"])
+def test_a_place_per_input_that_is_the_same_for_all_inputs_is_not_learned(alike, kind, level):
+    """In most runs: a place per task is the same for all inputs by its nature."""
+
+    def rows(method, scores, position):
+        return [
+            {
+                "purpose": "report",
+                "task": "t",
+                "method": method,
+                "seed": seed,
+                "scores": {"test": {"a": score}},
+            }
+            | {"config": {"position": position}}
+            for seed, score in enumerate(scores)
+        ]
+
+    decided_rows = rows("each", (0.6, 0.63, 0.6), level)
+    for number, row in enumerate(decided_rows):
+        share = 0.99 if number < alike else 0.98
+        row["evidence"] = {"decisions": {"position": decided(MOVED) | {"share": share}}}
+    record = rows("base", (0.5, 0.52, 0.51), "prefix") + decided_rows
+    verdict = tables.judged(record, "t", [("base", "each")], 0.05, 0.1)["base", "each"]
+    assert verdict.kind == (kind if level == "instance" else "better")
+    told = f"each: position is one for all inputs in {alike} of 3 runs"
+    assert verdict.note == (told if level == "instance" and alike else "")
+
+
 def test_a_published_record_gives_the_same_table_and_keeps_what_made_it(runs, capsys):
     call(runs, "table")
     before = capsys.readouterr().out
