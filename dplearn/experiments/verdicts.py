@@ -10,7 +10,8 @@ Of three sentences one is said:
   two would be said.
 
 Where decision reports say that a decision did not move, or that one made per input is the same for all inputs in most
-runs, "not learned" stands in their place, since nothing about the method follows; "not run" where runs are missing; "not tested" where a study says that its claim was not put to a test.
+runs, "not learned" stands in their place, since nothing about the method follows; "not run" where runs are missing;
+"not tested" where a study says that its claim was not put to a test.
 """
 
 from __future__ import annotations
