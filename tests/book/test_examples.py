@@ -232,6 +232,30 @@ def test_what_the_paper_map_says_of_few_examples_is_in_the_record(tmp_path):
             assert min(map(min, scores.values())) > 0.985
 
 
+def test_what_the_paper_map_says_of_several_tasks_is_in_the_record(tmp_path):
+    one = study.read("multi-task")
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| The gains hold with few examples"))
+    ((cell, rows),) = commands._cells(SimpleNamespace(runs=tmp_path), one)
+    found = commands._verdicts(one, cell, rows)
+    grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+    scores = {m: [records.headline(row, "test") for row in group] for (m,), group in grouped.items()}
+    assert {len(group) for group in scores.values()} == {3} and one.exempt
+    means = {method: f"{100 * statistics.mean(values):.1f} %" for method, values in scores.items()}
+    assert f"against the best fixed place ({means['best fixed split']}) " in line
+    for method, words in (
+        ("place per task", "a place per task has {}"),
+        ("place per input", "a place per input {}"),
+    ):
+        verdict = found["best fixed split", method].sentence()
+        assert f"{words.format(means[method])}, {verdict};" in line
+    mixture = found["one prompt, as many parameters", "mixture per task"].sentence()
+    assert (
+        f"a mixture of four prompts per task has {means['mixture per task']}, and against one prompt" in line
+    )
+    assert f"with as many parameters it is {mixture}. " in line
+
+
 def test_what_the_paper_map_says_of_all_decisions_at_once_is_in_the_record(tmp_path):
     one = study.read("unified")
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
