@@ -198,7 +198,7 @@ def end_of_layers(base: nn.Module, ids: Tensor) -> str | None:
 
     def note(name: str):
         def hook(module, arguments, output):
-            first = _first(output)
+            first = first_tensor(output)
             if first is not None:
                 seen.append((name.count("."), name, first))
 
@@ -233,7 +233,7 @@ def _at_pooler(base: nn.Module) -> None:
         )
 
 
-def _first(output) -> Tensor | None:
+def first_tensor(output) -> Tensor | None:
     """The first tensor of a module's output."""
     if isinstance(output, Tensor):
         return output
