@@ -18,7 +18,7 @@ from torch.testing import assert_close
 import dplearn as dp
 from dplearn.backbones.base import Reading, evaluating, take_rows
 from dplearn.theory import position_sensitivity, sensitivity
-from dplearn.theory.sensitivity import absorb, image_text, probe, readouts, tower
+from dplearn.theory.sensitivity import absorb, probe, readouts, tower
 from dplearn.theory.sensitivity.towers import between, normal_like
 
 LENGTH, ZERO = 4, 1e-12
@@ -110,7 +110,9 @@ def text(model):
     if "Siglip" in type(model).__name__:
         return dict(input_ids=IDS)
     if "CLIP" in type(model).__name__:
-        return dict(input_ids=CLIP_IDS, attention_mask=CLIP_MASK)
+        old = model.config.eos_token_id == 2  # which means the largest number
+        ids = CLIP_IDS.masked_fill(CLIP_IDS == END, tiny.VOCABULARY - 1) if old else CLIP_IDS
+        return dict(input_ids=ids, attention_mask=CLIP_MASK)
     return dict(input_ids=IDS, attention_mask=MASK)
 
 
@@ -311,9 +313,9 @@ def test_siglip_text_is_the_spliced_text_in_the_room_that_padding_leaves(columns
     ids = torch.tensor([[*words, tiny.EOS] + [tiny.PAD] * (columns - 1 - len(words)) for words in texts])
     assert min(wanted) > 0.1 and probed(model, ids) == pytest.approx(wanted, rel=1e-9)
     with pytest.raises(
-        ValueError, match="input plus prompt have 13 positions, but max_position_embeddings=12"
+        ValueError, match="the longest text has 7 tokens, with 6 prompt vectors 13, expected at most 12"
     ):
-        position_sensitivity(model, input_ids=ids, length=7)
+        position_sensitivity(model, input_ids=ids, length=6)
     with pytest.raises(ValueError, match="attention_mask hides tokens, expected none"):
         position_sensitivity(model, input_ids=ids, attention_mask=(ids != tiny.PAD).long())
 
@@ -321,7 +323,7 @@ def test_siglip_text_is_the_spliced_text_in_the_room_that_padding_leaves(columns
 def test_a_clip_text_without_its_end_token_is_an_error():
     model, ids, mask = clip_text(), CLIP_IDS.clone(), CLIP_MASK.clone()
     mask[1, int(mask[1].sum()) - 1] = 0  # the end token is there, but hidden
-    with pytest.raises(ValueError, match="input_ids row 1 has no end token that is real"):
+    with pytest.raises(ValueError, match="input_ids row 1 has no end token, or padding in front"):
         position_sensitivity(model, input_ids=ids, attention_mask=mask)
 
 
@@ -392,17 +394,10 @@ def test_siglip_whole_model_has_both_towers():
             assert_close(found, wanted.pooler_output, rtol=0, atol=ZERO)
 
 
-class Plain(image_text.CLIPText):
-    """Nothing stays in front of the prompt."""
-
-    def finish(self, placed, reading, entry):
-        return placed
-
-
 @functools.cache
-def placing(start):
-    """A tower that keeps the first row in front of the prompt, or one that does not."""
-    return sensitivity.Tower((image_text.CLIPText if start else Plain)(clip_text()))
+def placing():
+    """A tower that keeps start tokens in front of the prompt."""
+    return tower(clip_text())
 
 
 @given(
@@ -419,8 +414,9 @@ def test_place_follows_a_loop(split, kept, lengths, start):
     mask = (torch.arange(width) < torch.tensor(real)[:, None]).long()
     surrounded = mask.clone()
     surrounded[:, :first] = 0
-    reading = Reading(inputs, surrounded, mask, kept, {})
-    stack = placing(start)
+    read = {"input_ids": mask, "ends": torch.tensor(real) - 1, "special": first}
+    reading = Reading(inputs, surrounded, mask, kept, read)
+    stack = placing()
     prompt = torch.arange(LENGTH, dtype=torch.float64)[:, None]
     placed, middle = stack.place(reading, prompt, split), between(reading)
     for row, total in enumerate(real):

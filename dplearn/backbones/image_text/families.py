@@ -17,6 +17,16 @@ from dplearn.backbones.base import take_rows
 from dplearn.backbones.image_text.captions import Captions, alike_columns, check_texts
 
 
+def text_tower(model: nn.Module) -> nn.Module:
+    """The text tower of a model with both towers, or of a text model, which may be the tower itself."""
+    return getattr(model, "text_model", model)
+
+
+def image_tower(model: nn.Module) -> nn.Module:
+    """The image tower of a model with both towers, or of an image model, which may be the tower itself."""
+    return getattr(model, "vision_model", model)
+
+
 def unit(features: Tensor) -> Tensor:
     """Vectors of length 1 along the last dimension."""
     return normalize(features, dim=-1)
@@ -28,6 +38,7 @@ class Family:
     Attributes
     ----------
     model_class, output_class : names of transformers' classes: the model with both towers, and its output.
+    text_classes, image_classes : those of models with one of the towers, which the probe serves (:mod:`dplearn.backbones.image_text.sides`).
     special_rows : how many rows stand in front of an image's patches ([CLS]).
     keep_last : how many last tokens of a text stay behind the prompt (the end token, where the answer is read there).
     hides_vectors : whether vectors of a text prompt can be out of use behind a mask, as a learned size needs.
@@ -36,6 +47,8 @@ class Family:
 
     model_class: str
     output_class: str
+    text_classes: tuple[str, ...]
+    image_classes: tuple[str, ...]
     special_rows: int
     keep_last: int
     hides_vectors: bool
@@ -43,7 +56,11 @@ class Family:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.text_config = model.text_model.config
+
+    @property
+    def text_config(self):
+        """The configuration of the text tower."""
+        return text_tower(self.model).config
 
     @property
     def joint_width(self) -> int:
@@ -111,6 +128,8 @@ class CLIP(Family):
     """A causal text tower that is read at the end token, and a joint space."""
 
     model_class, output_class = "CLIPModel", "CLIPOutput"
+    text_classes = ("CLIPTextModel", "CLIPTextModelWithProjection")
+    image_classes = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
     special_rows, keep_last = 1, 1
     hides_vectors = causal_text = True
 
@@ -175,7 +194,9 @@ class CLIP(Family):
 
     def answers_at(self, states: Tensor, rows: Tensor) -> Tensor:
         """What the model says about texts whose end tokens stand in these rows: (B, S, d), (B, N) -> (B, N, p)."""
-        return self.model.text_projection(take_rows(states, rows))
+        projection = getattr(self.model, "text_projection", None)  # CLIPTextModel has none
+        states = take_rows(states, rows)
+        return states if projection is None else projection(states)
 
     def image_answers(self, pooled: Tensor) -> Tensor:
         return self.model.visual_projection(pooled)
@@ -193,6 +214,8 @@ class SigLIP(Family):
     """A text tower that sees everything, padding too, and is read in the last row; each pair by itself."""
 
     model_class, output_class = "SiglipModel", "SiglipOutput"
+    text_classes = ("SiglipTextModel",)
+    image_classes = ("SiglipVisionModel", "SiglipForImageClassification")
     special_rows, keep_last = 0, 0
     hides_vectors = causal_text = False
 
@@ -222,7 +245,7 @@ class SigLIP(Family):
     def text_answers(
         self, states: Tensor, captions: Captions, input_positions: Tensor | None = None
     ) -> Tensor:
-        return self.model.text_model.head(states[:, -1])
+        return text_tower(self.model).head(states[:, -1])
 
     def image_answers(self, pooled: Tensor) -> Tensor:
         return pooled

@@ -9,7 +9,6 @@ it before a position is learned.
 probe       the measurement
 report      its numbers, as a table and in words
 towers      a model as the probe runs it, through the adapter of its kind
-image_text  the same for one tower of CLIP or SigLIP
 absorption  what absolute positions leave to learn
 """
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from dplearn.backbones import Backbone, Boundary, Reading, adapt
 from dplearn.backbones.base import last_real, take_rows
 from dplearn.backbones.deep import receiving
+from dplearn.backbones.image_text.sides import side_of
 from dplearn.backbones.views import Changes, changed
 from dplearn.config import PromptConfig
 from dplearn.insertion import Inserted, insert
 from dplearn.prompt import PromptedInput
 from dplearn.summaries import masked_mean
-from dplearn.theory.sensitivity.image_text import image_text_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -221,7 +221,7 @@ def tower(model: PreTrainedModel, *, image: bool = False) -> Tower:
     ------
     TypeError : none serves the model; the message says why.
     """
-    adapter = image_text_adapter(model, image) or adapt(model)
+    adapter = side_of(model, image) or adapt(model)
     if image and adapter.reads != "images":
         raise TypeError(
             f"model={type(model).__name__} with pixel_values: expected a vision transformer, or CLIP or SigLIP"
