@@ -178,8 +178,9 @@ def tune(
 
     Raises
     ------
-    ValueError : an unknown method; the message lists them.
+    ValueError : an unknown method; the message lists them. A setting that has no effect on images.
     """
+    settings.check_for_images()
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown, expected one of {list(METHODS)}")
     clip, processor = zoo.load(backbone)

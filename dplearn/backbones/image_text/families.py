@@ -38,7 +38,8 @@ class Family:
     Attributes
     ----------
     model_class, output_class : names of transformers' classes: the model with both towers, and its output.
-    text_classes, image_classes : those of models with one of the towers, which the probe serves (:mod:`dplearn.backbones.image_text.sides`).
+    text_classes, image_classes : those of models with one of the towers, which the probe serves
+        (:mod:`dplearn.backbones.image_text.sides`).
     special_rows : how many rows stand in front of an image's patches ([CLS]).
     keep_last : how many last tokens of a text stay behind the prompt (the end token, where the answer is read there).
     hides_vectors : whether vectors of a text prompt can be out of use behind a mask, as a learned size needs.

@@ -96,7 +96,7 @@ class TextSide(Backbone):
 
 class ImageSide(Backbone):
     """Images alone. The prompt joins the patches after their position vectors, so no mechanism is left behind the
-    insertion. CLIP reads its class token's row, SigLIP all rows; a head of the model's own reads what it always does."""
+    insertion. CLIP reads its class token's row, SigLIP all rows; a head of the model's own reads as it does."""
 
     reads, input_name = "images", "pixel_values"
     reads_own_rows = True
