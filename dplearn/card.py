@@ -148,6 +148,24 @@ def summarize(
     ``backbone`` is the description that a checkpoint records, ``name`` the prompt's, ``others`` those of prompts at
     rest, ``size`` the number of bytes of its checkpoint.
     """
+    known = backbone["name_or_path"]
+    named = f" {known}" if origin(known) in ("zoo", "hub") else ""
+    lines = [
+        f"backbone    {backbone['class']}{named}, width {_width(config, backbone)}",
+        f"prompt      {name}" + (f" (also there: {', '.join(others)})" if others else ""),
+        "",
+        *_parts_table(prompt, config, counted.head),
+        "",
+        f"trained     {counted.trained:,} parameters",
+        f"not in use  {counted.unused:,} parameters",
+        f"frozen      {counted.frozen:,} parameters",
+        f"checkpoint  {size:,} bytes",
+    ]
+    return Summary("\n".join(lines))
+
+
+def _parts_table(prompt: DynamicPrompt, config: PromptConfig, of_head: int) -> list[str]:
+    """The lines of a table of what the prompt is made of: decisions, vectors, an image's part, a trained head."""
     in_use = prompt.entries_in_use()
     rows = [("decision", "level", "parameters", "in words")]
     for part, decision in DECISIONS.items():
@@ -161,27 +179,7 @@ def summarize(
         rows.append(("image", "", f"{own:,}", image_part(config)))
     head = prompt.attached.get("head")
     if head is not None:
-        rows.append(
-            (
-                "head",
-                "trained",
-                f"{counted.head:,}",
-                f"a copy of the backbone's {', '.join(paths_of(head))}",
-            )
-        )
+        copied = f"a copy of the backbone's {', '.join(paths_of(head))}"
+        rows.append(("head", "trained", f"{of_head:,}", copied))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]
-    known = backbone["name_or_path"]
-    named = f" {known}" if origin(known) in ("zoo", "hub") else ""
-    lines = [
-        f"backbone    {backbone['class']}{named}, width {_width(config, backbone)}",
-        f"prompt      {name}" + (f" (also there: {', '.join(others)})" if others else ""),
-        "",
-        *table,
-        "",
-        f"trained     {counted.trained:,} parameters",
-        f"not in use  {counted.unused:,} parameters",
-        f"frozen      {counted.frozen:,} parameters",
-        f"checkpoint  {size:,} bytes",
-    ]
-    return Summary("\n".join(lines))
+    return [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]

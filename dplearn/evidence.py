@@ -251,12 +251,7 @@ def headroom(
     policies = [policy for policy in (grouped, fitted) if policy is not None]
     reachable = min(policies, key=lambda policy: float(policy.mean())) if policies else losses.amin(1)
     gain = _interval(losses[:, column] - reachable)
-    learned = None
-    if chosen is not None:
-        columns = torch.tensor([names.index(int(k)) if int(k) in names else -1 for k in chosen])
-        if (columns < 0).any():
-            raise ValueError(f"chosen holds options that were not tried, expected some of {list(names)}")
-        learned = float(losses[rows, columns].mean())
+    learned = None if chosen is None else float(losses[rows, _columns_of(chosen, names)].mean())
     return Headroom(
         options=names,
         inputs=count,
@@ -273,6 +268,14 @@ def headroom(
         gain=gain,
         closed=None if learned is None or gain[0] <= gain[1] else (float(means[column]) - learned) / gain[0],
     )
+
+
+def _columns_of(chosen: Tensor, names: tuple[int, ...]) -> Tensor:
+    """(N,) columns of the chosen options; ValueError where one was not tried."""
+    columns = torch.tensor([names.index(int(k)) if int(k) in names else -1 for k in chosen])
+    if (columns < 0).any():
+        raise ValueError(f"chosen holds options that were not tried, expected some of {list(names)}")
+    return columns
 
 
 def _best_elsewhere(losses: Tensor, half: Tensor, groups: Tensor) -> Tensor:
