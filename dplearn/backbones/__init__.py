@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from dplearn.backbones.base import SHORTCUTS, Backbone, Boundary, Reading
+from dplearn.backbones.base import SHORTCUTS, Backbone
 from dplearn.backbones.causal import CausalBackbone
 from dplearn.backbones.encoder import EncoderBackbone
 from dplearn.backbones.image_text.adapter import ImageTextBackbone
+from dplearn.backbones.reading import Boundary, Reading
 from dplearn.backbones.seq2seq import Seq2SeqBackbone
 from dplearn.backbones.text import OTHER_WAY, TextBackbone
 from dplearn.backbones.vit import ViTBackbone

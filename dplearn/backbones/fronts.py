@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import Reading, take_rows, token_positions, with_rows
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.parts import cache_of, copies_of
 from dplearn.backbones.probing import probe_ids
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.rows import take_rows, token_positions, with_rows
 from dplearn.backbones.views import changed
 from dplearn.kept import KeptInputs, digest_of
 from dplearn.prompt import PromptedInput

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dplearn.backbones.base import Reading, evaluating
 from dplearn.backbones.position_space import unknown_layers
 from dplearn.backbones.probing import probe_ids, same
-from dplearn.backbones.views import Change
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.views import Change, evaluating
 from dplearn.kept import state_of
 from dplearn.prompt import PromptedInput
 

@@ -21,8 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import evaluating
-from dplearn.backbones.views import Change
+from dplearn.backbones.views import Change, evaluating
 from dplearn.insertion import Moves
 from dplearn.offload import device_of
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import evaluating, with_rows
-from dplearn.backbones.views import changed
+from dplearn.backbones.rows import with_rows
+from dplearn.backbones.views import changed, evaluating
 from dplearn.offload import device_of, is_offloaded
 
 if TYPE_CHECKING:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, token_positions, with_rows
+from dplearn.backbones.base import Backbone
 from dplearn.backbones.probing import Refused, is_empty, probe_ids, same, tried
-from dplearn.backbones.views import Change, below, changed, path_of
+from dplearn.backbones.reading import Boundary, Reading
+from dplearn.backbones.rows import token_positions, with_rows
+from dplearn.backbones.views import Change, below, changed, evaluating, path_of
 from dplearn.config import PromptConfig
 from dplearn.insertion import insert
 from dplearn.prompt import PromptedInput

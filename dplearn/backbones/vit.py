@@ -36,12 +36,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, take_rows
+from dplearn.backbones.base import Backbone
 from dplearn.backbones.deep import receiving
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.patches import check_order_matters, check_pixels, image_vectors
 from dplearn.backbones.position_space import code_term, table_term
-from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
+from dplearn.backbones.reading import Boundary, Reading
+from dplearn.backbones.rows import take_rows
+from dplearn.backbones.views import Change, Changes, below, changed, evaluating, path_of, prepare
 from dplearn.controllers import LEARNED
 from dplearn.kept import digest_of
 from dplearn.summaries import masked_mean

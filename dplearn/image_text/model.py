@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from dplearn.backbones.base import evaluating
 from dplearn.backbones.image_text.captions import Captions
 from dplearn.backbones.image_text.families import unit
+from dplearn.backbones.views import evaluating
 from dplearn.conventions import extended
 from dplearn.image_text.classes import Classes
 from dplearn.image_text.losses import compare_draws, losses_for

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import dplearn as dp
-from dplearn.backbones.base import Reading, evaluating, take_rows
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.rows import take_rows
+from dplearn.backbones.views import evaluating
 from dplearn.theory import position_sensitivity, sensitivity
 from dplearn.theory.sensitivity import absorb, probe, readouts, tower
 from dplearn.theory.sensitivity.towers import between, normal_like

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
-from dplearn.backbones.base import take_rows
 from dplearn.backbones.image_text.captions import Captions, alike_columns, check_texts
+from dplearn.backbones.rows import take_rows
 
 
 def text_tower(model: nn.Module) -> nn.Module:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import with_rows
 from dplearn.backbones.deep import receiving
 from dplearn.backbones.image_text.families import Family, image_tower
 from dplearn.backbones.patches import check_pixels
+from dplearn.backbones.rows import with_rows
 from dplearn.backbones.views import Changes, changed
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import Backbone, Reading, with_rows
+from dplearn.backbones.base import Backbone
 from dplearn.backbones.image_text.captions import Captions
 from dplearn.backbones.image_text.families import FAMILIES, Family
 from dplearn.backbones.image_text.images import ImageTower
 from dplearn.backbones.image_text.texts import TextTower
 from dplearn.backbones.mechanisms import ABSOLUTE, Mechanism, padding_mask
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.rows import with_rows
 from dplearn.backbones.views import Changes, below, changed, path_of
 
 if TYPE_CHECKING:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import evaluating
 from dplearn.backbones.deep import receiving
 from dplearn.backbones.image_text.captions import Captions
 from dplearn.backbones.image_text.families import Family, text_tower
 from dplearn.backbones.image_text.packing import Packer
-from dplearn.backbones.views import changed
+from dplearn.backbones.views import changed, evaluating
 from dplearn.prompt import PromptedInput
 from dplearn.summaries import masked_mean
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import Reading
-from dplearn.backbones.base import evaluating, token_positions
+from dplearn.backbones.rows import token_positions
+from dplearn.backbones.views import evaluating
 from dplearn.prompt import PromptedInput
 from dplearn.theory.sensitivity.report import Change, Sensitivity
 from dplearn.theory.sensitivity.towers import States, Tower, normal_like, tower

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import Backbone, Boundary, Reading, adapt
-from dplearn.backbones.base import last_real, take_rows
 from dplearn.backbones.deep import receiving
 from dplearn.backbones.image_text.sides import side_of
+from dplearn.backbones.rows import last_real, take_rows
 from dplearn.backbones.views import Changes, changed
 from dplearn.config import PromptConfig
 from dplearn.insertion import Inserted, insert
