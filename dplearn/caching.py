@@ -121,7 +121,7 @@ def _compare(model, batch: dict) -> None:
     kept, training = model.adapter.kept, model.training
     model.eval()
     try:
-        found = _answers(model(**batch))
+        answers = _answers(model(**batch))
         model.adapter.kept = None
         full = _answers(model(**batch))
     finally:
@@ -130,8 +130,8 @@ def _compare(model, batch: dict) -> None:
     # Some models compute parts in float32 whatever their dtype is.
     near = 5e-2 if model.backbone.dtype.itemsize < 4 else 1e-4
     if model.adapter.kind == "text":  # the other columns are of rows that did not run
-        found, full = found[:, -1], full[:, -1]
-    if (found - full).abs().max() > near * full.abs().max():
+        answers, full = answers[:, -1], full[:, -1]
+    if (answers - full).abs().max() > near * full.abs().max():
         model.adapter.kept = None
         raise ValueError(
             f"cache_inputs: {type(model.backbone).__name__} answers otherwise on what is kept than on the input"

@@ -112,7 +112,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
 
 def _facts(config: PromptConfig, counted: Count) -> list[str]:
     """The list of a card: the decisions, what else there is, and what is trained."""
-    facts = {name.capitalize(): found.words for name, found in decisions(config).items()}
+    facts = {name.capitalize(): decision.words for name, decision in decisions(config).items()}
     if config.depth > 1:
         layers = f"each of {config.depth} layers from layer {config.from_layer} on"
         first = config.from_layer == 1
@@ -170,8 +170,8 @@ def _parts_table(prompt: DynamicPrompt, config: PromptConfig, of_head: int) -> l
     rows = [("decision", "level", "parameters", "in words")]
     for part, decision in DECISIONS.items():
         own = sum(entries for key, entries in in_use.items() if key.startswith(f"{part}."))
-        found = decision.words(config)
-        rows.append((decision.title, found.level, f"{own:,}", found.words))
+        said = decision.words(config)
+        rows.append((decision.title, said.level, f"{own:,}", said.words))
     shape = " x ".join(str(number) for number in prompt.vectors.shape)
     rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
     if "vision" in prompt.attached:

@@ -144,11 +144,11 @@ def evidence(
 
 def _told(chosen: Tensor, labels: Tensor, seed: int) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    found = mutual_information(chosen, labels)
+    information = mutual_information(chosen, labels)
     deals = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(PERMUTATIONS)]
     null = torch.tensor([mutual_information(chosen, deal) for deal in deals])
-    reached = (1 + int((null >= found - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return {"information": found, "expected": float(null.mean()), "chance": reached}
+    reached = (1 + int((null >= information - 1e-12).sum())) / (1 + PERMUTATIONS)
+    return {"information": information, "expected": float(null.mean()), "chance": reached}
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class Headroom:
 
     def to_dict(self) -> dict:
         """Plain JSON values."""
-        found = asdict(self)
-        return found | {name: list(found[name]) for name in ("options", "means", "gain")}
+        values = asdict(self)
+        return values | {name: list(values[name]) for name in ("options", "means", "gain")}
 
     @property
     def verdict(self) -> str:

@@ -192,8 +192,8 @@ class NamedPrompts(Frozen):
             task_ids = torch.tensor(numbers, device=self.prompt.vectors.device)
         count = task_ids.shape[0] if batch is None and task_ids.ndim else batch
         if task_ids.shape != (count,) or task_ids.is_floating_point():
-            found = f"shape {tuple(task_ids.shape)} and dtype {task_ids.dtype}"
-            raise ValueError(f"task_ids has {found}, expected integers ({count},)")
+            what = f"shape {tuple(task_ids.shape)} and dtype {task_ids.dtype}"
+            raise ValueError(f"task_ids has {what}, expected integers ({count},)")
         if task_ids.device.type == "cpu" and not torch.compiler.is_compiling() and task_ids.numel():
             if not 0 <= int(task_ids.min()) <= int(task_ids.max()) < len(names):
                 raise ValueError(

@@ -157,7 +157,7 @@ class _Run:
 
     def losses(self, decisions: dict[str, Choice]) -> Tensor | None:
         """(N,) losses with these decisions, rows in the order of the data; None where the data has no labels."""
-        found, start = [], 0
+        losses, start = [], 0
         for batch in self.batches:
             batch, labels = self._batch(batch)
             if labels is None:
@@ -170,9 +170,9 @@ class _Run:
             }
             outputs = self.model(**batch, decisions=given)
             measured = self._measured(outputs, labels)
-            found.append(measured.double().cpu())
+            losses.append(measured.double().cpu())
             start += count
-        return torch.cat(found)
+        return torch.cat(losses)
 
     def _measured(self, outputs, labels: Tensor) -> Tensor:
         if self.loss is not None:

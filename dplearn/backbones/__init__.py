@@ -45,10 +45,10 @@ def adapt(backbone: nn.Module) -> Backbone:
         raise TypeError(f"{start}expected a transformers PreTrainedModel, got {kind}")
     for adapter in ADAPTERS:
         if adapter.refusal(backbone) is None:
-            found = adapter(backbone)
-            reason = found.probe()
+            candidate = adapter(backbone)
+            reason = candidate.probe()
             if reason is None:
-                return found
+                return candidate
             if reason != OTHER_WAY:
                 raise TypeError(start + reason)
     raise TypeError(start + nearest(backbone).refusal(backbone))

@@ -199,8 +199,8 @@ class Backbone:
             self._warn_of_padding(ids)
             mask = torch.ones(shape, dtype=torch.long, device=(ids if rows is None else rows).device)
         elif mask.shape != shape:
-            found = tuple(mask.shape)
-            raise ValueError(f"attention_mask has shape {found}, expected {tuple(shape)} as the input")
+            mask_shape = tuple(mask.shape)
+            raise ValueError(f"attention_mask has shape {mask_shape}, expected {tuple(shape)} as the input")
         return ids, mask, rows
 
     def _warn_of_padding(self, ids: Tensor | None) -> None:

@@ -162,10 +162,10 @@ class CausalBackbone(TextBackbone):
         return None
 
     def mechanism(self) -> mechanisms.Mechanism:
-        found = self._positions()
-        if found is None:
+        positions = self._positions()
+        if positions is None:
             return mechanisms.Mechanism(unreached=super().refuses_position_space())
-        how, name = found
+        how, name = positions
         first = 0 if type(self.entry.module.get_submodule(name)) is nn.Embedding else None
         kind = mechanisms.ABSOLUTE if how == "in_vectors" else mechanisms.ROTARY
         return mechanisms.Mechanism(kind, (below(self.entry.path, name),), first)

@@ -100,11 +100,11 @@ def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
     batch, splits, length = rows.shape
 
     def products(grad):
-        found = []
+        slopes = []
         for k in range(splits):
             offsets = rows[:, k].unsqueeze(1) - rows[:, k].unsqueeze(2) + length - 1  # (B, query, key)
-            found.append(torch.einsum("bhij,hbij->b", grad, by_offset[:, offsets].to(grad.dtype)))
-        return torch.stack(found, 1)
+            slopes.append(torch.einsum("bhij,hbij->b", grad, by_offset[:, offsets].to(grad.dtype)))
+        return torch.stack(slopes, 1)
 
     zeros = by_offset.new_zeros(1).expand(batch, len(by_offset), length, length)
     return carry(moves.weights, zeros, products)
@@ -132,9 +132,9 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | Non
         weight = torch.ones(visible.shape, dtype=wide, device=grad.device).masked_fill(~visible, HIDDEN)
         scaled = (grad.squeeze(1).to(wide) / weight).masked_fill(~real, 0)
         orders = (rows[:, k] for k in range(rows.shape[1]))
-        found = torch.stack([(scaled * _sees(order, window)).sum((1, 2)) for order in orders], 1)
+        slopes = torch.stack([(scaled * _sees(order, window)).sum((1, 2)) for order in orders], 1)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # with create_graph
-        return _Once.apply(found, moves.weights) if again else found
+        return _Once.apply(slopes, moves.weights) if again else slopes
 
     return carry(moves.weights, value, products)
 
@@ -182,11 +182,11 @@ def refuses_order(model: nn.Module, states: Callable, width: int, window: int | 
     order = torch.arange(count, device=rows.device).roll(2).flip(0)
     try:
         with torch.no_grad(), evaluating(model, copies=False):
-            expected, found = states(rows, None)[:, order], states(rows[:, order], order)
+            expected, reordered = states(rows, None)[:, order], states(rows[:, order], order)
     except Exception as error:
         return f"it fails where rows are told their positions: {type(error).__name__}: {str(error)[:200]}"
     coarse = rows.dtype in (torch.float16, torch.bfloat16)
-    difference = (found - expected).abs().max()
+    difference = (reordered - expected).abs().max()
     if not difference <= (0.05 if coarse else 1e-3) * expected.abs().max():
         return (
             f"its answer differs by {difference:.2g} where rows stand in another order and are told their positions, "

@@ -61,10 +61,10 @@ def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states:
                 _FOUND[model] = _try(model, embedding, body, states)
         except Refused as reason:
             _FOUND[model] = str(reason)
-    found = _FOUND[model]
-    if isinstance(found, str):
-        raise Refused(found)
-    return found
+    findings = _FOUND[model]
+    if isinstance(findings, str):
+        raise Refused(findings)
+    return findings
 
 
 def _try(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: States) -> Findings:
@@ -77,8 +77,8 @@ def _try(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: 
         plain = states(input_ids=ids, mask=mask).float()
         nearest, rows = float("inf"), embedding(ids)
         for scale, first in _candidates(model, body):
-            found = states(inputs_embeds=rows * scale, mask=mask, first=first).float()
-            if (distance := _difference(found, plain)) < _tolerance(model):
+            embedded = states(inputs_embeds=rows * scale, mask=mask, first=first).float()
+            if (distance := _difference(embedded, plain)) < _tolerance(model):
                 _check_noise(model, states, rows * scale, mask, first, plain)
                 _check_padding(model, states, rows * scale, mask, first, plain)
                 return Findings(scale, first, _is_causal(states, ids, mask, plain, _tolerance(model)))
@@ -114,15 +114,15 @@ def _check_noise(model, states: States, rows: Tensor, mask: Tensor, first: int, 
     noise = (
         1e-4 * rows.abs().amax() * torch.linspace(-1, 1, rows.shape[-1], device=rows.device).to(rows.dtype)
     )
-    found = states(inputs_embeds=rows + noise, mask=mask, first=first).float()
-    if not _difference(found, plain) < 0.3:
+    noisy = states(inputs_embeds=rows + noise, mask=mask, first=first).float()
+    if not _difference(noisy, plain) < 0.3:
         raise Refused(f"{type(model).__name__} reads embedded tokens alone, and no other vectors")
 
 
 def _check_padding(model, states: States, rows: Tensor, mask: Tensor, first: int, plain: Tensor) -> None:
     more = torch.cat([rows, rows[:, :2]], 1), torch.cat([mask, 0 * mask[:, :2]], 1)
-    found = states(inputs_embeds=more[0], mask=more[1], first=first).float()[:, : plain.shape[1]]
-    if (distance := _difference(found, plain)) > 10 * _tolerance(model):
+    padded = states(inputs_embeds=more[0], mask=more[1], first=first).float()[:, : plain.shape[1]]
+    if (distance := _difference(padded, plain)) > 10 * _tolerance(model):
         raise Refused(
             f"{type(model).__name__} answers differently where an input is padded (by {distance:.1%} of the largest "
             "value), so the answer would depend on the batch"
@@ -145,11 +145,11 @@ def _is_listed_as_causal(model: PreTrainedModel) -> bool:
     )
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor) -> float:
     """The largest difference as a share of the largest value; infinite where shapes differ or numbers are none."""
-    if found.shape != expected.shape or not found.isfinite().all():
+    if actual.shape != expected.shape or not actual.isfinite().all():
         return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def is_empty(embedding: nn.Module) -> bool:
@@ -157,9 +157,9 @@ def is_empty(embedding: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in embedding.parameters()) and not is_offloaded(embedding)
 
 
-def same(model: PreTrainedModel, found: Tensor, expected: Tensor) -> bool:
+def same(model: PreTrainedModel, actual: Tensor, expected: Tensor) -> bool:
     """Whether two answers of a model are the same up to the rounding of its dtype."""
-    return _difference(found.float(), expected.float()) < _tolerance(model)
+    return _difference(actual.float(), expected.float()) < _tolerance(model)
 
 
 def _tolerance(model: PreTrainedModel) -> float:

@@ -211,8 +211,8 @@ def path_of(model: nn.Module, module: nn.Module) -> str:
     ------
     ValueError : the module is no part of the model.
     """
-    for name, found in model.named_modules():
-        if found is module:
+    for name, candidate in model.named_modules():
+        if candidate is module:
             return name
     raise ValueError(f"module={type(module).__name__} is no part of {type(model).__name__}")
 

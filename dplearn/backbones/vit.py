@@ -169,8 +169,8 @@ class ViTBackbone(Backbone):
         with changed(self.model, changes) as model:
             try:
                 model.get_submodule(self.path)(pixel_values=rows)
-            except _Reached as found:
-                return found.states
+            except _Reached as stopped:
+                return stopped.states
         raise RuntimeError(f"{type(self.model).__name__} does not run its layer {passed + 1}")
 
     def _digests(self, batch: dict, passed: int) -> list[str]:

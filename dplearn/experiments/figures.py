@@ -163,13 +163,13 @@ def predicted(points: Sequence[Point]):
 
 def _finish(figure, axes, title: str = "") -> None:
     """One legend for all panels, below them."""
-    found: dict = {}
+    shown: dict = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
-        found |= dict(zip(labels, handles))
+        shown |= dict(zip(labels, handles))
     if title:
         figure.suptitle(title)
     columns = 2 if len(axes) < 3 else 3
-    height = 0.045 * -(-len(found) // columns) + 0.02
-    figure.legend(found.values(), found.keys(), loc="lower center", ncols=columns, fontsize=8)
+    height = 0.045 * -(-len(shown) // columns) + 0.02
+    figure.legend(shown.values(), shown.keys(), loc="lower center", ncols=columns, fontsize=8)
     figure.tight_layout(rect=(0, min(height, 0.5), 1, 1))

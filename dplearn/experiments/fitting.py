@@ -212,10 +212,10 @@ def fit(
 
 def scores_of(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
     """Metrics and cross-entropies by split, as parts of a row."""
-    found = {split: scored(split) for split in splits}
+    results = {split: scored(split) for split in splits}
     return {
-        "scores": {split: metrics for split, (metrics, _) in found.items()},
-        "cross_entropy": {split: value for split, (_, value) in found.items()},
+        "scores": {split: metrics for split, (metrics, _) in results.items()},
+        "cross_entropy": {split: value for split, (_, value) in results.items()},
     }
 
 

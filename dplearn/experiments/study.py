@@ -142,7 +142,7 @@ def _axes(where: str, axes: Mapping) -> dict[str, list]:
 
 def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
     """``prompt`` and ``settings`` of an entry, with the options of its ``each`` sorted into the two."""
-    found = {kind: _options(where, kind, entry.get(kind, {})) for kind in ("prompt", "settings")}
+    options = {kind: _options(where, kind, entry.get(kind, {})) for kind in ("prompt", "settings")}
     for option, values in entry.get("each", {}).items():
         kind = "prompt" if option in OPTIONS or option == "named" else "settings"
         if kind == "settings" and option not in _settings_fields():
@@ -152,8 +152,8 @@ def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
         short = option == "position" and (values == "all" or set(values) == {"evenly"})
         if not short and (not isinstance(values, list) or not values):
             raise ValueError(f"{where}: each.{option}={shown(values)}, expected a list of values")
-        found[kind].setdefault("each", {})[option] = values
-    return found
+        options[kind].setdefault("each", {})[option] = values
+    return options
 
 
 def _condition(study: str, entry: Mapping) -> Condition:

@@ -210,11 +210,11 @@ class PromptedTowers:
 
         key = self._key(texts, owners)
         if key is None:
-            found = compute()
+            vectors = compute()
         else:
-            found = texts.classes.features(key, compute, tuple(self.prompt.parameters()))
+            vectors = texts.classes.features(key, compute, tuple(self.prompt.parameters()))
         separate = self.by_image and (self.prompt.needs_summary or self.prompt.needs_task)
-        return found.view(owners.number, -1, found.shape[1]) if separate else found
+        return vectors.view(owners.number, -1, vectors.shape[1]) if separate else vectors
 
     def _key(self, texts: Texts, owners: Owners) -> tuple | None:
         """What the features of the classes under the prompt depend on, or None where they are not kept."""

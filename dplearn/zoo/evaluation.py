@@ -22,11 +22,11 @@ def scores(model, tokenizer, task: Task, texts, batch_size=128) -> torch.Tensor:
     words = torch.tensor(task.word_ids(tokenizer), device=model.device)
     cue = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
     read = _read_in_decoder if model.config.is_encoder_decoder else _read_behind
-    found = []
+    batches = []
     for begin in range(0, len(texts), batch_size):
         logits = read(model, tokenizer, texts[begin : begin + batch_size], cue)
-        found.append(logits[:, words])  # (B, labels)
-    return torch.cat(found)
+        batches.append(logits[:, words])  # (B, labels)
+    return torch.cat(batches)
 
 
 def predict(model, tokenizer, task: Task, texts, batch_size=128) -> list[int]:

@@ -139,7 +139,9 @@ def export(folder: Path, target: Path) -> Path:
 
     tokenizer = build_tokenizer()
     target = write_export(folder, target, fresh_model(len(tokenizer), SEED, SHAPE_MINI), tokenizer)
-    found = place_figures.measure(*load_folder(target)) | {"tuned": place_figures.tuned(*load_folder(target))}
-    write(target / place_figures.FILE, (json.dumps(found, indent=0) + "\n").encode())
+    figures = place_figures.measure(*load_folder(target)) | {
+        "tuned": place_figures.tuned(*load_folder(target))
+    }
+    write(target / place_figures.FILE, (json.dumps(figures, indent=0) + "\n").encode())
     write_hashes(target)
     return target

@@ -80,7 +80,7 @@ class TextTower:
         """The same with shared rows computed once (:mod:`dplearn.backbones.image_text.packing`)."""
         texts, (_, rows, width) = len(captions.ends), placed.embeds.shape
         several = placed.embeds.view(-1, texts * rows, width)
-        found = []
+        answers = []
         for pack in self.packer.packs(captions, split, rows, several.device):
             deep = {}
             if placed.deeper is not None:
@@ -89,10 +89,10 @@ class TextTower:
                 deep["rows"] = pack.holders.expand(len(several), -1)
             mask = pack.attention_mask(several.dtype)
             states = self.run(several.index_select(1, pack.source), mask, pack.place, **deep)
-            found.append(
+            answers.append(
                 self.family.answers_at(states, pack.reads.expand(len(several), -1))
             )  # (N, chosen, p)
-        return torch.cat(found, 1).flatten(0, 1)
+        return torch.cat(answers, 1).flatten(0, 1)
 
     def run(
         self,

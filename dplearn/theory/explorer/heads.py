@@ -101,9 +101,9 @@ def readings(head: str, prompt=PROMPT, inputs=INPUTS) -> Readings:
     for k in range(len(prompt) + 1):
         placed = insert(prompt, inputs[None], split=k, keep_last=1)
         rows = placed.embeds[0]  # (l+T, d)
-        found = scores(rows @ query, rows, bias)[placed.input_positions[0]]  # (T, l+T)
-        shares.append(gates(found, segments_of(placed, k)[0]))
-        outputs.append(attend(found, (rows @ value)[:, None])[:, 0])
+        row_scores = scores(rows @ query, rows, bias)[placed.input_positions[0]]  # (T, l+T)
+        shares.append(gates(row_scores, segments_of(placed, k)[0]))
+        outputs.append(attend(row_scores, (rows @ value)[:, None])[:, 0])
     return Readings(torch.stack(shares), torch.stack(outputs))
 
 

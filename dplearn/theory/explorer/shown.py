@@ -15,8 +15,8 @@ def numbers(prompt=PROMPT, inputs=INPUTS) -> dict:
 
     A change is "0" if there is none but rounding, else the difference of the two outputs as they are shown.
     """
-    found = {head: readings(head, prompt, inputs) for head in HEADS}
-    count = next(iter(found.values())).outputs.shape[1]
+    by_head = {head: readings(head, prompt, inputs) for head in HEADS}
+    count = next(iter(by_head.values())).outputs.shape[1]
     return {
         "rows": [*(f"X{t}" for t in range(1, count)), "R"],
         "heads": [
@@ -26,7 +26,7 @@ def numbers(prompt=PROMPT, inputs=INPUTS) -> dict:
                 "outputs": _decimals(read.outputs),
                 "changes": _changes(read),
             }
-            for head, read in found.items()
+            for head, read in by_head.items()
         ],
     }
 
