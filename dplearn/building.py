@@ -78,7 +78,7 @@ def build(
     ValueError : a trained head is asked for, and the backbone has none or a language model's.
     """
     prompt = config.build(vectors, summary_width=adapter.summary_width(config))
-    adapter.complete(prompt, config, generator)
+    adapter.add_parts(prompt, config, generator)
     if config.head == "trained":
         prompt.attach("head", heads.own_head(adapter.model, pooler), "head")
     return prompt

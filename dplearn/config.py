@@ -293,7 +293,7 @@ class PromptConfig:
     @classmethod
     def from_saved(cls, options: dict) -> PromptConfig:
         """The options of a checkpoint, which may be older than some of them; raises what :meth:`from_dict` raises."""
-        return cls.from_dict(completed(options))
+        return cls.from_dict(with_younger_options(options))
 
     @classmethod
     def authors(cls, name: str, **options) -> PromptConfig:
@@ -380,7 +380,7 @@ class PromptConfig:
 OPTIONS: dict[str, Option] = {each.name: each.metadata["option"] for each in fields(PromptConfig)}
 
 
-def completed(options: dict) -> dict:
+def with_younger_options(options: dict) -> dict:
     """Saved options with those that are younger than they are, at the values by which prompts of then worked."""
     younger = {name: row.before for name, row in OPTIONS.items() if row.before is not None}
     return younger | options

@@ -233,8 +233,8 @@ def headroom(
     ValueError : fewer than four inputs; ``chosen`` holds an option that was not tried.
 
     >>> losses = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(10, 1)
-    >>> found = headroom(losses, groups=torch.tensor([0, 1]).repeat(10))
-    >>> found.fixed, found.per_group, found.oracle
+    >>> room = headroom(losses, groups=torch.tensor([0, 1]).repeat(10))
+    >>> room.fixed, room.per_group, room.oracle
     (0.5, 0.0, 0.0)
     """
     losses = losses.double()

@@ -16,7 +16,7 @@ from dplearn.batches import batches_of
 from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
 from dplearn.caching import cache_inputs
 from dplearn.choice import Chooser
-from dplearn.config import PromptConfig, completed
+from dplearn.config import PromptConfig, with_younger_options
 from dplearn.controllers import InstanceController, TaskController
 from dplearn.freezing import Frozen
 from dplearn.kept import KeptInputs
@@ -360,7 +360,7 @@ class NamedPrompts(Frozen):
         ValueError : an option differs that says what the tensors mean.
         """
         recorded = settings.from_tensor("the state dict", state).options
-        settings.check_options(completed(recorded), self.prompt_config.to_dict())
+        settings.check_options(with_younger_options(recorded), self.prompt_config.to_dict())
 
     def _checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict, dict, str]:
         """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""

@@ -116,7 +116,7 @@ class Backbone:
     def _words(self, ids: Tensor) -> Tensor:
         return self.embed(ids.to(device_of(self.model))[None])[0]
 
-    def complete(
+    def add_parts(
         self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
     ) -> None:
         """Add what else of a prompt depends on the kind of backbone; ``generator`` feeds what is drawn at random."""
@@ -285,7 +285,7 @@ class Backbone:
         """Compute and keep what is not kept yet of the inputs of a batch."""
         raise NotImplementedError
 
-    def finish(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
+    def layer_input(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
         """What is done to a prompted input before the layers (positions of an image's prompt, for instance)."""
         return placed
 

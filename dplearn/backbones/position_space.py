@@ -9,8 +9,8 @@ at k``. (The paper's estimator mixes the inserted sequences instead: it differen
 In a causal model the slope at a key that is not visible yet is its exponentiated score over the sum of the visible
 ones, which has no bound: estimates can be of any size there, and "score-function" is the better choice.
 
-Each mixture is a constant to the forward pass. :func:`carry` hands its gradient to the weights in closed form or in a
-loop over splits, so that no tensor has a dimension of splits and of rows twice.
+Each mixture is a constant to the forward pass. :func:`with_gradient` hands its gradient to the weights in closed form
+or in a loop over splits, so that no tensor has a dimension of splits and of rows twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dplearn.offload import device_of
 HIDDEN = 1e-24
 
 
-class _Carry(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights, value, products):
         ctx.products, ctx.dtype = products, weights.dtype
@@ -56,12 +56,12 @@ class _Once(torch.autograd.Function):
         )
 
 
-def carry(weights: Tensor, value: Tensor, products: Callable[[Tensor], Tensor]) -> Tensor:
+def with_gradient(weights: Tensor, value: Tensor, products: Callable[[Tensor], Tensor]) -> Tensor:
     """``value`` as it is, with a gradient to ``weights`` (B, K): ``products(gradient of value)``, (B, K).
 
     Of a mixture that is linear in the weights, second derivatives are exact where ``products`` can be differentiated.
     """
-    return _Carry.apply(weights, value.detach(), products)
+    return _WithGradient.apply(weights, value.detach(), products)
 
 
 def table_term(moves: Moves, table: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,7 +75,7 @@ def table_term(moves: Moves, table: Tensor, dtype: torch.dtype) -> Tensor:
         return every.gather(2, positions.mT).sum(1)  # (B, S, K) -> (B, K)
 
     batch, _, rows = positions.shape
-    return carry(moves.weights, table.new_zeros(batch, rows, table.shape[1], dtype=dtype), products)
+    return with_gradient(moves.weights, table.new_zeros(batch, rows, table.shape[1], dtype=dtype), products)
 
 
 def code_term(weights: Tensor, codes: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
@@ -88,7 +88,7 @@ def code_term(weights: Tensor, codes: Tensor, at: Tensor, dtype: torch.dtype) ->
         wide = torch.promote_types(grad.dtype, torch.float32)
         return (grad.to(wide) * codes.to(wide)).sum(2) @ at.to(wide).T
 
-    return carry(weights, codes.new_zeros(weights.shape[0], *codes.shape, dtype=dtype), products)
+    return with_gradient(weights, codes.new_zeros(weights.shape[0], *codes.shape, dtype=dtype), products)
 
 
 def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
         return torch.stack(slopes, 1)
 
     zeros = by_offset.new_zeros(1).expand(batch, len(by_offset), length, length)
-    return carry(moves.weights, zeros, products)
+    return with_gradient(moves.weights, zeros, products)
 
 
 def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
@@ -136,7 +136,7 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | Non
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # with create_graph
         return _Once.apply(slopes, moves.weights) if again else slopes
 
-    return carry(moves.weights, value, products)
+    return with_gradient(moves.weights, value, products)
 
 
 def _sees(order: Tensor, window: int | None) -> Tensor:

@@ -39,7 +39,7 @@ class Refused(Exception):
 
 # States of a model: called with input_ids or inputs_embeds (1, T), a mask (1, T) and the position of the first token.
 States = Callable[..., Tensor]
-_FOUND: weakref.WeakKeyDictionary[nn.Module, Findings | str] = weakref.WeakKeyDictionary()
+_ASKED: weakref.WeakKeyDictionary[nn.Module, Findings | str] = weakref.WeakKeyDictionary()
 
 
 def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: States) -> Findings:
@@ -55,13 +55,13 @@ def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states:
     ------
     Refused : the model cannot be given rows, or padding changes its answer.
     """
-    if model not in _FOUND:
+    if model not in _ASKED:
         try:
             with torch.no_grad(), evaluating(model, copies=False):
-                _FOUND[model] = _try(model, embedding, body, states)
+                _ASKED[model] = _try(model, embedding, body, states)
         except Refused as reason:
-            _FOUND[model] = str(reason)
-    findings = _FOUND[model]
+            _ASKED[model] = str(reason)
+    findings = _ASKED[model]
     if isinstance(findings, str):
         raise Refused(findings)
     return findings

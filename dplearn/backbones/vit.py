@@ -244,7 +244,7 @@ class ViTBackbone(Backbone):
         grid = interpolate(grid.to(dtype), size=size, mode="bicubic", align_corners=False).to(table.dtype)
         return torch.cat([special, grid.flatten(2).mT[:, :wanted]], 1)
 
-    def finish(self, placed, reading: Reading, entry: str | None):
+    def layer_input(self, placed, reading: Reading, entry: str | None):
         """Add position vectors, (1, T + n, d), where the prompt entered in front of them or has its own
         ("position-coded"); show the special tokens.
 

@@ -32,14 +32,14 @@ def losses_for(family: Family, labels: Tensor | None, paired: bool | None, numbe
             f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected integers ({number},)"
         )
 
-    def losses(scores: Tensor) -> Tensor | None:
+    def losses(logits: Tensor) -> Tensor | None:
         if paired:
-            if scores.shape[0] != scores.shape[1]:
+            if logits.shape[0] != logits.shape[1]:
                 raise ValueError(
-                    f"return_loss=True with {scores.shape[0]} images and {scores.shape[1]} texts, expected pairs"
+                    f"return_loss=True with {logits.shape[0]} images and {logits.shape[1]} texts, expected pairs"
                 )
-            return family.pair_loss(scores).expand(number)
-        return None if labels is None else cross_entropy(scores, labels, reduction="none")
+            return family.pair_loss(logits).expand(number)
+        return None if labels is None else cross_entropy(logits, labels, reduction="none")
 
     return losses
 
@@ -73,7 +73,7 @@ def compare_draws(
     for number in range(len(draws.log_probs)):
         copies = prompt.tried(decisions, draws.only(number))
         answers = towers.answers(texts, images, owners, copies)
-        cost = losses(answers.scores)
+        cost = losses(answers.logits)
         if cost is not None:
             costs.append(cost if each_alone else cost.mean().unsqueeze(0))
         drawn.append(answers)

@@ -17,7 +17,7 @@ from ..config import PromptConfig
 from ..tasks import place as tasks
 from ..tasks.base import Task
 from . import ANSWER_PREFIX, folder_of, load
-from .evaluation import scores
+from .evaluation import word_logits
 from .place import SPECIAL
 
 FILE = "places.json"
@@ -56,7 +56,7 @@ def shares(model, tokenizer, word: str, before: int, behind: int) -> dict[str, f
     task = tasks.load("place/mixed")
     examples = task.examples("test")[:COUNT]
     texts = [around(word, before, example["text"], behind) for example in examples]
-    answers = [tasks.ANSWERS[i] for i in scores(model, tokenizer, task, texts).argmax(-1)]
+    answers = [tasks.ANSWERS[i] for i in word_logits(model, tokenizer, task, texts).argmax(-1)]
     kinds = ("colour", "person", "place")
     return {
         kind: round(sum(a == e[kind] for a, e in zip(answers, examples)) / len(examples), 3) for kind in kinds
@@ -75,7 +75,7 @@ def untrained(model, tokenizer, draws: int = 5) -> list[dict]:
             for _ in range(draws):
                 drawn = " ".join(generator.choices(words, k=length))
                 parts = [(drawn, e["text"]) if before else (e["text"], drawn) for e in examples]
-                logits = scores(model, tokenizer, task, [" ".join(pair) for pair in parts])
+                logits = word_logits(model, tokenizer, task, [" ".join(pair) for pair in parts])
                 for answer, example in zip(logits.argmax(-1), examples):
                     for kind in kinds:
                         hits[kind] += tasks.ANSWERS[answer] == example[kind]
@@ -90,7 +90,7 @@ def losses(model, tokenizer, task: Task, split: str, length: int) -> tuple[torch
     examples, word = task.examples(split)[:COUNT], tasks.prompt_word(task.name)
     labels = torch.tensor([example["label"] for example in examples])
     by_split = [
-        scores(model, tokenizer, task, [around(word, k, e["text"], length - k) for e in examples])
+        word_logits(model, tokenizer, task, [around(word, k, e["text"], length - k) for e in examples])
         for k in range(length + 1)
     ]
     loss = torch.stack([F.cross_entropy(logits, labels, reduction="none") for logits in by_split], dim=1)

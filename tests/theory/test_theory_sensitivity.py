@@ -796,7 +796,7 @@ def test_table_has_the_proved_zeros_and_no_others(kind):
     marks = *map(mark, parts), mark(found.both_off or found.full, "readout")
     assert marks == PATTERN[kind]
     assert mark(found.redrawn) == mark(found.redrawn, "readout") == "+"
-    assert found.complete and found.order_blind == (kind in BLIND)
+    assert found.accounts_for_all and found.order_blind == (kind in BLIND)
     assert ("causal visibility" in found.mechanisms) == (kind in CAUSAL)
     assert ("readout" in found.mechanisms) == (kind in ("gpt2", "llama", "qwen2"))
     assert (found.input_moves is None) == (
@@ -825,7 +825,7 @@ def test_positions_out_of_reach_are_said_to_be():
     model = tiny.finish(transformers.OPTForCausalLM, config, 0, torch.float64)
     found = position_sensitivity(model, input_ids=IDS, attention_mask=MASK)
     assert found.full.rows > 0.05 and found.position_off is found.mask_off is found.both_off is None
-    assert found.mechanisms == () and not found.complete
+    assert found.mechanisms == () and not found.accounts_for_all
     assert "what is not known" in found.verdict and "OPTForCausalLM" in found.verdict
     with pytest.raises(TypeError, match="OPTForCausalLM has no position information that is known"):
         with tower(model).without_positions():
@@ -839,7 +839,7 @@ def test_a_mechanism_that_the_probe_misses_is_seen():
     config = transformers.GPTNeoConfig(**sizes, **more, initializer_range=0.4)
     model = tiny.finish(transformers.GPTNeoForCausalLM, config, 0, torch.float64)
     found = position_sensitivity(model, input_ids=IDS, attention_mask=MASK)
-    assert found.both_off.rows > 0.05 and not found.complete
+    assert found.both_off.rows > 0.05 and not found.accounts_for_all
     assert "through something else too" in found.verdict
 
 

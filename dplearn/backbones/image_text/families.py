@@ -104,18 +104,18 @@ class Family:
         """What the model says about images, (N, p), not normalised, from the tower's pooled output (N, width)."""
         raise NotImplementedError
 
-    def scores(self, images: Tensor, texts: Tensor) -> Tensor:
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """The model's score of every pair, (N, C), from unit vectors: images (N, p), and texts (C, p), or (N, C, p)
         where each image has texts of its own."""
         model = self.model
         cosines = images @ texts.mT if texts.ndim == 2 else (texts @ images.unsqueeze(2)).squeeze(2)
         return cosines * model.logit_scale.exp() + getattr(model, "logit_bias", 0.0)
 
-    def pair_loss(self, scores: Tensor) -> Tensor:
+    def pair_loss(self, logits: Tensor) -> Tensor:
         """The loss of N images and their N texts, in the same order, that the model was pretrained with."""
         raise NotImplementedError
 
-    def probabilities(self, scores: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(N, C), as the model was trained: over the texts, or of each pair by itself."""
         raise NotImplementedError
 
@@ -202,13 +202,13 @@ class CLIP(Family):
     def image_answers(self, pooled: Tensor) -> Tensor:
         return self.model.visual_projection(pooled)
 
-    def pair_loss(self, scores: Tensor) -> Tensor:
+    def pair_loss(self, logits: Tensor) -> Tensor:
         """Cross-entropy over the texts and over the images, in equal parts (Radford et al. 2021)."""
-        own = torch.arange(len(scores), device=scores.device)
-        return (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2
+        own = torch.arange(len(logits), device=logits.device)
+        return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.softmax(-1)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
 
 
 class SigLIP(Family):
@@ -251,13 +251,13 @@ class SigLIP(Family):
     def image_answers(self, pooled: Tensor) -> Tensor:
         return pooled
 
-    def pair_loss(self, scores: Tensor) -> Tensor:
+    def pair_loss(self, logits: Tensor) -> Tensor:
         """The sigmoid loss of each pair, own or not (Zhai et al. 2023)."""
-        sign = 2 * torch.eye(len(scores), dtype=scores.dtype, device=scores.device) - 1
-        return -logsigmoid(sign * scores).sum(1).mean()
+        sign = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+        return -logsigmoid(sign * logits).sum(1).mean()
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.sigmoid()
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
 
 
 # By the model_type of transformers' configuration. A further family is a class here.

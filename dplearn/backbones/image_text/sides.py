@@ -71,7 +71,7 @@ class TextSide(Backbone):
         ends = tuple(given["ends"].tolist())
         return Captions(given["input_ids"], reading.mask, ends, given["special"], 0)
 
-    def finish(self, placed, reading: Reading, entry: str | None):
+    def layer_input(self, placed, reading: Reading, entry: str | None):
         """The rows as the tower reads them, which may see padding."""
         placed = self.texts.as_read(placed, self._captions(reading))
         if self.family.hides_vectors:

@@ -124,7 +124,7 @@ def _lines(stack: Tower, reading: Reading, prompt: Tensor, other: Tensor, splits
     for name in ("prompt_moves", "input_moves"):
         lines[name] = change(moves=name, see_all=causal) if stack.table() is not None else None
     prefixes = [stack.states(reading, vectors, len(prompt)) for vectors in (other, prompt)]
-    return lines | {"redrawn": compare(*prefixes)}
+    return lines | {"redrawn": change_between(*prefixes)}
 
 
 def _change(
@@ -152,11 +152,11 @@ def _change(
             return stack.states(reading, prompt, split, see_all=see_all)
 
     start = states(len(prompt))
-    changes = [compare(states(split), start) for split in splits]
+    changes = [change_between(states(split), start) for split in splits]
     return Change(*(max(column) if column[0] is not None else None for column in zip(*changes)))
 
 
-def compare(now: States, before: States) -> Change:
+def change_between(now: States, before: States) -> Change:
     """How far the states of a batch are from those of the same batch under another prompt or split."""
     real = now.between
     fixed = None if now.fixed is None else _relative(now.fixed, before.fixed)

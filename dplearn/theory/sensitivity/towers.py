@@ -93,7 +93,7 @@ class Tower:
             placed = Inserted(rows.clone(), mask, every, every[:, :0])
         else:
             placed = insert(prompt, rows, mask, split, keep_last=reading.keep_last)
-        return self.adapter.finish(PromptedInput(*placed, decisions={}), reading, None)
+        return self.adapter.layer_input(PromptedInput(*placed, decisions={}), reading, None)
 
     def encode(
         self,
