@@ -78,15 +78,16 @@ class PromptConfig:
         before they can be told apart (:mod:`dplearn.summaries`).
     controller_init : first logits of learned decisions: "zero" (all options equally likely; until something moved,
         evaluation takes the prefix and the whole prompt) or "uniform", random as in the authors' code.
-    estimator : how the gradient of a sampled decision is estimated: "score-function", "exact" (one learned decision),
-        "position-space" (for the position; other decisions by straight-through) or "straight-through" (the paper's);
-        see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The first two compare the losses of
-        several options: unbiased, and dearer (``samples``). They ask for ``labels`` in training, or for a loss that
-        knows of them (:class:`dplearn.LabelWordLoss`). The other two take any loss in one pass. Where the right
-        position is known, on place-mini, only the first two find it for nearly all inputs (record estimators-place), so
-        the default is the cheaper of them. On a decoder-only model "position-space" has slopes without a bound.
-    samples : how many options "score-function" (at least 2; None: 4) and "exact" (None: all) try for each instance. A
-        training step costs about so many forward and backward passes.
+    estimator : how the gradient of a sampled decision is estimated: "score-function", "score-function-batch", "exact"
+        (one learned decision), "position-space" (for the position; other decisions by straight-through) or
+        "straight-through" (the paper's); see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The
+        first three compare losses: of several options (``samples``), or of the instances of a batch; they are unbiased,
+        and ask for ``labels`` in training, or for a loss that knows of them (:class:`dplearn.LabelWordLoss`). The other
+        two take any loss in one pass. Where the right position is known, on place-mini, only those that compare losses
+        find it for nearly all inputs (record estimators-place). On a decoder-only model "position-space" has slopes
+        without a bound.
+    samples : how many options "score-function" (at least 2; None: 4), "score-function-batch" (None: 1) and "exact"
+        (None: all) try for each instance. A training step costs about so many forward and backward passes.
     temperature : initial temperature of Gumbel-Softmax; anneal it with :class:`dplearn.Annealing`.
     init : first values of the vectors: rows drawn from the backbone's "vocabulary" embeddings (all drawn rows differ
         where the vocabulary is large enough), "uniform" in (-0.5, 0.5), or "normal" with standard deviation 0.02 (as

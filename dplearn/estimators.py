@@ -1,17 +1,22 @@
 """The estimators of a decision's gradient: one table, a row for each.
 
 Two read the gradient off one sampled choice, by its weights: "straight-through", the paper's, and "position-space"
-(:mod:`dplearn.backbones.position_space`). Two evaluate the loss at several options: they repeat every instance S times,
-each copy with its own decision, and turn the S losses f_s of an instance into one surrogate whose gradient is the
-estimate:
+(:mod:`dplearn.backbones.position_space`). The others compare losses: they repeat every instance S times, each copy with
+its own decision, and turn the losses f_s of an instance into one surrogate whose gradient is the estimate:
 
-exact           every option k once, or an unbiased sample of them: ``sum_k pi_k f_k``.
-score-function  S options drawn from pi: ``mean_s f_s``, plus the gradient of ``mean_s (f_s - b_s) log pi_s``, where the
-                baseline b_s is the mean of the instance's other losses (leave one out): the estimate is unbiased.
+exact                 every option k once, or an unbiased sample of them: ``sum_k pi_k f_k``.
+score-function        S options drawn from pi: ``mean_s f_s``, plus the gradient of ``mean_s (f_s - b_s) log pi_s``,
+                      where the baseline b_s is the mean of the instance's other losses (leave one out): the estimate is
+                      unbiased.
+score-function-batch  the same with one b for all losses of an instance, the mean loss of the batch's other instances.
+                      They drew without regard to this one, so the estimate is unbiased too. A single draw suffices, at
+                      the price of one pass; its noise has what instances differ in anyway. A batch of one instance
+                      has nothing to compare a single draw with and moves no decision.
 
 A new estimator is a file with its functions (of :mod:`dplearn.sampling`) and a row in ``ESTIMATORS``.
 
-Sources: Yang et al. (2023), section 3.2; Williams (1992); Kool et al. (2019) for the leave-one-out baseline.
+Sources: Yang et al. (2023), section 3.2; Williams (1992), who also has a baseline over other trials; Kool et al. (2019)
+for the leave-one-out baseline.
 """
 
 from __future__ import annotations
@@ -54,7 +59,7 @@ def expected_loss(losses: Tensor, draws: Draws) -> Tensor:
 def independent_options(
     log_p: dict[str, Tensor], samples: int, generator: torch.Generator | None = None
 ) -> Draws:
-    """For "score-function": ``samples`` independent options of every decision (B, n) for each instance."""
+    """For the score functions: ``samples`` independent options of every decision (B, n) for each instance."""
     index, total = {}, 0.0
     for name, chances in log_p.items():
         noise = torch.empty(samples, *chances.shape).exponential_(generator=generator).to(chances.device)
@@ -68,6 +73,21 @@ def leave_one_out(losses: Tensor, draws: Draws) -> Tensor:
     count = losses.shape[0]
     values = losses.detach()
     advantage = (values - values.mean(0)) * count / (count - 1)  # f_s - mean of the others
+    return _with_score(losses, advantage, draws)
+
+
+def leave_one_instance_out(losses: Tensor, draws: Draws) -> Tensor:
+    """For "score-function-batch": the mean loss, with the gradient of the score, (S, B) -> (B,)."""
+    count, batch = losses.shape
+    if batch == 1 < count:
+        return leave_one_out(losses, draws)
+    values = losses.detach()
+    others = values if batch == 1 else (values.sum() - values.sum(0)) / (count * (batch - 1))
+    return _with_score(losses, values - others, draws)
+
+
+def _with_score(losses: Tensor, advantage: Tensor, draws: Draws) -> Tensor:
+    """The mean loss of each instance, (S, B) -> (B,), with the gradient of its score added."""
     score = (advantage * (draws.log_probs - draws.log_probs.detach())).mean(0)  # 0, with the score's gradient
     return losses.mean(0) + score
 
@@ -98,6 +118,14 @@ ESTIMATORS: dict[str, Estimator] = {
         surrogate=expected_loss,
         joint=False,
     ),
+    "score-function-batch": Estimator(
+        "one sampled option, or several, whose losses are compared with those of the batch's other instances; unbiased",
+        sampled,
+        space=None,
+        draw=independent_options,
+        surrogate=leave_one_instance_out,
+        usual_samples=1,
+    ),
 }
 
 
@@ -106,7 +134,7 @@ def comparing_losses(compare: bool = True) -> list[str]:
     which take any loss.
 
     >>> comparing_losses(), comparing_losses(False)
-    (['score-function', 'exact'], ['straight-through', 'position-space'])
+    (['score-function', 'exact', 'score-function-batch'], ['straight-through', 'position-space'])
     """
     return [name for name, row in ESTIMATORS.items() if row.compares_losses is compare]
 
@@ -123,7 +151,8 @@ def draw(
     ----------
     logits : name of a decision -> (B, n) logits. An estimator that is not ``joint`` takes a single decision.
     estimator : one that compares losses.
-    samples : S, how many options to try for each instance; None: all for "exact", 4 for "score-function".
+    samples : S, how many options to try for each instance; None: all for "exact", 4 for "score-function", 1 for
+        "score-function-batch".
     generator : source of the randomness; None is torch's global one.
 
     Raises
@@ -142,7 +171,8 @@ def draw(
             row = int((~value.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"logits of the {name}, row {row}, are not finite: training has diverged")
     log_p = {name: at_least_float32(value).log_softmax(-1) for name, value in logits.items()}
-    return row.draw(log_p, row.usual_samples if samples is None else samples, generator)
+    tried = row.draw(log_p, row.usual_samples if samples is None else samples, generator)
+    return tried._replace(estimator=estimator)  # several rows draw in the same way
 
 
 def surrogate(losses: Tensor, draws: Draws) -> Tensor:

@@ -5,6 +5,7 @@ controller's probabilities, differentiated by autograd. The mixtures of the posi
 too, in the order [P; X], where moving a prompt changes position information and nothing else.
 """
 
+import itertools
 import math
 
 import pytest
@@ -24,6 +25,7 @@ import dplearn as dp
 from dplearn import estimators
 from dplearn.backbones import Boundary, position_space
 from dplearn.estimators import ESTIMATORS
+from dplearn.sampling import Draws
 
 LENGTH = 3
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -152,15 +154,76 @@ def test_the_surrogate_has_the_mean_loss_and_the_leave_one_out_gradient():
         assert_close(gradient, by_hand, **EXACT)
 
 
-def test_score_function_is_unbiased_within_its_error():
-    """Many independent estimates of the same gradient against the exact one, in units of the standard error."""
-    model, labels = make(tiny.t5(), "task", estimator="score-function", samples=4), LABELS["t5"]
+@pytest.mark.parametrize("samples", [1, 2])
+def test_over_all_outcomes_the_batch_baseline_gives_the_exact_gradient(samples):
+    """Every outcome of all draws of three instances, weighted by its probability: the definition of unbiased."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(3, 2, dtype=torch.float64) * 3 + torch.tensor([[0.0], [5.0], [-4.0]]).double()
+    pi, mean = logits.detach().softmax(1), torch.zeros(3, 2, dtype=torch.float64)
+    for outcome in itertools.product((0, 1), repeat=3 * samples):
+        index = torch.tensor(outcome).view(samples, 3)
+        log_p = logits.log_softmax(1).expand(samples, -1, -1).gather(2, index[..., None])[..., 0]
+        draws = Draws({"position": index}, log_p, None, "score-function-batch")
+        losses = table.expand(samples, -1, -1).gather(2, index[..., None])[..., 0]
+        value = estimators.surrogate(losses, draws)
+        assert_close(value, losses.mean(0), **EXACT)
+        (estimate,) = torch.autograd.grad(value.sum(), logits)
+        mean += pi.expand(samples, -1, -1).gather(2, index[..., None]).prod() * estimate
+    (exact,) = torch.autograd.grad((logits.softmax(1) * table).sum(), logits)
+    assert_close(mean, exact, **EXACT)
+
+
+def test_the_batch_baseline_is_the_mean_of_the_other_instances():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    draws = estimators.draw({"position": logits}, "score-function-batch", samples=2)
+    losses = torch.randn(2, 4, dtype=torch.float64)
+    (found,) = torch.autograd.grad(estimators.surrogate(losses, draws).sum(), logits)
+    by_hand = torch.zeros_like(logits)
+    for b in range(4):
+        others = [losses[s, other].item() for s in range(2) for other in range(4) if other != b]
+        for s in range(2):
+            one_hot = torch.eye(3, dtype=torch.float64)[draws.index["position"][s, b]]
+            by_hand[b] += (
+                (losses[s, b].item() - sum(others) / 6) * (one_hot - logits[b].detach().softmax(-1)) / 2
+            )
+    assert_close(found, by_hand, **EXACT)
+
+
+def test_one_instance_is_compared_with_itself_or_not_at_all():
+    logits = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    for samples in (1, 3):
+        draws = estimators.draw({"position": logits}, "score-function-batch", samples=samples)
+        losses = torch.arange(1.0, 1 + samples, dtype=torch.float64)[:, None].requires_grad_()
+        value = estimators.surrogate(losses, draws)
+        found = torch.autograd.grad(value.sum(), [losses, logits], retain_graph=True)
+        assert_close(found[0], torch.full_like(losses, 1 / samples), **EXACT)
+        if samples == 1:
+            assert found[1].eq(0).all()  # and not None: parallel training waits for every gradient
+        else:
+            (own,) = torch.autograd.grad(
+                estimators.surrogate(losses, draws._replace(estimator="score-function")).sum(), logits
+            )
+            assert_close(found[1], own, **EXACT)
+
+
+@pytest.mark.parametrize(
+    "estimator, samples, texts", [("score-function", 4, 3), ("score-function-batch", 1, 1)]
+)
+def test_a_score_function_is_unbiased_within_its_error(estimator, samples, texts):
+    """Many independent estimates of the same gradient against the exact one, in units of the standard error.
+
+    The baseline of the batch meets copies of one text alone: between texts losses differ far more than between splits.
+    """
+    ids, mask, labels = IDS[:texts], MASK[:texts], LABELS["t5"][:texts]
+    model = make(tiny.t5(), "task", estimator=estimator, samples=samples)
     (exact,) = torch.autograd.grad(
-        (logits_of(model).softmax(-1).T * losses_by_hand(model, labels)).sum(0).mean(),
+        (logits_of(model, ids, mask).softmax(-1).T * losses_by_hand(model, labels, ids, mask)).sum(0).mean(),
         [model.prompt.position.controller.logits],
     )
-    copies = 40  # rows of one batch are independent estimates
-    many = IDS.repeat(copies, 1), MASK.repeat(copies, 1), labels.repeat(copies, 1)
+    copies = 480 // texts // samples  # rows of one batch are independent estimates, or nearly
+    many = ids.repeat(copies, 1), mask.repeat(copies, 1), labels.repeat(copies, 1)
     model.prompt.position.chooser.generator = torch.Generator().manual_seed(0)
     estimates = []
     for _ in range(8):
@@ -169,9 +232,8 @@ def test_score_function_is_unbiased_within_its_error():
     estimates = torch.stack(estimates)
     error = estimates.std(0) / len(estimates) ** 0.5
     assert ((estimates.mean(0) - exact).abs() < 4 * error + 1e-9).all()
-    assert (
-        error.max() < 0.3 * exact.abs().max()
-    )  # and the check is not empty: the error is small enough to see a bias
+    # And the check is not empty: the error is small enough to see a bias.
+    assert error.max() < 0.3 * exact.abs().max()
 
 
 def test_copies_keep_their_instance():
@@ -418,6 +480,7 @@ def test_the_table_says_what_each_estimator_does():
         "position-space": ("positions", False, 1, None, True),
         "score-function": (None, True, 2, 4, True),
         "exact": (None, True, 1, None, False),
+        "score-function-batch": (None, True, 1, 1, True),
     }
     assert all(row.words for row in ESTIMATORS.values())
 
@@ -434,7 +497,8 @@ def test_what_cannot_be_drawn_is_refused_by_name():
         estimators.draw({}, "score-function")
 
 
-def test_four_options_are_tried_where_nobody_says():
+def test_what_is_tried_where_nobody_says():
+    assert estimators.draw({"position": torch.zeros(2, 3)}, "score-function-batch").log_probs.shape == (1, 2)
     assert estimators.draw({"position": torch.zeros(2, 3)}, "score-function").log_probs.shape == (4, 2)
     assert estimators.draw({"position": torch.zeros(2, 3)}, "exact").log_probs.shape == (3, 2)
 
@@ -495,7 +559,7 @@ def test_label_words_see_the_same_surrogate(estimator):
     assert_close(accumulated, output.loss / 2, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["position-space", "score-function", "exact"])
+@pytest.mark.parametrize("estimator", ["position-space", "score-function", "score-function-batch", "exact"])
 def test_evaluation_is_the_same_argmax_for_all(estimator):
     model, usual = make(tiny.t5(), estimator=estimator), make(tiny.t5())
     usual.prompt.load_state_dict(model.prompt.state_dict())

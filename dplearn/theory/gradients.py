@@ -106,7 +106,7 @@ def compare(
 
 def _with(model: PromptedModel, estimator: str) -> PromptedModel:
     """The same prompt on the same backbone with another estimator."""
-    samples = model.prompt_config.samples if estimator == "score-function" else None
+    samples = model.prompt_config.samples if estimator == model.prompt_config.estimator else None
     config: PromptConfig = replace(model.prompt_config, estimator=estimator, samples=samples)
     other = prompted(model.backbone, config, vectors=model.prompt.vectors.detach())
     other.prompt.to(model.prompt.vectors.dtype).load_state_dict(model.prompt.state_dict())

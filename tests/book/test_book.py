@@ -74,6 +74,37 @@ def solutions_outside_dropdowns(text):
     ]
 
 
+# Where no link can stand: code, mathematics, headings, and the words of a link itself.
+UNLINKED = re.compile(
+    r"^```(?!\{).*?^```|\{[\w:]+\}`[^`]*`|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|^#+ [^\n]*$", re.M | re.S
+)
+
+
+def chapters_without_link(text, numbers):
+    """The chapters that are named by their number alone, of those that exist."""
+    named = re.findall(r"\b[Cc]hapters?\s((?:\d\d(?:, | and | or | to )?)+)", UNLINKED.sub("", text))
+    return sorted(set(re.findall(r"\d\d", " ".join(named))) & numbers)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + PAGES, ids=lambda path: path.stem)
+def test_a_chapter_is_named_by_a_link(path):
+    numbers = {other.stem[:2] for other in NOTEBOOKS} - {path.stem[:2]}
+    assert chapters_without_link(prose(path), numbers) == []
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("as chapter 03 says", ["03"]),
+        ("Chapters\n03 and 04: 05", ["03", "04"]),
+        ("{doc}`chapter 03 <03_x>`, `chapter 03`, $x$ of chapter 12", []),
+        ("# chapter 03\n```python\nchapter 03\n```\n```{note}\nin chapter 04\n```", ["04"]),
+    ],
+)
+def test_a_chapter_without_a_link_is_found(text, expected):
+    assert chapters_without_link(text, {"03", "04", "05"}) == expected
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_stored_executed(path):
     assert execution_problems(nbformat.read(path, as_version=4)) == []

@@ -156,6 +156,56 @@ def test_the_verdicts_on_a_place_per_input_are_those_of_the_record(tmp_path):
     assert said["place/xor", "score-function"] in row
 
 
+def test_what_is_said_of_eight_vectors_and_of_collapse_is_in_the_record():
+    """Rates of the report, scores of the choice, and runs in which all inputs have one place."""
+    rows = [row for row in records.load("estimators-place")["rows"] if row["task"] == "place/mixed"]
+    page = " ".join((ROOT / "book" / "at-work.md").read_text().split())
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| A learned position per instance improves"))
+    decided = "per instance, score-function"
+    rates, best = {}, {}
+    for method, sides in (("fixed", ("prefix", "postfix")), (decided, (decided,))):
+        tried = {}
+        for row in rows:
+            if row["condition"] == "l = 8" and row["purpose"] == "choice" and row["method"] in sides:
+                rate = row["settings"]["learning_rate"], row["settings"]["controller_learning_rate"]
+                tried.setdefault((row["method"], rate), {})[row["seed"]] = records.headline(row, "validation")
+        best[method] = max(statistics.mean(scores.values()) for scores in tried.values())
+        name = "best fixed split" if method == "fixed" else method
+        found = {
+            row["settings"]["learning_rate"]
+            for row in rows
+            if row["condition"] == "l = 8" and row["purpose"] == "report" and row["method"] == name
+        }
+        (rates[method],) = found
+    said = f"{best[decided]:.3f} against {best['fixed']:.3f}"
+    assert f"({said} on validation)" in page and f"was ahead, {said})" in line
+    assert f"their vectors ({rates['fixed']})" in page and f"beside a decision had {rates[decided]}" in page
+    assert f"rate of their vectors, {rates['fixed']} against {rates[decided]}" in line
+
+    def alone(method, baseline="best fixed split"):
+        pairs = [
+            [r for r in rows if r["condition"] == "l = 1" and r["method"] == m] for m in (method, baseline)
+        ]
+        reports = [[r for r in group if r["purpose"] == "report"] for group in pairs]
+        mean, half = records.interval(records.paired(*reports, "test"))
+        return f"{100 * mean:+.1f} ± {100 * half:.1f}"
+
+    assert f"alone it would be {alone(decided)} points" in page
+    alike = {}
+    for row in rows:
+        if (
+            row["condition"] == "given"
+            and row["purpose"] == "report"
+            and row["method"].startswith("per instance")
+        ):
+            share = row["evidence"]["decisions"]["position"]["share"]
+            alike.setdefault(row["method"].removeprefix("per instance, "), []).append(share >= 0.99)
+    assert sum(alike["position-space, raw"]) == 10 and len(alike["position-space, raw"]) == 10
+    assert sum(alike["score-function, raw"]) == 3 and len(alike["score-function, raw"]) == 10
+    assert not any(any(runs) for name, runs in alike.items() if not name.endswith("raw"))
+
+
 def test_what_the_paper_map_says_of_t5_mini_is_in_the_record(tmp_path):
     one = study.read("instance")
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
@@ -230,6 +280,30 @@ def test_what_the_paper_map_says_of_few_examples_is_in_the_record(tmp_path):
         else:
             assert "position moved by 0.02" in task.sentence()
             assert min(map(min, scores.values())) > 0.985
+
+
+def test_what_the_paper_map_says_of_several_tasks_is_in_the_record(tmp_path):
+    one = study.read("multi-task")
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| The gains hold with few examples"))
+    ((cell, rows),) = commands._cells(SimpleNamespace(runs=tmp_path), one)
+    found = commands._verdicts(one, cell, rows)
+    grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+    scores = {m: [records.headline(row, "test") for row in group] for (m,), group in grouped.items()}
+    assert {len(group) for group in scores.values()} == {3} and one.exempt
+    means = {method: f"{100 * statistics.mean(values):.1f} %" for method, values in scores.items()}
+    assert f"against the best fixed place ({means['best fixed split']}) " in line
+    for method, words in (
+        ("place per task", "a place per task has {}"),
+        ("place per input", "a place per input {}"),
+    ):
+        verdict = found["best fixed split", method].sentence()
+        assert f"{words.format(means[method])}, {verdict};" in line
+    mixture = found["one prompt, as many parameters", "mixture per task"].sentence()
+    assert (
+        f"a mixture of four prompts per task has {means['mixture per task']}, and against one prompt" in line
+    )
+    assert f"with as many parameters it is {mixture}. " in line
 
 
 def test_what_the_paper_map_says_of_all_decisions_at_once_is_in_the_record(tmp_path):
