@@ -78,7 +78,7 @@ def build(
     ValueError : a trained head is asked for, and the backbone has none or a language model's.
     """
     prompt = config.build(vectors, summary_width=adapter.summary_width(config))
-    adapter.complete(prompt, config, generator)
+    adapter.add_parts(prompt, config, generator)
     if config.head == "trained":
         prompt.attach("head", heads.own_head(adapter.model, pooler), "head")
     return prompt
@@ -150,15 +150,15 @@ def restore(
 
 def _name_labels(folder: str | os.PathLike, names: object, model: PreTrainedModel, own_head: bool) -> None:
     """Give the labels of a prompt's own head their recorded names; warn where the backbone has other names for them."""
-    found = heads.label_names(model)
-    if not isinstance(names, list) or names == found or len(names) != model.config.num_labels:
+    own_names = heads.label_names(model)
+    if not isinstance(names, list) or names == own_names or len(names) != model.config.num_labels:
         return
-    if own_head and found is None:
+    if own_head and own_names is None:
         heads.set_label_names(model, names)
         return
     warnings.warn(
         f"the prompt in {str(folder)!r} was trained for labels named {shown(names)}, this {type(model).__name__} names "
-        f"them {shown(found or 'LABEL_0, LABEL_1, ...')}: expected the same classes in the same order",
+        f"them {shown(own_names or 'LABEL_0, LABEL_1, ...')}: expected the same classes in the same order",
         UserWarning,
         stacklevel=caller_level(),
     )

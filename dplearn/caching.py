@@ -29,11 +29,10 @@ def cache_inputs(
     verbose: bool,
 ) -> KeptInputs:
     """See :meth:`dplearn.PromptedModel.cache_inputs`."""
-    adapter = model.adapter
-    reason = adapter.refuses_kept(model.prompt_config)
+    adapter, config = model.adapter, model.prompt_config
+    reason = adapter.refuses_kept(config)
     if reason is not None:
         raise ValueError(f"cache_inputs: {reason}")
-    config = model.prompt_config
     held = list(data) if isinstance(data, Iterator) else None  # they are gone through twice
 
     def batches() -> Iterator[dict]:
@@ -42,10 +41,7 @@ def cache_inputs(
     sizes: dict[str, int] = {}
     for batch in batches():
         sizes |= adapter.sizes_kept(_read(model, batch), config)
-    before = kept = adapter.kept
-    if kept is None or not kept.fresh or not kept.made_as(dtype, folder):
-        _check_folder(model.backbone, dtype, folder)
-        kept = KeptInputs(model.backbone, dtype, folder)
+    before, kept = adapter.kept, _kept_or_new(model, dtype, folder)
     known = kept.digests
     if verbose:
         _tell(kept, sizes)
@@ -61,6 +57,15 @@ def cache_inputs(
         if number == 0 and kept.dtype == model.backbone.dtype:
             _compare(model, batch)
     return kept
+
+
+def _kept_or_new(model, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> KeptInputs:
+    """What the model keeps already, where it is of these weights and was made in this way; else room for it."""
+    kept = model.adapter.kept
+    if kept is not None and kept.fresh and kept.made_as(dtype, folder):
+        return kept
+    _check_folder(model.backbone, dtype, folder)
+    return KeptInputs(model.backbone, dtype, folder)
 
 
 def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> None:
@@ -116,7 +121,7 @@ def _compare(model, batch: dict) -> None:
     kept, training = model.adapter.kept, model.training
     model.eval()
     try:
-        found = _answers(model(**batch))
+        answers = _answers(model(**batch))
         model.adapter.kept = None
         full = _answers(model(**batch))
     finally:
@@ -125,8 +130,8 @@ def _compare(model, batch: dict) -> None:
     # Some models compute parts in float32 whatever their dtype is.
     near = 5e-2 if model.backbone.dtype.itemsize < 4 else 1e-4
     if model.adapter.kind == "text":  # the other columns are of rows that did not run
-        found, full = found[:, -1], full[:, -1]
-    if (found - full).abs().max() > near * full.abs().max():
+        answers, full = answers[:, -1], full[:, -1]
+    if (answers - full).abs().max() > near * full.abs().max():
         model.adapter.kept = None
         raise ValueError(
             f"cache_inputs: {type(model.backbone).__name__} answers otherwise on what is kept than on the input"

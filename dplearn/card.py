@@ -112,7 +112,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
 
 def _facts(config: PromptConfig, counted: Count) -> list[str]:
     """The list of a card: the decisions, what else there is, and what is trained."""
-    facts = {name.capitalize(): found.words for name, found in decisions(config).items()}
+    facts = {name.capitalize(): decision.words for name, decision in decisions(config).items()}
     if config.depth > 1:
         layers = f"each of {config.depth} layers from layer {config.from_layer} on"
         first = config.from_layer == 1
@@ -148,36 +148,13 @@ def summarize(
     ``backbone`` is the description that a checkpoint records, ``name`` the prompt's, ``others`` those of prompts at
     rest, ``size`` the number of bytes of its checkpoint.
     """
-    in_use = prompt.entries_in_use()
-    rows = [("decision", "level", "parameters", "in words")]
-    for part, decision in DECISIONS.items():
-        own = sum(entries for key, entries in in_use.items() if key.startswith(f"{part}."))
-        found = decision.words(config)
-        rows.append((decision.title, found.level, f"{own:,}", found.words))
-    shape = " x ".join(str(number) for number in prompt.vectors.shape)
-    rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
-    if "vision" in prompt.attached:
-        own = sum(entries for key, entries in in_use.items() if key.startswith("vision."))
-        rows.append(("image", "", f"{own:,}", image_part(config)))
-    head = prompt.attached.get("head")
-    if head is not None:
-        rows.append(
-            (
-                "head",
-                "trained",
-                f"{counted.head:,}",
-                f"a copy of the backbone's {', '.join(paths_of(head))}",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]
     known = backbone["name_or_path"]
     named = f" {known}" if origin(known) in ("zoo", "hub") else ""
     lines = [
         f"backbone    {backbone['class']}{named}, width {_width(config, backbone)}",
         f"prompt      {name}" + (f" (also there: {', '.join(others)})" if others else ""),
         "",
-        *table,
+        *_parts_table(prompt, config, counted.head),
         "",
         f"trained     {counted.trained:,} parameters",
         f"not in use  {counted.unused:,} parameters",
@@ -185,3 +162,24 @@ def summarize(
         f"checkpoint  {size:,} bytes",
     ]
     return Summary("\n".join(lines))
+
+
+def _parts_table(prompt: DynamicPrompt, config: PromptConfig, of_head: int) -> list[str]:
+    """The lines of a table of what the prompt is made of: decisions, vectors, an image's part, a trained head."""
+    in_use = prompt.entries_in_use()
+    rows = [("decision", "level", "parameters", "in words")]
+    for part, decision in DECISIONS.items():
+        own = sum(entries for key, entries in in_use.items() if key.startswith(f"{part}."))
+        said = decision.words(config)
+        rows.append((decision.title, said.level, f"{own:,}", said.words))
+    shape = " x ".join(str(number) for number in prompt.vectors.shape)
+    rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
+    if "vision" in prompt.attached:
+        own = sum(entries for key, entries in in_use.items() if key.startswith("vision."))
+        rows.append(("image", "", f"{own:,}", image_part(config)))
+    head = prompt.attached.get("head")
+    if head is not None:
+        copied = f"a copy of the backbone's {', '.join(paths_of(head))}"
+        rows.append(("head", "trained", f"{of_head:,}", copied))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows]

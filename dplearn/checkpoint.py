@@ -105,12 +105,12 @@ def seal(folder: str | os.PathLike) -> None:
     Raises what :func:`read` raises about this file, except that its settings differ from the seal.
     """
     path = Path(folder) / CONFIG
-    found = parse(path, read_text_of(Path(folder), CONFIG, EXPECTED))
-    if found.get("format") == FORMAT and isinstance(found.get("seal"), dict):
-        options = found["seal"].get("options")
-        found["seal"] = found["seal"] | {"sha256": digest(found | {"options": options})}
-    verify(path, found)
-    write(path, _text(found))
+    sealed = parse(path, read_text_of(Path(folder), CONFIG, EXPECTED))
+    if sealed.get("format") == FORMAT and isinstance(sealed.get("seal"), dict):
+        options = sealed["seal"].get("options")
+        sealed["seal"] = sealed["seal"] | {"sha256": digest(sealed | {"options": options})}
+    verify(path, sealed)
+    write(path, _text(sealed))
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -254,10 +254,10 @@ def read_text_of(folder: Path, name: str, expected: str) -> bytes:
 
 def _missing(folder: Path, name: str, expected: str) -> Exception:
     """The error for a folder without the file ``name``: another one where pickles lie in its place."""
-    found = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-    if found:
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
         return ValueError(
-            f"folder={str(folder)!r} holds {found[0]!r} and no {name}: pickles are never loaded, "
+            f"folder={str(folder)!r} holds {pickles[0]!r} and no {name}: pickles are never loaded, "
             "they can run code; expected safetensors"
         )
     return FileNotFoundError(f"folder={str(folder)!r} holds no {name}, expected {expected}")

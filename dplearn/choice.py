@@ -186,7 +186,7 @@ SCHEDULES = {"constant": Constant, "linear": Linear, "exponential": Exponential,
 def schedule(name: str, **options: float) -> Callable[[int], float]:
     """A temperature schedule by name: "constant", "linear", "exponential" or "authors".
 
-    Returns a function from the optimiser step (int, from 0) to the temperature.
+    Returns a function from the optimizer step (int, from 0) to the temperature.
 
     >>> schedule("linear", start=2.0, end=1.0, steps=10)(5)
     1.5

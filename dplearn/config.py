@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
+from dplearn.authors import variant
 from dplearn.checks import (
     Flag,
     KeyOf,
@@ -47,19 +48,6 @@ TOWERS = (None, "text", "vision", "both", "coupled")
 ENTRIES = (None, "after-positions", "before-positions", "position-coded")
 HEADS = ("frozen", "trained")
 POOLED = ("pool_size", "mixing")  # only a pool has these
-
-# The authors' code and its variants, by the names of its scripts: what differs from the defaults.
-OF_AUTHORS = {
-    "summary": "encoder", "standardize": False, "controller_init": "uniform", "estimator": "straight-through",
-}  # fmt: skip
-AUTHORS: dict[str, dict] = {
-    "adap_pos": {"position": "task"},
-    "adap_ins_pos": {"position": "instance"},
-    "adap_ins_len": {"size": "instance"},
-    "adap_ins_vec": {"vector": "instance", "mixing": "tanh"},
-    "adap_ins_vec_pos": {"vector": "instance", "position": "instance", "init": "uniform"},
-    "adap_pos_ins_vec": {"vector": "instance", "position": "task", "init": "uniform"},
-}
 
 
 @dataclass(frozen=True)
@@ -306,25 +294,11 @@ class PromptConfig:
     @classmethod
     def from_saved(cls, options: dict) -> PromptConfig:
         """The options of a checkpoint, which may be older than some of them; raises what :meth:`from_dict` raises."""
-        return cls.from_dict(completed(options))
+        return cls.from_dict(with_younger_options(options))
 
     @classmethod
     def authors(cls, name: str, **options) -> PromptConfig:
-        """A variant of the authors' code, by its name there; ``options`` replace or add others.
-
-        - ``adap_pos``: one learned split for the task;
-        - ``adap_ins_pos``: a split for each input;
-        - ``adap_ins_len``: a prefix with a size for each input;
-        - ``adap_ins_vec``: a prefix from a pool of 4, mixed by softmax of tanh for each input;
-        - ``adap_ins_vec_pos``: split and mixture (plain softmax) for each input;
-        - ``adap_pos_ins_vec``: one split for the task, mixture (plain softmax) for each input.
-
-        Length, pool, summary by the encoder (not standardized), random first logits, Gumbel-Softmax with
-        straight-through gradients, first temperature and parameter counts are theirs (adap_ins_len lacks their second
-        controller, which does nothing). On purpose these differ: evaluation is argmax without noise; a task's split is
-        sampled for each instance, not once per batch; the summary leaves padding out and is normalised; logits pass no
-        ReLU; the order of the vectors is kept for every split (theirs rotates); vectors that are not in use are
-        dropped, not set to -1e20; a prompt starts from random rows of the vocabulary, not from its first ones.
+        """A variant of the authors' code, by its name (:mod:`dplearn.authors`); ``options`` replace or add others.
 
         Raises
         ------
@@ -333,9 +307,7 @@ class PromptConfig:
         >>> PromptConfig.authors("adap_ins_vec", length=10).mixing
         'tanh'
         """
-        if name not in AUTHORS:
-            raise ValueError(f"name={name!r} is unknown, expected one of {list(AUTHORS)}")
-        return cls(**(OF_AUTHORS | AUTHORS[name] | options))
+        return cls(**variant(name) | options)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -409,7 +381,7 @@ class PromptConfig:
 OPTIONS: dict[str, Option] = {each.name: each.metadata["option"] for each in fields(PromptConfig)}
 
 
-def completed(options: dict) -> dict:
+def with_younger_options(options: dict) -> dict:
     """Saved options with those that are younger than they are, at the values by which prompts of then worked."""
     younger = {name: row.before for name, row in OPTIONS.items() if row.before is not None}
     return younger | options

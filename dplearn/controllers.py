@@ -180,8 +180,8 @@ def as_choice(name: str, value: object, batch: int, options: int, device: torch.
     if is_whole(index):
         index = torch.full((batch,), index)
     if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != (batch,):
-        found = f"shape {tuple(index.shape)}" if isinstance(index, Tensor) else shown(index)
-        raise ValueError(f"decisions[{name!r}] has {found}, {expected}")
+        what = f"shape {tuple(index.shape)}" if isinstance(index, Tensor) else shown(index)
+        raise ValueError(f"decisions[{name!r}] has {what}, {expected}")
     if index.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
         if not 0 <= int(index.min()) <= int(index.max()) < options:
             raise ValueError(f"decisions[{name!r}] holds {index.min()}..{index.max()}, {expected}")

@@ -144,11 +144,11 @@ def evidence(
 
 def _told(chosen: Tensor, labels: Tensor, seed: int) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    found = mutual_information(chosen, labels)
+    information = mutual_information(chosen, labels)
     deals = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(PERMUTATIONS)]
     null = torch.tensor([mutual_information(chosen, deal) for deal in deals])
-    reached = (1 + int((null >= found - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return {"information": found, "expected": float(null.mean()), "chance": reached}
+    reached = (1 + int((null >= information - 1e-12).sum())) / (1 + PERMUTATIONS)
+    return {"information": information, "expected": float(null.mean()), "chance": reached}
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class Headroom:
 
     def to_dict(self) -> dict:
         """Plain JSON values."""
-        found = asdict(self)
-        return found | {name: list(found[name]) for name in ("options", "means", "gain")}
+        values = asdict(self)
+        return values | {name: list(values[name]) for name in ("options", "means", "gain")}
 
     @property
     def verdict(self) -> str:
@@ -233,8 +233,8 @@ def headroom(
     ValueError : fewer than four inputs; ``chosen`` holds an option that was not tried.
 
     >>> losses = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(10, 1)
-    >>> found = headroom(losses, groups=torch.tensor([0, 1]).repeat(10))
-    >>> found.fixed, found.per_group, found.oracle
+    >>> room = headroom(losses, groups=torch.tensor([0, 1]).repeat(10))
+    >>> room.fixed, room.per_group, room.oracle
     (0.5, 0.0, 0.0)
     """
     losses = losses.double()
@@ -251,12 +251,7 @@ def headroom(
     policies = [policy for policy in (grouped, fitted) if policy is not None]
     reachable = min(policies, key=lambda policy: float(policy.mean())) if policies else losses.amin(1)
     gain = _interval(losses[:, column] - reachable)
-    learned = None
-    if chosen is not None:
-        columns = torch.tensor([names.index(int(k)) if int(k) in names else -1 for k in chosen])
-        if (columns < 0).any():
-            raise ValueError(f"chosen holds options that were not tried, expected some of {list(names)}")
-        learned = float(losses[rows, columns].mean())
+    learned = None if chosen is None else float(losses[rows, _columns_of(chosen, names)].mean())
     return Headroom(
         options=names,
         inputs=count,
@@ -273,6 +268,14 @@ def headroom(
         gain=gain,
         closed=None if learned is None or gain[0] <= gain[1] else (float(means[column]) - learned) / gain[0],
     )
+
+
+def _columns_of(chosen: Tensor, names: tuple[int, ...]) -> Tensor:
+    """(N,) columns of the chosen options; ValueError where one was not tried."""
+    columns = torch.tensor([names.index(int(k)) if int(k) in names else -1 for k in chosen])
+    if (columns < 0).any():
+        raise ValueError(f"chosen holds options that were not tried, expected some of {list(names)}")
+    return columns
 
 
 def _best_elsewhere(losses: Tensor, half: Tensor, groups: Tensor) -> Tensor:

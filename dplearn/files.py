@@ -143,17 +143,17 @@ def opened(path: Path, size: int | None = None, most: int | None = None) -> Iter
     except (OSError, ValueError) as error:  # no permission, a name too long, a loop of links; a zero byte
         raise ValueError(f"{shown(str(path))} cannot be read: {error.__class__.__name__}") from error
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError(
                 f"{path} is a special file (a pipe, a socket or a device), expected a regular one"
             )
-        if size is not None and found.st_size != size:
-            raise ValueError(f"{path} is damaged or truncated: {found.st_size} bytes, expected {size}")
-        if most is not None and found.st_size > most:
-            raise ValueError(f"{path} has {found.st_size} bytes, expected at most {most}")
+        if size is not None and status.st_size != size:
+            raise ValueError(f"{path} is damaged or truncated: {status.st_size} bytes, expected {size}")
+        if most is not None and status.st_size > most:
+            raise ValueError(f"{path} has {status.st_size} bytes, expected at most {most}")
         yield file
 
 

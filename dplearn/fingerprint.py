@@ -43,13 +43,13 @@ def fingerprint(model: nn.Module, without: Collection[str] = ()) -> dict:
         tensor is floating point.
     """
     own = tuple(f"{path}." for path in without)
-    found = {name: tensor for name, tensor in _tensors(model).items() if not name.startswith(own)}
+    tensors = {name: tensor for name, tensor in _tensors(model).items() if not name.startswith(own)}
     embedding = _embedding(model)
-    chosen = {name for name, tensor in found.items() if tensor is embedding}
-    chosen |= _spread([name for name in found if is_of_head(model, name)], OF_HEAD)
-    chosen |= _spread([name for name, tensor in found.items() if tensor.ndim > 1], MATRICES)
-    chosen |= _spread([name for name, tensor in found.items() if tensor.ndim == 1], VECTORS)
-    samples = {name: _sample(model, name) for name in found if name in chosen}
+    chosen = {name for name, tensor in tensors.items() if tensor is embedding}
+    chosen |= _spread([name for name in tensors if is_of_head(model, name)], OF_HEAD)
+    chosen |= _spread([name for name, tensor in tensors.items() if tensor.ndim > 1], MATRICES)
+    chosen |= _spread([name for name, tensor in tensors.items() if tensor.ndim == 1], VECTORS)
+    samples = {name: _sample(model, name) for name in tensors if name in chosen}
     return {name: sample for name, sample in samples.items() if sample is not None}
 
 
@@ -58,8 +58,8 @@ def differing(recorded: dict, model: nn.Module) -> list[str]:
 
     A tensor that is not there or not floating point any more (quantised since) is not compared.
     """
-    found = _tensors(model)
-    return [name for name, sample in recorded.items() if name in found and not _agrees(sample, model, name)]
+    tensors = _tensors(model)
+    return [name for name, sample in recorded.items() if name in tensors and not _agrees(sample, model, name)]
 
 
 def matches(recorded: dict, model: nn.Module) -> bool:
@@ -156,7 +156,7 @@ def _agrees(sample: dict, model: nn.Module, name: str) -> bool:
         known = [getattr(torch, sample["dtype"]), tensor.dtype]
         eps = max(LEAST, *(torch.finfo(dtype).eps for dtype in known))
         least = max(torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps for dtype in known)
-        found = _values(tensor, index)
-        return bool(((found - values).abs() <= 2 * eps * values.abs() + 2 * least).all())
+        sampled = _values(tensor, index)
+        return bool(((sampled - values).abs() <= 2 * eps * values.abs() + 2 * least).all())
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # the tensor has become smaller, or the record is damaged

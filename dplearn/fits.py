@@ -21,15 +21,15 @@ ADVICE = {
 }
 
 
-def check_backbone(folder: str | os.PathLike, recorded: dict, found: dict) -> None:
+def check_backbone(folder: str | os.PathLike, recorded: dict, present: dict) -> None:
     """Raise ValueError where the backbone at hand is not of the recorded kind.
 
     Everything that is recorded is compared, whatever adapter described it; what an older version did not record is not.
     A vocabulary may have grown since: new tokens come behind the others.
     """
-    names = [*NEEDED, *(name for name in {**found, **recorded} if name in recorded and name not in NEEDED)]
+    names = [*NEEDED, *(name for name in {**present, **recorded} if name in recorded and name not in NEEDED)]
     for name in names:
-        old, new = recorded.get(name), found.get(name)
+        old, new = recorded.get(name), present.get(name)
         if name in NOT_COMPARED or old == new:
             continue
         if name == "vocabulary":
@@ -49,9 +49,9 @@ def check_tensor(
     whole: bool = False,
 ) -> None:
     """Raise ValueError where a tensor is missing, of another shape, or not floating point (``whole``: not int64)."""
-    found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
-    if found != shape:
-        raise ValueError(f"tensor {name!r} in {str(folder)!r}: expected shape {shape}, found {found}")
+    actual = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+    if actual != shape:
+        raise ValueError(f"tensor {name!r} in {str(folder)!r}: expected shape {shape}, found {actual}")
     dtype = tensors[name].dtype
     if dtype != torch.int64 if whole else not dtype.is_floating_point:
         expected = "int64" if whole else "floating point"

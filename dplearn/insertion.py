@@ -439,8 +439,8 @@ def _gradient_with_graph(grad: Tensor, arguments: tuple, plan: list, needed: tup
 
     with _no_autocast(grad):
         _, gradients = torch.func.vjp(rows, *(arguments[place] for place in places))
-        found = dict(zip(places, gradients(grad)))
-    return *(found.get(place) for place in range(len(arguments))), *(None for _ in plan)
+        by_place = dict(zip(places, gradients(grad)))
+    return *(by_place.get(place) for place in range(len(arguments))), *(None for _ in plan)
 
 
 # ---- checks: shapes and dtypes always, values only where looking at them does not stall a device ----------
@@ -452,9 +452,9 @@ def _check(prompt: Tensor, inputs: Tensor, mask: Tensor | None, keep_last: int |
         raise ValueError(f"inputs has shape {tuple(inputs.shape)}, expected (batch, seq, dim) with seq >= 1")
     batch, seq, dim = inputs.shape
     if prompt.dim() not in (2, 3) or prompt.shape[-2] == 0:
-        found = tuple(prompt.shape)
+        shape = tuple(prompt.shape)
         raise ValueError(
-            f"prompt has shape {found}, expected (length, dim) or (batch, length, dim), length >= 1"
+            f"prompt has shape {shape}, expected (length, dim) or (batch, length, dim), length >= 1"
         )
     if prompt.shape[-1] != dim:
         raise ValueError(f"prompt has width {prompt.shape[-1]}, expected {dim}, the width of inputs")
@@ -523,12 +523,12 @@ def _check_count(name: str, count: int | Tensor | None, prompt: Tensor, inputs: 
 def _check_weights(name: str, weights: Tensor, prompt: Tensor, inputs: Tensor) -> None:
     expected = (inputs.shape[0], prompt.shape[-2] + 1)
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        found = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
-        raise TypeError(f"{name} is {found}, expected a floating-point tensor of shape {expected}")
+        actual = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"{name} is {actual}, expected a floating-point tensor of shape {expected}")
     if weights.shape != expected:
-        found, option = tuple(weights.shape), "size" if name == "size_weights" else "split"
+        actual, option = tuple(weights.shape), "size" if name == "size_weights" else "split"
         raise ValueError(
-            f"{name} has shape {found}, expected {expected}, one column per {option} 0..{expected[1] - 1}"
+            f"{name} has shape {actual}, expected {expected}, one column per {option} 0..{expected[1] - 1}"
         )
     _check_device(name, weights, inputs)
     if not values_are_free(weights) or weights.numel() == 0:

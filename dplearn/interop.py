@@ -72,14 +72,14 @@ def _rows(path: Path, options: dict) -> tuple[int, int]:
     """How many vectors a PEFT config names, and how many rows its file holds for each."""
     encoder_decoder = options.get("task_type") == "SEQ_2_SEQ_LM"
     submodules = options.get("num_transformer_submodules")
-    found = {
+    counts = {
         "num_virtual_tokens": options.get("num_virtual_tokens"),
         "num_transformer_submodules": 1 + encoder_decoder if submodules is None else submodules,
     }
-    for key, value in found.items():
+    for key, value in counts.items():
         if not is_whole(value, 1):
             raise ValueError(f"{path} has {key}={value!r}, expected an integer of at least 1")
-    return found["num_virtual_tokens"], found["num_transformer_submodules"]
+    return counts["num_virtual_tokens"], counts["num_transformer_submodules"]
 
 
 def export_peft(model: PromptedModel, folder: str | os.PathLike) -> None:

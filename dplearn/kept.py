@@ -103,10 +103,10 @@ class KeptInputs:
         self._files = {name: file for name, file in self._files.items() if name in digests}
         self._latest = (None, None)
 
-    def add(self, found: dict[str, Sequence[Tensor]]) -> None:
+    def add(self, by_name: dict[str, Sequence[Tensor]]) -> None:
         """Keep inputs: by digest, keys (H, T, d_k) and values (H, T, d_v) of one layer after the other."""
         kept = {
-            name: [layer.to(self.dtype).contiguous() for layer in layers] for name, layers in found.items()
+            name: [layer.to(self.dtype).contiguous() for layer in layers] for name, layers in by_name.items()
         }
         if self.folder is None or not kept:
             self._layers |= {name: [layer.cpu() for layer in layers] for name, layers in kept.items()}
@@ -127,13 +127,13 @@ class KeptInputs:
         return latest[1]
 
     def _padded(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
-        found = [self._of(digest) for digest in digests]
-        lengths = [layers[0].shape[1] for layers in found]
+        stored = [self._of(digest) for digest in digests]
+        lengths = [layers[0].shape[1] for layers in stored]
         longest, dtype = max(lengths), self.model.dtype
         steps = torch.arange(longest, device=device)
         mask = (steps >= longest - torch.tensor(lengths, device=device).unsqueeze(1)).long()
         batched = []
-        for same in zip(*found, strict=True):
+        for same in zip(*stored, strict=True):
             values = torch.zeros(
                 len(same), same[0].shape[0], longest, same[0].shape[2], dtype=dtype, device=device
             )

@@ -69,18 +69,18 @@ class LinearProbe(nn.Module):
     @torch.no_grad()
     def features(self, pixel_values: Tensor) -> Tensor:
         """What the modules of the head read of images (B, channels, height, width): (B, modules, width)."""
-        found = {}
+        states = {}
 
         def noting(name: str):
             def read(usual, rows):
-                found[name] = rows
+                states[name] = rows
                 return usual(rows)
 
             return read
 
         with changed(self.backbone, {name: noting(name) for name in self.head}) as model:
             model(pixel_values=pixel_values)
-        return torch.stack([found[name] for name in self.head], 1)
+        return torch.stack([states[name] for name in self.head], 1)
 
     def cache_images(self, examples: Iterable[dict], batch_size: int = 128) -> list[dict]:
         """Examples for training without the body: each "pixel_values" (channels, height, width) becomes "features"

@@ -352,7 +352,7 @@ class PromptedModel(NamedPrompts):
         placed = self.prompt(
             reading.rows, reading.mask, summary, reading.keep_last, task, decisions, sampling
         )
-        return self.adapter.finish(placed, reading, self.prompt_config.entry)
+        return self.adapter.layer_input(placed, reading, self.prompt_config.entry)
 
     def _run(self, placed: PromptedInput, reading: Reading):
         """The backbone's output, with the prompt's own head where it has one."""

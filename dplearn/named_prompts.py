@@ -16,7 +16,7 @@ from dplearn.batches import batches_of
 from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
 from dplearn.caching import cache_inputs
 from dplearn.choice import Chooser
-from dplearn.config import PromptConfig, completed
+from dplearn.config import PromptConfig, with_younger_options
 from dplearn.controllers import InstanceController, TaskController
 from dplearn.freezing import Frozen
 from dplearn.kept import KeptInputs
@@ -192,8 +192,8 @@ class NamedPrompts(Frozen):
             task_ids = torch.tensor(numbers, device=self.prompt.vectors.device)
         count = task_ids.shape[0] if batch is None and task_ids.ndim else batch
         if task_ids.shape != (count,) or task_ids.is_floating_point():
-            found = f"shape {tuple(task_ids.shape)} and dtype {task_ids.dtype}"
-            raise ValueError(f"task_ids has {found}, expected integers ({count},)")
+            what = f"shape {tuple(task_ids.shape)} and dtype {task_ids.dtype}"
+            raise ValueError(f"task_ids has {what}, expected integers ({count},)")
         if task_ids.device.type == "cpu" and not torch.compiler.is_compiling() and task_ids.numel():
             if not 0 <= int(task_ids.min()) <= int(task_ids.max()) < len(names):
                 raise ValueError(
@@ -360,7 +360,7 @@ class NamedPrompts(Frozen):
         ValueError : an option differs that says what the tensors mean.
         """
         recorded = settings.from_tensor("the state dict", state).options
-        settings.check_options(completed(recorded), self.prompt_config.to_dict())
+        settings.check_options(with_younger_options(recorded), self.prompt_config.to_dict())
 
     def _checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict, dict, str]:
         """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""

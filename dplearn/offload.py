@@ -60,12 +60,14 @@ def resident_copy(module: nn.Module) -> nn.Module:
     """
     hooks = [hook for each in module.modules() for hook in _hooks(each)]
     stores = [store for hook in hooks if (store := getattr(hook, "weights_map", None)) is not None]
-    found = copy.deepcopy(module, memo={id(store): store for store in stores})  # of a whole model: not copied
+    resident = copy.deepcopy(
+        module, memo={id(store): store for store in stores}
+    )  # of a whole model: not copied
     if hooks:
         from accelerate.hooks import remove_hook_from_module
 
         # This may put weights of the store itself in their place.
-        remove_hook_from_module(found, recurse=True)
+        remove_hook_from_module(resident, recurse=True)
     for name, parameter in module.named_parameters():
         if not hooks and not parameter.is_meta:
             continue
@@ -76,5 +78,5 @@ def resident_copy(module: nn.Module) -> nn.Module:
             )
         path, _, own = name.rpartition(".")
         values = nn.Parameter(values.detach().clone(), parameter.requires_grad)
-        found.get_submodule(path)._parameters[own] = values
-    return found
+        resident.get_submodule(path)._parameters[own] = values
+    return resident

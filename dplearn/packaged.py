@@ -45,8 +45,8 @@ class Packaged:
             listed = metadata.files(self.distribution) or []
         except metadata.PackageNotFoundError:
             return {}
-        found = {file.as_posix(): Path(file.locate()) for file in listed}
-        return {name: path for name, path in found.items() if path.is_file()}
+        paths = {file.as_posix(): Path(file.locate()) for file in listed}
+        return {name: path for name, path in paths.items() if path.is_file()}
 
     def checked(self) -> dict[str, Path]:
         """The files that are loaded, with the hashes that they should have.
@@ -56,18 +56,18 @@ class Packaged:
         ModuleNotFoundError : the package, or a file of it, is not there; the message has the line for pip.
         ValueError : a file is another one than in this version of the package.
         """
-        found = self.files()
-        missing = [name for name in self.hashes if name not in found]
+        paths = self.files()
+        missing = [name for name in self.hashes if name not in paths]
         if missing:
             raise ModuleNotFoundError(f"{self.distribution} is not installed (no {missing[0]}): {self.pip}")
         for name, wanted in self.hashes.items():
-            digest = sha256(found[name])
+            digest = sha256(paths[name])
             if digest != wanted:
                 raise ValueError(
-                    f"{found[name]} is damaged or of another version: its SHA-256 is {digest}, expected {wanted}; "
+                    f"{paths[name]} is damaged or of another version: its SHA-256 is {digest}, expected {wanted}; "
                     f"{self.pip} --force-reinstall"
                 )
-        return {name: found[name] for name in self.hashes}
+        return {name: paths[name] for name in self.hashes}
 
 
 PACKAGED = {

@@ -35,8 +35,8 @@ def resolve_split(position: str | int, length: int) -> int | None:
             )
         return length if position == "prefix" else 0
     if not is_whole(position):
-        found = f"position={shown(position)} is a {type(position).__name__}"
-        raise ValueError(f"{found}, expected a name or an integer split")
+        what = f"position={shown(position)} is a {type(position).__name__}"
+        raise ValueError(f"{what}, expected a name or an integer split")
     if not 0 <= position <= length:
         raise ValueError(
             f"position={shown(position)} is outside 0..{length}: the prompt has {length} vectors "
@@ -47,12 +47,12 @@ def resolve_split(position: str | int, length: int) -> int | None:
 
 def in_words(options) -> Words:
     """The position in words; ``options`` are the flat options of a prompt (:class:`dplearn.config.PromptConfig`)."""
-    found = _in_words(options)
+    said = _in_words(options)
     if options.entry is None:
-        return found
+        return said
     side = options.entry.split("-")[0]
     words = "with positions of its own" if side == "position" else f"{side} the position embeddings"
-    return found._replace(words=f"{found.words}, {words}")
+    return said._replace(words=f"{said.words}, {words}")
 
 
 def _in_words(options) -> Words:

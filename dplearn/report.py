@@ -30,12 +30,12 @@ class DecisionReport:
     def to_dict(self) -> dict:
         """Plain JSON values: everything but the tensors of single inputs."""
         return {
-            "decisions": {name: found.to_dict() for name, found in self.decisions.items()},
+            "decisions": {name: evidence.to_dict() for name, evidence in self.decisions.items()},
             "headroom": None if self.headroom is None else {"decision": self.asked} | self.headroom.to_dict(),
         }
 
     def __str__(self) -> str:
-        lines = [line for name, found in self.decisions.items() for line in _in_words(name, found)]
+        lines = [line for name, evidence in self.decisions.items() for line in _in_words(name, evidence)]
         if self.headroom is not None:
             lines += [f"{self.asked}, at every option:", *_headroom_in_words(self.headroom)]
         return "\n".join(lines) or "nothing is decided: every part of the prompt is fixed"
@@ -46,37 +46,41 @@ class DecisionReport:
 
         panels = len(self.decisions) + (self.headroom is not None)
         figure, axes = plt.subplots(1, max(panels, 1), figsize=(3.6 * max(panels, 1), 3.2), squeeze=False)
-        for ax, (name, found) in zip(axes[0], self.decisions.items()):
+        for ax, (name, evidence) in zip(axes[0], self.decisions.items()):
             ax.bar(
-                range(found.options), [100 * count / found.inputs for count in found.counts], color="#0072b2"
+                range(evidence.options),
+                [100 * count / evidence.inputs for count in evidence.counts],
+                color="#0072b2",
             )
-            ax.set(xlabel=f"option of the {name}", ylabel="share of inputs, %", title=_title(name, found))
+            ax.set(xlabel=f"option of the {name}", ylabel="share of inputs, %", title=_title(name, evidence))
         if self.headroom is not None:
             _draw_headroom(axes[0, -1], self.asked, self.headroom)
         figure.tight_layout()
         return figure
 
 
-def _in_words(name: str, found: Evidence) -> list[str]:
-    moved = {None: "start not known", True: "moved", False: "NOT LEARNED"}[found.learned]
-    start = "" if found.entropy_first is None else f"{found.entropy_first:.3f} -> "
+def _in_words(name: str, evidence: Evidence) -> list[str]:
+    moved = {None: "start not known", True: "moved", False: "NOT LEARNED"}[evidence.learned]
+    start = "" if evidence.entropy_first is None else f"{evidence.entropy_first:.3f} -> "
     lines = [
-        f"{name}: {found.options} options, {found.inputs} inputs: {moved}",
-        f"  entropy (nats)      {start}{found.entropy:.3f}",
-        f"  options used        {found.used}; {found.share:.1%} of the inputs share one",
+        f"{name}: {evidence.options} options, {evidence.inputs} inputs: {moved}",
+        f"  entropy (nats)      {start}{evidence.entropy:.3f}",
+        f"  options used        {evidence.used}; {evidence.share:.1%} of the inputs share one",
     ]
-    if found.moved is not None:
-        changed = "" if found.changed is None else f"; {found.changed:.1%} of the inputs changed their option"
-        lines.append(f"  total variation     {found.moved:.3f}{changed}")
-    if found.information is not None:
-        lines.append(
-            f"  told about labels   {found.information:.3f} nats "
-            f"({found.expected:.3f} by chance, p = {found.chance:.3f})"
+    if evidence.moved is not None:
+        changed = (
+            "" if evidence.changed is None else f"; {evidence.changed:.1%} of the inputs changed their option"
         )
-    if found.cost is not None:
+        lines.append(f"  total variation     {evidence.moved:.3f}{changed}")
+    if evidence.information is not None:
         lines.append(
-            f"  loss                {found.loss:.4f}; dealt to other inputs {found.shuffled:.4f} "
-            f"({found.cost[0]:+.4f} ± {found.cost[1]:.4f})"
+            f"  told about labels   {evidence.information:.3f} nats "
+            f"({evidence.expected:.3f} by chance, p = {evidence.chance:.3f})"
+        )
+    if evidence.cost is not None:
+        lines.append(
+            f"  loss                {evidence.loss:.4f}; dealt to other inputs {evidence.shuffled:.4f} "
+            f"({evidence.cost[0]:+.4f} ± {evidence.cost[1]:.4f})"
         )
     return lines
 
@@ -96,8 +100,8 @@ def _headroom_in_words(room: Headroom) -> list[str]:
     return [*lines, f"  {room.verdict}"]
 
 
-def _title(name: str, found: Evidence) -> str:
-    return f"{name}: {'not learned' if found.learned is False else f'{found.used} of {found.options} used'}"
+def _title(name: str, evidence: Evidence) -> str:
+    return f"{name}: {'not learned' if evidence.learned is False else f'{evidence.used} of {evidence.options} used'}"
 
 
 def _draw_headroom(ax, name: str, room: Headroom) -> None:

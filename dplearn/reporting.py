@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 from dplearn.batches import batches_of
 from dplearn.checks import is_whole, refuse, shown
 from dplearn.controllers import LearnedDecision
-from dplearn.evidence import evidence
+from dplearn.evidence import Evidence, evidence
 from dplearn.evidence import headroom as headroom_of
 from dplearn.model import PromptedModel
 from dplearn.report import DecisionReport
@@ -100,25 +100,17 @@ def decision_report(
         own = run.losses({}) if made else None
         if asked is not None and own is None:
             raise ValueError("headroom needs losses, expected data with labels")
-        found = {}
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        for name in _learned(model):
-            choice = made[name]
-            dealt = None if own is None else run.losses({name: _dealt(choice, order)})
-            found[name] = evidence(
-                _probabilities(model, name, choice), choice.index, *first[name], labels, own, dealt, seed
-            )
+        of_decisions = run.evidence(made, first, labels, own, seed)
         room, table = None, None
         if asked is not None:
             tried = _options(model, asked, options)
             table = run.at_each(asked, tried)
-            chosen = made[asked].index if asked in found else None
+            chosen = made[asked].index if asked in of_decisions else None
             chosen = chosen if chosen is None or set(chosen.tolist()) <= set(tried) else None
             room = headroom_of(table, tried, chosen, groups, summaries, seed)
-    probabilities = {name: _probabilities(model, name, made[name]) for name in found}
-    return DecisionReport(
-        found, room, probabilities, {name: made[name].index for name in found}, table, asked
-    )
+    probabilities = {name: _probabilities(model, name, made[name]) for name in of_decisions}
+    indices = {name: made[name].index for name in of_decisions}
+    return DecisionReport(of_decisions, room, probabilities, indices, table, asked)
 
 
 @contextmanager
@@ -165,7 +157,7 @@ class _Run:
 
     def losses(self, decisions: dict[str, Choice]) -> Tensor | None:
         """(N,) losses with these decisions, rows in the order of the data; None where the data has no labels."""
-        found, start = [], 0
+        losses, start = [], 0
         for batch in self.batches:
             batch, labels = self._batch(batch)
             if labels is None:
@@ -178,14 +170,37 @@ class _Run:
             }
             outputs = self.model(**batch, decisions=given)
             measured = self._measured(outputs, labels)
-            found.append(measured.double().cpu())
+            losses.append(measured.double().cpu())
             start += count
-        return torch.cat(found)
+        return torch.cat(losses)
 
     def _measured(self, outputs, labels: Tensor) -> Tensor:
         if self.loss is not None:
             return self.loss(outputs, labels)
         return self.model.adapter.losses(outputs["logits"], labels)
+
+    def evidence(
+        self, made: dict[str, Choice], first: dict, labels: Tensor | None, own: Tensor | None, seed: int
+    ) -> dict[str, Evidence]:
+        """What each learned decision did, by name.
+
+        Parameters
+        ----------
+        made : the decisions for all inputs, N of them.
+        first : distributions and choices of the start, by name.
+        labels : (N,) integers that a decision might depend on.
+        own : (N,) losses under these decisions; None: there are none.
+        """
+        order = torch.randperm(
+            len(next(iter(made.values())).index), generator=torch.Generator().manual_seed(seed)
+        )
+        of_decisions = {}
+        for name in _learned(self.model):
+            choice = made[name]
+            dealt = None if own is None else self.losses({name: _dealt(choice, order)})
+            pi = _probabilities(self.model, name, choice)
+            of_decisions[name] = evidence(pi, choice.index, *first[name], labels, own, dealt, seed)
+        return of_decisions
 
     def at_each(self, name: str, options: Sequence[int]) -> Tensor:
         """(N, n) losses with one decision held at each of the options."""

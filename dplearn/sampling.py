@@ -61,8 +61,8 @@ class Draws(NamedTuple):
         keys = copies % batch
         for options in self.index.values():
             keys = keys * (options.max() + 1) + options.flatten()
-        found, which = keys.unique(return_inverse=True)
-        first = copies.new_full(found.shape, times * batch).scatter_reduce(0, which, copies, "amin")
+        keys_once, which = keys.unique(return_inverse=True)
+        first = copies.new_full(keys_once.shape, times * batch).scatter_reduce(0, which, copies, "amin")
         order = first.argsort()
         return first[order], order.argsort()[which]
 

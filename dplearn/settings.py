@@ -63,15 +63,15 @@ def document(options: dict, backbone: dict, weights: Weights | None = None) -> d
     """
     if origin(backbone.get("name_or_path")) == "folder":
         backbone = backbone | {"name_or_path": ""}
-    found = {
+    settings = {
         "format": FORMAT,
         "dplearn_version": __version__,
         "prompt": options,
         "backbone": backbone,
         "weights": None if weights is None else weights._asdict(),
     }
-    return found | {
-        "seal": {"options": sorted(options), "sha256": digest(found | {"options": sorted(options)})}
+    return settings | {
+        "seal": {"options": sorted(options), "sha256": digest(settings | {"options": sorted(options)})}
     }
 
 
@@ -92,22 +92,22 @@ def verify(path: str | Path, document: dict) -> Settings:
     ------
     ValueError : an unknown format, a missing part, a missing option, or other settings than were sealed.
     """
-    found = document.get("format")
-    if found not in (FORMAT, UNSEALED) or isinstance(found, bool):
+    version = document.get("format")
+    if version not in (FORMAT, UNSEALED) or isinstance(version, bool):
         raise ValueError(
-            f"{path} has format={shown(found)}, expected {FORMAT}: it was written by another version of dplearn"
+            f"{path} has format={shown(version)}, expected {FORMAT}: it was written by another version of dplearn"
         )
     try:
         options, backbone, weights = document["prompt"], document["backbone"], document["weights"]
         if not isinstance(options, dict) or not isinstance(backbone, dict):
             raise TypeError("prompt and backbone have to be objects")
-        weights = None if weights is None and found == FORMAT else _weights(weights, found)
-        seal = document["seal"] if found == FORMAT else None
+        weights = None if weights is None and version == FORMAT else _weights(weights, version)
+        seal = document["seal"] if version == FORMAT else None
         known, sha256 = (list(seal["options"]), str(seal["sha256"])) if seal else ([], None)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is incomplete, expected prompt, backbone and weights"
-            f"{' with their seal' if found == FORMAT else ''}: {shown(error)}"
+            f"{' with their seal' if version == FORMAT else ''}: {shown(error)}"
         ) from None
     missing = [name for name in known if name not in options]
     if missing:
@@ -122,11 +122,11 @@ def verify(path: str | Path, document: dict) -> Settings:
     return Settings(options, backbone, weights)
 
 
-def _weights(found: dict, version: int) -> Weights:
-    size = found["bytes"] if version == FORMAT else None
+def _weights(described: dict, version: int) -> Weights:
+    size = described["bytes"] if version == FORMAT else None
     if version == FORMAT and not is_whole(size):
         raise TypeError(f"weights has bytes={size!r}, expected an integer")
-    return Weights(str(found["file"]), str(found["sha256"]), size)
+    return Weights(str(described["file"]), str(described["sha256"]), size)
 
 
 def to_tensor(options: dict, backbone: dict) -> Tensor:

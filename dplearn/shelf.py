@@ -74,12 +74,12 @@ def folder_of(name) -> Path:
 
 def model_type(folder: Path) -> str:
     """The kind of a backbone, from its config: "t5", "vit", "clip", "llama" or "bert"."""
-    found = json.loads((folder / "config.json").read_text())["model_type"]
-    if found not in ALSO_NEEDED:
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    if kind not in ALSO_NEEDED:
         raise ValueError(
-            f"{folder / 'config.json'}: model_type={found!r}, expected one of {list(ALSO_NEEDED)}"
+            f"{folder / 'config.json'}: model_type={kind!r}, expected one of {list(ALSO_NEEDED)}"
         )
-    return found
+    return kind
 
 
 def verify(folder: Path) -> None:
@@ -89,10 +89,10 @@ def verify(folder: Path) -> None:
     for file, wanted in recorded.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: reinstall the package")
-        found = packaged.sha256(folder / file)
-        if found != wanted:
+        digest = packaged.sha256(folder / file)
+        if digest != wanted:
             raise ValueError(
-                f"{folder / file} is damaged or was changed: its SHA-256 is {found}, expected {wanted}; "
+                f"{folder / file} is damaged or was changed: its SHA-256 is {digest}, expected {wanted}; "
                 "reinstall the package"
             )
     _require(folder, recorded, ALSO_NEEDED[model_type(folder)])

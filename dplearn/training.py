@@ -69,8 +69,8 @@ class LabelWordLoss:
             )
         self.word_ids = torch.as_tensor(list(word_ids))
 
-    def scores(self, logits: Tensor) -> Tensor:
-        """Label scores (B, labels) from decoder logits (B, L, vocabulary)."""
+    def word_logits(self, logits: Tensor) -> Tensor:
+        """Logits of the label words (B, labels) from decoder logits (B, L, vocabulary)."""
         return logits[:, -1, self.word_ids.to(logits.device)].float()
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class LabelWordLoss:
         hits = labels[:, -1:] == self.word_ids.to(labels.device)
         known = hits.any(1)
         # This waits for a device, once a step: training on wrong labels costs more. Compiled code cannot look, so there
-        # such a label becomes an index that no row of scores has, which cross-entropy refuses on every device.
+        # such a label becomes an index that no row of logits has, which cross-entropy refuses on every device.
         if not torch.compiler.is_compiling() and not known.all():
             row = int((~known).nonzero()[0])
             raise ValueError(
@@ -99,13 +99,13 @@ class LabelWordLoss:
 
     def predictions(self, logits: Tensor | tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
         """Predicted label indices (B,); has the signature of the Trainer's ``preprocess_logits_for_metrics``."""
-        return self.scores(logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+        return self.word_logits(logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
     def losses(self, outputs, labels: Tensor) -> Tensor:
         """The loss of each instance, (B,): what :func:`dplearn.decision_report` asks for."""
-        scores, targets = self.scores(outputs["logits"]), self.targets(labels)
-        targets = repeat(targets, len(scores) // len(targets), len(targets))
-        return nn.functional.cross_entropy(scores, targets, reduction="none")
+        logits, targets = self.word_logits(outputs["logits"]), self.targets(labels)
+        targets = repeat(targets, len(logits) // len(targets), len(targets))
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
 
     def __call__(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Loss of a batch; has the signature of the Trainer's ``compute_loss_func``.

@@ -35,7 +35,7 @@ from torch.nn.functional import gumbel_softmax, one_hot
 from torch.testing import assert_close
 
 import dplearn as dp
-from dplearn.config import AUTHORS
+from dplearn.authors import AUTHORS
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 LENGTH, LEARNED = 4, ("task", "instance")

@@ -132,14 +132,14 @@ def test_training_equals_that_of_the_backbones_own_head(name, options):
     assert set(model.trainable_parameters()) == set(expected) and len(own) >= len(case.head)
     runs = []
     for each, parameters in ((model, model.trainable_parameters()), (reference, expected)):
-        optimiser, seen = torch.optim.SGD(parameters.values(), lr=0.1), []
+        optimizer, seen = torch.optim.SGD(parameters.values(), lr=0.1), []
         for _ in range(3):
             torch.manual_seed(5)  # the noise of learned decisions
             logits = each.train()(**case.batch).logits
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             cross_entropy(logits, LABELS).backward()
             seen.append((logits.detach(), {key: p.grad.clone() for key, p in parameters.items()}))
-            optimiser.step()
+            optimizer.step()
         runs.append(seen)
     for (found, gradients), (logits, wanted) in zip(*runs, strict=True):
         assert_close(found, logits, **EXACT)
@@ -291,9 +291,9 @@ def test_each_prompt_has_its_own_head():
     # A head that is not trained yet is the backbone's.
     assert torch.equal(answers["other"], answers["frozen"])
     model.use_prompt("default")
-    optimiser = torch.optim.SGD(model.trainable_parameters().values(), lr=0.5)
+    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.5)
     model.train()(**batch).loss.backward()
-    optimiser.step()
+    optimizer.step()
     assert not torch.equal(model.prompt.head.classifier.weight, backbone.classifier.weight)
     assert "prompt.head.classifier.weight" in model.state_dict()
     for name in ("other", "frozen"):

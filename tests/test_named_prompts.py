@@ -53,9 +53,9 @@ def test_only_the_prompt_in_use_is_trained(model):
     model.use_prompt("short")
     before = {name: copy.deepcopy(p[0].state_dict()) for name, p in model._prompts.items() if p is not None}
     model.train()
-    optimiser = torch.optim.SGD(model.trainable_parameters().values(), lr=1.0)
+    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=1.0)
     model(IDS, MASK, labels=LABELS).loss.backward()
-    optimiser.step()
+    optimizer.step()
     assert not torch.equal(model.prompt.vectors, vectors_of("short"))
     for name, state in before.items():
         model.use_prompt(name)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from dplearn.backbones.base import SHORTCUTS, Backbone, Boundary, Reading
+from dplearn.backbones.base import SHORTCUTS, Backbone
 from dplearn.backbones.causal import CausalBackbone
 from dplearn.backbones.encoder import EncoderBackbone
 from dplearn.backbones.image_text.adapter import ImageTextBackbone
+from dplearn.backbones.reading import Boundary, Reading
 from dplearn.backbones.seq2seq import Seq2SeqBackbone
 from dplearn.backbones.text import OTHER_WAY, TextBackbone
 from dplearn.backbones.vit import ViTBackbone
@@ -44,10 +45,10 @@ def adapt(backbone: nn.Module) -> Backbone:
         raise TypeError(f"{start}expected a transformers PreTrainedModel, got {kind}")
     for adapter in ADAPTERS:
         if adapter.refusal(backbone) is None:
-            found = adapter(backbone)
-            reason = found.probe()
+            candidate = adapter(backbone)
+            reason = candidate.probe()
             if reason is None:
-                return found
+                return candidate
             if reason != OTHER_WAY:
                 raise TypeError(start + reason)
     raise TypeError(start + nearest(backbone).refusal(backbone))

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dplearn.backbones.mechanisms import Mechanism
-from dplearn.backbones.views import Changes, keep_notes, shared_copy
-from dplearn.checks import caller_level, is_whole
+from dplearn.backbones.reading import Boundary, Reading
+from dplearn.backbones.views import Changes, evaluating
+from dplearn.checks import caller_level
 from dplearn.config import PromptConfig
-from dplearn.estimators import instance_losses, pick
+from dplearn.estimators import instance_losses
 from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
 from dplearn.summaries import masked_mean
@@ -30,96 +30,11 @@ from dplearn.summaries import masked_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dplearn.backbones.fronts import Front
     from dplearn.kept import KeptInputs
 
 
 # What is not computed again where it is known: kept inputs, a prompt in front of them, rows without a gradient.
 SHORTCUTS = ("inputs", "prefix", "front")
-
-
-class Reading(NamedTuple):
-    """A batch as a prompt meets it."""
-
-    rows: Tensor  # (B, T, d), as the model itself embeds the input
-    mask: Tensor  # (B, T), 1 = real
-    seen: Tensor  # (B, T), 1 = decisions look at it
-    keep_last: int | Tensor  # how many last real rows stay behind the prompt: an int or (B,)
-    given: dict  # what the model was given, by name
-    # (B, T), the row that holds each column of what was given; None: the same. (Padding on the left may have moved.)
-    columns: Tensor | None = None
-    # (1, T + n, d), position vectors for an image's prompt, or for all of its rows; None: there are none to add
-    codes: Tensor | None = None
-    front: Front | None = None  # the rows in front of the prompt, where they do not run
-    # (N,), of which instance of a batch each one is a copy; None: there are none
-    copies: Tensor | None = None
-    passed: int = 0  # layers that an image's rows have passed already
-
-    def picked(self, instances: Tensor) -> Reading:
-        """The batch of these instances, (N,) numbers of 0..B - 1, any of them any number of times."""
-        batch = self.rows.shape[0]
-        given = {name: pick(value, instances, batch) for name, value in self.given.items()}
-        fields = {
-            name: pick(value, instances, batch) for name, value in self._asdict().items() if name != "codes"
-        }
-        return self._replace(**fields | {"given": given, "copies": instances})
-
-    def places(self, placed: PromptedInput) -> Tensor:
-        """(B, T): the row of the prompted input that holds each column of what was given."""
-        return (
-            placed.input_positions if self.columns is None else placed.input_positions.gather(1, self.columns)
-        )
-
-
-class Boundary(NamedTuple):
-    """Where the input ends that a prompt surrounds, as the user says it: at most one of the two is not None.
-
-    keep_last : how many last real tokens stay behind the prompt.  context_length : how many first ones it surrounds.
-    Both: an int or (B,).
-    """
-
-    keep_last: int | Tensor | None = None
-    context_length: int | Tensor | None = None
-
-    @property
-    def given(self) -> bool:
-        return self.keep_last is not None or self.context_length is not None
-
-    def kept(self, mask: Tensor, otherwise: int | Tensor = 0) -> int | Tensor:
-        """How many last real tokens stay behind the prompt, for a mask (B, T); ``otherwise`` where nothing is said.
-
-        Raises
-        ------
-        ValueError : not whole numbers of at least 0, or not one for each instance.
-        """
-        if self.keep_last is not None:
-            return _whole("keep_last", self.keep_last, mask)
-        if self.context_length is None:
-            return otherwise
-        real = (mask != 0).sum(1)
-        return (real - _whole("context_length", self.context_length, mask)).clamp(min=0)
-
-
-def _whole(name: str, value: int | Tensor, mask: Tensor) -> int | Tensor:
-    if isinstance(value, Tensor):
-        if value.shape != mask.shape[:1] or value.is_floating_point() or value.dtype == torch.bool:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, expected an integer or integers "
-                f"({mask.shape[0]},), one for each instance"
-            )
-        if (
-            value.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and value.numel()
-            and value.min() < 0
-        ):
-            raise ValueError(f"{name} holds {int(value.min())}, expected integers of at least 0")
-        return value.to(mask.device)
-    if not is_whole(value, 0):
-        raise ValueError(
-            f"{name}={value!r} is not valid, expected an integer of at least 0, or one for each instance"
-        )
-    return value
 
 
 class Backbone:
@@ -201,7 +116,7 @@ class Backbone:
     def _words(self, ids: Tensor) -> Tensor:
         return self.embed(ids.to(device_of(self.model))[None])[0]
 
-    def complete(
+    def add_parts(
         self, prompt: DynamicPrompt, config: PromptConfig, generator: torch.Generator | None = None
     ) -> None:
         """Add what else of a prompt depends on the kind of backbone; ``generator`` feeds what is drawn at random."""
@@ -284,8 +199,8 @@ class Backbone:
             self._warn_of_padding(ids)
             mask = torch.ones(shape, dtype=torch.long, device=(ids if rows is None else rows).device)
         elif mask.shape != shape:
-            found = tuple(mask.shape)
-            raise ValueError(f"attention_mask has shape {found}, expected {tuple(shape)} as the input")
+            mask_shape = tuple(mask.shape)
+            raise ValueError(f"attention_mask has shape {mask_shape}, expected {tuple(shape)} as the input")
         return ids, mask, rows
 
     def _warn_of_padding(self, ids: Tensor | None) -> None:
@@ -370,7 +285,7 @@ class Backbone:
         """Compute and keep what is not kept yet of the inputs of a batch."""
         raise NotImplementedError
 
-    def finish(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
+    def layer_input(self, placed: PromptedInput, reading: Reading, entry: str | None) -> PromptedInput:
         """What is done to a prompted input before the layers (positions of an image's prompt, for instance)."""
         return placed
 
@@ -390,80 +305,3 @@ class Backbone:
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss per instance, (N,); see :func:`dplearn.estimators.instance_losses`."""
         return instance_losses(logits, labels)
-
-
-@contextmanager
-def evaluating(model: nn.Module, copies: bool = True):
-    """The model in evaluation mode, for one call, and afterwards as it was.
-
-    copies : where modules are in training mode, work on a view of the model, so that another thread does not see its
-        mode change. (Not while compiling, and not in the probe, where nobody else has the model yet.)
-    """
-    training = [module for module in model.modules() if module.training]
-    if not training:
-        yield model
-    elif copies and not torch.compiler.is_compiling():
-        made: dict[int, tuple[nn.Module, nn.Module, dict]] = {}
-        try:
-            yield _evaluating_copy(model, made)
-        finally:
-            for each in made.values():
-                keep_notes(*each)
-    else:
-        for module in training:
-            module.training = False
-        try:
-            yield model
-        finally:
-            for module in training:
-                module.training = True
-
-
-def _evaluating_copy(module: nn.Module, done: dict[int, tuple[nn.Module, nn.Module, dict]]) -> nn.Module:
-    """All modules anew, with the weights and everything else of the old ones, in evaluation mode."""
-    if id(module) not in done:
-        copy = shared_copy(module)
-        vars(copy)["training"] = False
-        done[id(module)] = (copy, module, {})
-        vars(copy)["_modules"] = {
-            name: child and _evaluating_copy(child, done) for name, child in module._modules.items()
-        }
-        done[id(module)] = (copy, module, dict(vars(copy)))
-    return done[id(module)][0]
-
-
-# ---- rows ----
-
-
-def token_positions(mask: Tensor) -> Tensor:
-    """Positions (B, S) that count the real tokens of each row from 0; padding gets 0.
-
-    >>> token_positions(torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]))
-    tensor([[0, 0, 1, 2],
-            [0, 1, 0, 0]])
-    """
-    return (mask.long().cumsum(1) - 1) * (mask != 0)
-
-
-def last_real(mask: Tensor) -> Tensor:
-    """The last real row of each instance, wherever the padding is: (B, T) -> (B,)."""
-    return ((mask != 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-
-
-def take_rows(states: Tensor, rows: Tensor) -> Tensor:
-    """Rows of each instance: (B, S, d), (B, N) -> (B, N, d)."""
-    return states.gather(1, rows.unsqueeze(2).expand(-1, -1, states.shape[2]))
-
-
-def with_rows(output, rows: Tensor):
-    """A module's output with the given rows, (B, N) of (B, S), of its last hidden states alone.
-
-    What stands behind the module (pooler, classifier, language-modelling head, loss) then sees N rows, each where it
-    would be without a prompt.
-    """
-    if isinstance(output, Tensor):
-        return take_rows(output, rows)
-    if isinstance(output, tuple):
-        return (take_rows(output[0], rows), *output[1:])
-    output["last_hidden_state"] = take_rows(output["last_hidden_state"], rows)
-    return output

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import fronts, mechanisms, parts, position_space
-from dplearn.backbones.base import Reading, evaluating
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.probing import probe_ids, same
+from dplearn.backbones.reading import Reading
 from dplearn.backbones.text import TextBackbone, prompted_positions
-from dplearn.backbones.views import Changes, below, changed, prepare
+from dplearn.backbones.views import Changes, below, changed, evaluating, prepare
 from dplearn.config import PromptConfig
 from dplearn.conventions import OURS
 from dplearn.estimators import instance_losses
@@ -162,10 +162,10 @@ class CausalBackbone(TextBackbone):
         return None
 
     def mechanism(self) -> mechanisms.Mechanism:
-        found = self._positions()
-        if found is None:
+        positions = self._positions()
+        if positions is None:
             return mechanisms.Mechanism(unreached=super().refuses_position_space())
-        how, name = found
+        how, name = positions
         first = 0 if type(self.entry.module.get_submodule(name)) is nn.Embedding else None
         kind = mechanisms.ABSOLUTE if how == "in_vectors" else mechanisms.ROTARY
         return mechanisms.Mechanism(kind, (below(self.entry.path, name),), first)

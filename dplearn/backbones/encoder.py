@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import mechanisms, position_space
-from dplearn.backbones.base import Reading, evaluating, take_rows, with_rows
 from dplearn.backbones.heads import standing_in
-from dplearn.backbones.probing import end_of_layers
+from dplearn.backbones.probing import end_of_layers, first_tensor
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.rows import take_rows, with_rows
 from dplearn.backbones.text import TextBackbone
-from dplearn.backbones.views import below, changed, prepare
+from dplearn.backbones.views import below, changed, evaluating, prepare
 
 
 class EncoderBackbone(TextBackbone):
@@ -77,7 +78,7 @@ class EncoderBackbone(TextBackbone):
 
             def leave(usual, *values, **options):
                 output = usual(*values, **options)
-                full.append(output[0])
+                full.append(first_tensor(output))
                 return with_rows(output, rows)
 
             changes[stack] = leave

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import Reading, take_rows, token_positions, with_rows
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.parts import cache_of, copies_of
 from dplearn.backbones.probing import probe_ids
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.rows import take_rows, token_positions, with_rows
 from dplearn.backbones.views import changed
 from dplearn.kept import KeptInputs, digest_of
 from dplearn.prompt import PromptedInput
@@ -113,15 +114,15 @@ def values_of_a_token(adapter) -> int:
     given = {"inputs_embeds": rows, "attention_mask": mask, **adapter.position_ids(mask)}
     try:
         adapter.entry.module(**given, past_key_values=cache, use_cache=True)
-        found = [part.shape for layer in cache.layers for part in (layer.keys, layer.values)]
+        shapes = [part.shape for layer in cache.layers for part in (layer.keys, layer.values)]
     except Exception as error:
-        found = f"{type(error).__name__}: {str(error)[:120]}"
-    if isinstance(found, str) or not found or any(len(shape) != 4 or shape[2] != 1 for shape in found):
+        shapes = f"{type(error).__name__}: {str(error)[:120]}"
+    if isinstance(shapes, str) or not shapes or any(len(shape) != 4 or shape[2] != 1 for shape in shapes):
         raise ValueError(
-            f"cache_inputs: {type(adapter.model).__name__} is not made of keys and values alone ({found}), expected "
+            f"cache_inputs: {type(adapter.model).__name__} is not made of keys and values alone ({shapes}), expected "
             "attention in every layer"
         )
-    return sum(shape.numel() for shape in found)
+    return sum(shape.numel() for shape in shapes)
 
 
 @torch.no_grad()

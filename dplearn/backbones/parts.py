@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dplearn.backbones.base import Reading, evaluating
 from dplearn.backbones.position_space import unknown_layers
 from dplearn.backbones.probing import probe_ids, same
-from dplearn.backbones.views import Change
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.views import Change, evaluating
 from dplearn.kept import state_of
 from dplearn.prompt import PromptedInput
 
@@ -88,14 +88,14 @@ def prefix_of(adapter, placed: PromptedInput) -> First | None:
     if not (bool((mask != 0).all()) and torch.equal(placed.embeds[:, :count], vectors.expand(batch, -1, -1))):
         return None
     known, state = adapter.prefixes, state_of(adapter.model)
-    found = next((p for p in known if p.state == state and _starts_with(p.vectors, vectors)), None)
-    if found is None:
+    prefix = next((p for p in known if p.state == state and _starts_with(p.vectors, vectors)), None)
+    if prefix is None:
         layers, _ = _run(adapter, vectors[None], mask[:1])
-        found = KnownPrefix(vectors.clone(), layers, state)
-        adapter.prefixes = [found, *known][
+        prefix = KnownPrefix(vectors.clone(), layers, state)
+        adapter.prefixes = [prefix, *known][
             :PREFIXES
         ]  # another list: other threads may go through the old one
-    return First(count, [part[:, :, :count].expand(batch, -1, -1, -1) for part in found.layers], None)
+    return First(count, [part[:, :, :count].expand(batch, -1, -1, -1) for part in prefix.layers], None)
 
 
 def _starts_with(known: Tensor, vectors: Tensor) -> bool:

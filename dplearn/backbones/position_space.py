@@ -9,8 +9,8 @@ at k``. (The paper's estimator mixes the inserted sequences instead: it differen
 In a causal model the slope at a key that is not visible yet is its exponentiated score over the sum of the visible
 ones, which has no bound: estimates can be of any size there, and "score-function" is the better choice.
 
-Each mixture is a constant to the forward pass. :func:`carry` hands its gradient to the weights in closed form or in a
-loop over splits, so that no tensor has a dimension of splits and of rows twice.
+Each mixture is a constant to the forward pass. :func:`with_gradient` hands its gradient to the weights in closed form
+or in a loop over splits, so that no tensor has a dimension of splits and of rows twice.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import evaluating
-from dplearn.backbones.views import Change
+from dplearn.backbones.views import Change, evaluating
 from dplearn.insertion import Moves
 from dplearn.offload import device_of
 
@@ -31,7 +30,7 @@ from dplearn.offload import device_of
 HIDDEN = 1e-24
 
 
-class _Carry(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights, value, products):
         ctx.products, ctx.dtype = products, weights.dtype
@@ -57,12 +56,12 @@ class _Once(torch.autograd.Function):
         )
 
 
-def carry(weights: Tensor, value: Tensor, products: Callable[[Tensor], Tensor]) -> Tensor:
+def with_gradient(weights: Tensor, value: Tensor, products: Callable[[Tensor], Tensor]) -> Tensor:
     """``value`` as it is, with a gradient to ``weights`` (B, K): ``products(gradient of value)``, (B, K).
 
     Of a mixture that is linear in the weights, second derivatives are exact where ``products`` can be differentiated.
     """
-    return _Carry.apply(weights, value.detach(), products)
+    return _WithGradient.apply(weights, value.detach(), products)
 
 
 def table_term(moves: Moves, table: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,7 +75,7 @@ def table_term(moves: Moves, table: Tensor, dtype: torch.dtype) -> Tensor:
         return every.gather(2, positions.mT).sum(1)  # (B, S, K) -> (B, K)
 
     batch, _, rows = positions.shape
-    return carry(moves.weights, table.new_zeros(batch, rows, table.shape[1], dtype=dtype), products)
+    return with_gradient(moves.weights, table.new_zeros(batch, rows, table.shape[1], dtype=dtype), products)
 
 
 def code_term(weights: Tensor, codes: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,7 +88,7 @@ def code_term(weights: Tensor, codes: Tensor, at: Tensor, dtype: torch.dtype) ->
         wide = torch.promote_types(grad.dtype, torch.float32)
         return (grad.to(wide) * codes.to(wide)).sum(2) @ at.to(wide).T
 
-    return carry(weights, codes.new_zeros(weights.shape[0], *codes.shape, dtype=dtype), products)
+    return with_gradient(weights, codes.new_zeros(weights.shape[0], *codes.shape, dtype=dtype), products)
 
 
 def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
@@ -101,14 +100,14 @@ def bias_term(moves: Moves, by_offset: Tensor) -> Tensor:
     batch, splits, length = rows.shape
 
     def products(grad):
-        found = []
+        slopes = []
         for k in range(splits):
             offsets = rows[:, k].unsqueeze(1) - rows[:, k].unsqueeze(2) + length - 1  # (B, query, key)
-            found.append(torch.einsum("bhij,hbij->b", grad, by_offset[:, offsets].to(grad.dtype)))
-        return torch.stack(found, 1)
+            slopes.append(torch.einsum("bhij,hbij->b", grad, by_offset[:, offsets].to(grad.dtype)))
+        return torch.stack(slopes, 1)
 
     zeros = by_offset.new_zeros(1).expand(batch, len(by_offset), length, length)
-    return carry(moves.weights, zeros, products)
+    return with_gradient(moves.weights, zeros, products)
 
 
 def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
@@ -133,11 +132,11 @@ def visibility(moves: Moves, mask: Tensor, dtype: torch.dtype, window: int | Non
         weight = torch.ones(visible.shape, dtype=wide, device=grad.device).masked_fill(~visible, HIDDEN)
         scaled = (grad.squeeze(1).to(wide) / weight).masked_fill(~real, 0)
         orders = (rows[:, k] for k in range(rows.shape[1]))
-        found = torch.stack([(scaled * _sees(order, window)).sum((1, 2)) for order in orders], 1)
+        slopes = torch.stack([(scaled * _sees(order, window)).sum((1, 2)) for order in orders], 1)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # with create_graph
-        return _Once.apply(found, moves.weights) if again else found
+        return _Once.apply(slopes, moves.weights) if again else slopes
 
-    return carry(moves.weights, value, products)
+    return with_gradient(moves.weights, value, products)
 
 
 def _sees(order: Tensor, window: int | None) -> Tensor:
@@ -183,11 +182,11 @@ def refuses_order(model: nn.Module, states: Callable, width: int, window: int | 
     order = torch.arange(count, device=rows.device).roll(2).flip(0)
     try:
         with torch.no_grad(), evaluating(model, copies=False):
-            expected, found = states(rows, None)[:, order], states(rows[:, order], order)
+            expected, reordered = states(rows, None)[:, order], states(rows[:, order], order)
     except Exception as error:
         return f"it fails where rows are told their positions: {type(error).__name__}: {str(error)[:200]}"
     coarse = rows.dtype in (torch.float16, torch.bfloat16)
-    difference = (found - expected).abs().max()
+    difference = (reordered - expected).abs().max()
     if not difference <= (0.05 if coarse else 1e-3) * expected.abs().max():
         return (
             f"its answer differs by {difference:.2g} where rows stand in another order and are told their positions, "

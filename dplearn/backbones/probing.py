@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import evaluating, with_rows
-from dplearn.backbones.views import changed
+from dplearn.backbones.rows import with_rows
+from dplearn.backbones.views import changed, evaluating
 from dplearn.offload import device_of, is_offloaded
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Refused(Exception):
 
 # States of a model: called with input_ids or inputs_embeds (1, T), a mask (1, T) and the position of the first token.
 States = Callable[..., Tensor]
-_FOUND: weakref.WeakKeyDictionary[nn.Module, Findings | str] = weakref.WeakKeyDictionary()
+_ASKED: weakref.WeakKeyDictionary[nn.Module, Findings | str] = weakref.WeakKeyDictionary()
 
 
 def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: States) -> Findings:
@@ -55,16 +55,16 @@ def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states:
     ------
     Refused : the model cannot be given rows, or padding changes its answer.
     """
-    if model not in _FOUND:
+    if model not in _ASKED:
         try:
             with torch.no_grad(), evaluating(model, copies=False):
-                _FOUND[model] = _try(model, embedding, body, states)
+                _ASKED[model] = _try(model, embedding, body, states)
         except Refused as reason:
-            _FOUND[model] = str(reason)
-    found = _FOUND[model]
-    if isinstance(found, str):
-        raise Refused(found)
-    return found
+            _ASKED[model] = str(reason)
+    findings = _ASKED[model]
+    if isinstance(findings, str):
+        raise Refused(findings)
+    return findings
 
 
 def _try(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: States) -> Findings:
@@ -77,8 +77,8 @@ def _try(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: 
         plain = states(input_ids=ids, mask=mask).float()
         nearest, rows = float("inf"), embedding(ids)
         for scale, first in _candidates(model, body):
-            found = states(inputs_embeds=rows * scale, mask=mask, first=first).float()
-            if (distance := _difference(found, plain)) < _tolerance(model):
+            embedded = states(inputs_embeds=rows * scale, mask=mask, first=first).float()
+            if (distance := _difference(embedded, plain)) < _tolerance(model):
                 _check_noise(model, states, rows * scale, mask, first, plain)
                 _check_padding(model, states, rows * scale, mask, first, plain)
                 return Findings(scale, first, _is_causal(states, ids, mask, plain, _tolerance(model)))
@@ -114,15 +114,15 @@ def _check_noise(model, states: States, rows: Tensor, mask: Tensor, first: int, 
     noise = (
         1e-4 * rows.abs().amax() * torch.linspace(-1, 1, rows.shape[-1], device=rows.device).to(rows.dtype)
     )
-    found = states(inputs_embeds=rows + noise, mask=mask, first=first).float()
-    if not _difference(found, plain) < 0.3:
+    noisy = states(inputs_embeds=rows + noise, mask=mask, first=first).float()
+    if not _difference(noisy, plain) < 0.3:
         raise Refused(f"{type(model).__name__} reads embedded tokens alone, and no other vectors")
 
 
 def _check_padding(model, states: States, rows: Tensor, mask: Tensor, first: int, plain: Tensor) -> None:
     more = torch.cat([rows, rows[:, :2]], 1), torch.cat([mask, 0 * mask[:, :2]], 1)
-    found = states(inputs_embeds=more[0], mask=more[1], first=first).float()[:, : plain.shape[1]]
-    if (distance := _difference(found, plain)) > 10 * _tolerance(model):
+    padded = states(inputs_embeds=more[0], mask=more[1], first=first).float()[:, : plain.shape[1]]
+    if (distance := _difference(padded, plain)) > 10 * _tolerance(model):
         raise Refused(
             f"{type(model).__name__} answers differently where an input is padded (by {distance:.1%} of the largest "
             "value), so the answer would depend on the batch"
@@ -145,11 +145,11 @@ def _is_listed_as_causal(model: PreTrainedModel) -> bool:
     )
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor) -> float:
     """The largest difference as a share of the largest value; infinite where shapes differ or numbers are none."""
-    if found.shape != expected.shape or not found.isfinite().all():
+    if actual.shape != expected.shape or not actual.isfinite().all():
         return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def is_empty(embedding: nn.Module) -> bool:
@@ -157,9 +157,9 @@ def is_empty(embedding: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in embedding.parameters()) and not is_offloaded(embedding)
 
 
-def same(model: PreTrainedModel, found: Tensor, expected: Tensor) -> bool:
+def same(model: PreTrainedModel, actual: Tensor, expected: Tensor) -> bool:
     """Whether two answers of a model are the same up to the rounding of its dtype."""
-    return _difference(found.float(), expected.float()) < _tolerance(model)
+    return _difference(actual.float(), expected.float()) < _tolerance(model)
 
 
 def _tolerance(model: PreTrainedModel) -> float:
@@ -198,7 +198,7 @@ def end_of_layers(base: nn.Module, ids: Tensor) -> str | None:
 
     def note(name: str):
         def hook(module, arguments, output):
-            first = _first(output)
+            first = first_tensor(output)
             if first is not None:
                 seen.append((name.count("."), name, first))
 
@@ -233,7 +233,7 @@ def _at_pooler(base: nn.Module) -> None:
         )
 
 
-def _first(output) -> Tensor | None:
+def first_tensor(output) -> Tensor | None:
     """The first tensor of a module's output."""
     if isinstance(output, Tensor):
         return output

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import mechanisms, position_space
-from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating
+from dplearn.backbones.base import Backbone
 from dplearn.backbones.probing import Refused, tried
+from dplearn.backbones.reading import Boundary, Reading
 from dplearn.backbones.text import moved, no_table, right_padded
-from dplearn.backbones.views import below, changed, path_of
+from dplearn.backbones.views import below, changed, evaluating, path_of
 from dplearn.config import PromptConfig
 
 

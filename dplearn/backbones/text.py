@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, token_positions, with_rows
+from dplearn.backbones.base import Backbone
 from dplearn.backbones.probing import Refused, is_empty, probe_ids, same, tried
-from dplearn.backbones.views import Change, below, changed, path_of
+from dplearn.backbones.reading import Boundary, Reading
+from dplearn.backbones.rows import token_positions, with_rows
+from dplearn.backbones.views import Change, below, changed, evaluating, path_of
 from dplearn.config import PromptConfig
 from dplearn.insertion import insert
 from dplearn.prompt import PromptedInput
@@ -230,12 +232,12 @@ class TextBackbone(Backbone):
         ids = probe_ids(self.model, self.vocabulary)
         try:
             self.entry = Entry.of(self.model, ids)
-            found = tried(self.model, self.embedding, self.entry.module, self._states)
+            findings = tried(self.model, self.embedding, self.entry.module, self._states)
         except Refused as reason:
             return str(reason)
-        if found.causal != self.causal:
+        if findings.causal != self.causal:
             return OTHER_WAY
-        self.scale, self.first_position = found.scale, found.first
+        self.scale, self.first_position = findings.scale, findings.first
         if is_empty(self.embedding):
             return None  # nothing can be tried
         try:
@@ -255,12 +257,12 @@ class TextBackbone(Backbone):
             with torch.no_grad(), evaluating(self.model, copies=False):
                 reading = self.read(given, Boundary(), PromptConfig(length=2))
                 placed = insert(self.embed(words)[0], reading.rows, reading.mask, 1)
-                found = self.run(PromptedInput(*placed, decisions={}), reading)
+                prompted = self.run(PromptedInput(*placed, decisions={}), reading)
                 whole = torch.cat([words[:, :1], rest, words[:, 1:]], 1)
                 plain = self.model(input_ids=whole, attention_mask=torch.ones_like(whole))
         except Exception as error:
             return f"{name} fails on rows of a prompt: {type(error).__name__}: {str(error).strip()[:200]}"
-        if self.reads_answers and not same(self.model, found.logits, plain.logits[:, [1, 2, 4]]):
+        if self.reads_answers and not same(self.model, prompted.logits, plain.logits[:, [1, 2, 4]]):
             return f"{name} answers differently to a prompt of words and to these words"
         return None
 

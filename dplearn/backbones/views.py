@@ -211,8 +211,8 @@ def path_of(model: nn.Module, module: nn.Module) -> str:
     ------
     ValueError : the module is no part of the model.
     """
-    for name, found in model.named_modules():
-        if found is module:
+    for name, candidate in model.named_modules():
+        if candidate is module:
             return name
     raise ValueError(f"module={type(module).__name__} is no part of {type(model).__name__}")
 
@@ -224,3 +224,46 @@ def below(path: str, name: str) -> str:
     ('layer', 'encoder.layer', 'encoder')
     """
     return ".".join(filter(None, (path, name)))
+
+
+# ---- evaluation mode ----
+
+
+@contextmanager
+def evaluating(model: nn.Module, copies: bool = True):
+    """The model in evaluation mode, for one call, and afterwards as it was.
+
+    copies : where modules are in training mode, work on a view of the model, so that another thread does not see its
+        mode change. (Not while compiling, and not in the probe, where nobody else has the model yet.)
+    """
+    training = [module for module in model.modules() if module.training]
+    if not training:
+        yield model
+    elif copies and not torch.compiler.is_compiling():
+        made: dict[int, tuple[nn.Module, nn.Module, dict]] = {}
+        try:
+            yield _evaluating_copy(model, made)
+        finally:
+            for each in made.values():
+                keep_notes(*each)
+    else:
+        for module in training:
+            module.training = False
+        try:
+            yield model
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _evaluating_copy(module: nn.Module, done: dict[int, tuple[nn.Module, nn.Module, dict]]) -> nn.Module:
+    """All modules anew, with the weights and everything else of the old ones, in evaluation mode."""
+    if id(module) not in done:
+        copy = shared_copy(module)
+        vars(copy)["training"] = False
+        done[id(module)] = (copy, module, {})
+        vars(copy)["_modules"] = {
+            name: child and _evaluating_copy(child, done) for name, child in module._modules.items()
+        }
+        done[id(module)] = (copy, module, dict(vars(copy)))
+    return done[id(module)][0]

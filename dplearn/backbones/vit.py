@@ -36,12 +36,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from dplearn.backbones.base import Backbone, Boundary, Reading, evaluating, take_rows
+from dplearn.backbones.base import Backbone
 from dplearn.backbones.deep import receiving
 from dplearn.backbones.heads import standing_in
 from dplearn.backbones.patches import check_order_matters, check_pixels, image_vectors
 from dplearn.backbones.position_space import code_term, table_term
-from dplearn.backbones.views import Change, Changes, below, changed, path_of, prepare
+from dplearn.backbones.reading import Boundary, Reading
+from dplearn.backbones.rows import take_rows
+from dplearn.backbones.views import Change, Changes, below, changed, evaluating, path_of, prepare
 from dplearn.controllers import LEARNED
 from dplearn.kept import digest_of
 from dplearn.summaries import masked_mean
@@ -167,8 +169,8 @@ class ViTBackbone(Backbone):
         with changed(self.model, changes) as model:
             try:
                 model.get_submodule(self.path)(pixel_values=rows)
-            except _Reached as found:
-                return found.states
+            except _Reached as stopped:
+                return stopped.states
         raise RuntimeError(f"{type(self.model).__name__} does not run its layer {passed + 1}")
 
     def _digests(self, batch: dict, passed: int) -> list[str]:
@@ -242,7 +244,7 @@ class ViTBackbone(Backbone):
         grid = interpolate(grid.to(dtype), size=size, mode="bicubic", align_corners=False).to(table.dtype)
         return torch.cat([special, grid.flatten(2).mT[:, :wanted]], 1)
 
-    def finish(self, placed, reading: Reading, entry: str | None):
+    def layer_input(self, placed, reading: Reading, entry: str | None):
         """Add position vectors, (1, T + n, d), where the prompt entered in front of them or has its own
         ("position-coded"); show the special tokens.
 

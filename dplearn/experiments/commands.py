@@ -145,17 +145,17 @@ def _again(one: Study, options, given: dict) -> int:
         raise ValueError("no run matches --only, --condition and --purpose (a report needs its choices)")
     differ = 0
     for job in known:
-        found = run_job(dict(job.spec), given)["scores"]
+        scores = run_job(dict(job.spec), given)["scores"]
         recorded = rows.get(job.key, {}).get("scores")
-        differ += recorded is not None and found != recorded
+        differ += recorded is not None and scores != recorded
         word = (
             "not recorded"
             if recorded is None
             else "as recorded"
-            if found == recorded
+            if scores == recorded
             else f"recorded {recorded}"
         )
-        print(f"{job}: {found} ({word})")
+        print(f"{job}: {scores} ({word})")
     return int(differ > 0)
 
 
@@ -194,11 +194,11 @@ def table(options) -> int:
     split = options.split or split_of(one)
     _head(one)
     for cell, rows in _cells(options, one):
-        found = _verdicts(one, cell, rows, split)
+        verdicts = _verdicts(one, cell, rows, split)
         names = tables.reports(rows, cell.task)
         baseline = one.baseline if one.baseline in names else None
         lines = tables.lines_against(rows, cell.task, baseline, split)
-        print(f"## {cell.title}\n\n{tables.full(lines, found, baseline)}\n")
+        print(f"## {cell.title}\n\n{tables.full(lines, verdicts, baseline)}\n")
         print("Again, the first seed of each:\n")
         print("\n".join(f"    {line}" for line in _again_lines(one, names)), end="\n\n")
     print(
@@ -217,8 +217,8 @@ def verdict(options) -> int:
             any_cell = True
             print(f"{cell.title} (margin {100 * one.verdict.margin:g} points)")
             groups = tables.reports(rows, cell.task)
-            for (baseline, method), found in _verdicts(one, cell, rows).items():
-                print(f"  {method} against {baseline}: {_in_words(found)}")
+            for (baseline, method), judged in _verdicts(one, cell, rows).items():
+                print(f"  {method} against {baseline}: {_in_words(judged)}")
                 for line in _evidence(method, groups.get(method, [])):
                     print(f"    {line}")
                 for line in _again_lines(one, {method: groups.get(method, [])}):
@@ -239,24 +239,24 @@ def _again_lines(one: Study, groups: Mapping[str, list[dict]]) -> Iterable[str]:
             yield jobs.command_again(one.source, labels, row["seed"], "report")
 
 
-def _in_words(found: Verdict) -> str:
+def _in_words(said: Verdict) -> str:
     """The sentence of a verdict with its numbers."""
-    numbers = found.difference
+    numbers = said.difference
     if numbers is None or numbers.seeds < 2:
-        return found.sentence()
+        return said.sentence()
     half = f"{100 * numbers.half:.1f}"
-    return f"{found.sentence()} ({100 * numbers.mean:+.1f} ± {half} points, {numbers.seeds} seeds; detectable {half})"
+    return f"{said.sentence()} ({100 * numbers.mean:+.1f} ± {half} points, {numbers.seeds} seeds; detectable {half})"
 
 
 def _evidence(method: str, group: list[dict]) -> Iterable[str]:
     """Lines on what became of the decisions of a method."""
-    for name, found in tables.evidence_over(group).items():
-        start = "?" if found["start"] is None else f"{found['start']:.2f}"
-        moved = "?" if found["moved"] is None else f"{found['moved']:.2f}"
-        cost = "" if found["cost"] is None else f", dealt to other inputs {found['cost']:+.3f} nats"
-        used = f"{found['used']:.1f} of {found['options']} options used, {100 * found['share']:.0f} % at one"
-        agree = f"{found['agree']} of {len(group)} runs agree on it"
-        yield f"{name}: entropy {start} → {found['end']:.2f}, moved {moved}, {used}, {agree}{cost}"
+    for name, evidence in tables.evidence_over(group).items():
+        start = "?" if evidence["start"] is None else f"{evidence['start']:.2f}"
+        moved = "?" if evidence["moved"] is None else f"{evidence['moved']:.2f}"
+        cost = "" if evidence["cost"] is None else f", dealt to other inputs {evidence['cost']:+.3f} nats"
+        used = f"{evidence['used']:.1f} of {evidence['options']} options used, {100 * evidence['share']:.0f} % at one"
+        agree = f"{evidence['agree']} of {len(group)} runs agree on it"
+        yield f"{name}: entropy {start} → {evidence['end']:.2f}, moved {moved}, {used}, {agree}{cost}"
 
 
 def figure(options) -> int:
@@ -273,25 +273,25 @@ def predict(options) -> int:
     """Whether the splits of trained fixed prompts say beforehand what a learned position gains."""
     from dplearn.experiments import figures, predictions
 
-    found = []
+    points = []
     for name in [options.study] if options.study else study.names():
         one = study.read(name)
         if one.headroom and one.baseline:
-            found += predictions.points(one.name, _cells(options, one), one.baseline)
-    if not found:
+            points += predictions.points(one.name, _cells(options, one), one.baseline)
+    if not points:
         raise ValueError(
             "no study has runs with headroom, expected a study with `headroom = true` that was run"
         )
-    print(predictions.markdown(found))
-    trained = [point for point in found if point.trained]
-    for words, some in (("all {} points", found), ("the {} points with trained prompts", trained)):
+    print(predictions.markdown(points))
+    trained = [point for point in points if point.trained]
+    for words, some in (("all {} points", points), ("the {} points with trained prompts", trained)):
         for probe, (rank, p) in predictions.correlations(some).items():
             over = words.format(len(some))
             print(f"\nrank correlation of {probe} and gain over {over}: {rank:+.2f} (p = {p:.2g})")
     if options.out:
         path = Path(options.out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figures.predicted(found).savefig(path)
+        figures.predicted(points).savefig(path)
         print(f"\n{path}")
     return 0
 

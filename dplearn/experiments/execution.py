@@ -44,9 +44,9 @@ def run_job(spec: Mapping, options: Mapping | None = None) -> dict:
 @cache
 def _made() -> dict:
     """Provenance of the rows of this process (its command is that of the runner)."""
-    found = records.provenance("")
-    del found["command"]
-    return found
+    provenance = records.provenance("")
+    del provenance["command"]
+    return provenance
 
 
 def load_task(name: str):
@@ -116,10 +116,10 @@ def _encoded(backbone: str, task: str, prefix: str, max_length: int):
 
 def _splits(spec: Mapping) -> list[str]:
     """The splits that are scored: those asked for that the task has."""
-    found = [split for split in spec["splits"] if split in _task(spec["task"]).splits]
-    if not found:
+    splits = [split for split in spec["splits"] if split in _task(spec["task"]).splits]
+    if not splits:
         raise ValueError(f"task={spec['task']!r} has no split of {spec['splits']}, expected one")
-    return found
+    return splits
 
 
 def _settings(spec: Mapping, usual, options: Mapping):

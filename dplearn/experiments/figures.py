@@ -102,7 +102,7 @@ def curves(groups: Mapping[str, Sequence[dict]], title: str):
             ax.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
     for ax, panel in zip(axes[0], panels):
         ax.set(xlabel="step", ylabel=PANELS[panel])
-    _finish(figure, axes[0], title)
+    _add_title_and_legend(figure, axes[0], title)
     return figure
 
 
@@ -132,7 +132,7 @@ def over_conditions(cells: Sequence[tuple[Cell, list[dict]]]):
                 ax.errorbar(x, means, spreads, label=name, elinewidth=0.8, **_look(number))
         ax.set_xticks(range(len(order)), order, rotation=20)
         ax.set(title=", ".join(place), ylabel="score on test" if ax is axes[0, 0] else "")
-    _finish(figure, axes[0])
+    _add_title_and_legend(figure, axes[0])
     return figure
 
 
@@ -157,19 +157,19 @@ def predicted(points: Sequence[Point]):
         ax.set_yscale("symlog", linthresh=0.1)
         ax.set_xlim(-0.003, 1.5 * max(0.01, *(getattr(point, name) for point in points)))
         ax.set(xlabel=f"{words}, nats", ylabel="gained over best fixed, nats" if ax is axes[0] else "")
-    _finish(figure, axes)
+    _add_title_and_legend(figure, axes)
     return figure
 
 
-def _finish(figure, axes, title: str = "") -> None:
+def _add_title_and_legend(figure, axes, title: str = "") -> None:
     """One legend for all panels, below them."""
-    found: dict = {}
+    shown: dict = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
-        found |= dict(zip(labels, handles))
+        shown |= dict(zip(labels, handles))
     if title:
         figure.suptitle(title)
     columns = 2 if len(axes) < 3 else 3
-    height = 0.045 * -(-len(found) // columns) + 0.02
-    figure.legend(found.values(), found.keys(), loc="lower center", ncols=columns, fontsize=8)
+    height = 0.045 * -(-len(shown) // columns) + 0.02
+    figure.legend(shown.values(), shown.keys(), loc="lower center", ncols=columns, fontsize=8)
     figure.tight_layout(rect=(0, min(height, 0.5), 1, 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import nn
@@ -29,6 +29,12 @@ from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
 from dplearn.training import Annealing, parameter_groups
 
+# What only prompts on text models have: runs on images would go on as if nothing had been said.
+OF_TEXTS = (
+    "optimizer", "schedule", "last_temperature", "entropy_bonus", "vectors_first", "train_vectors", "init_words",
+    "fit_summaries", "group_by_length",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,7 +43,8 @@ class Settings:
     steps : optimizer steps; 0 scores the untrained start.
     batch_size : examples in each step.
     learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
-        weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`).
+        weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`), and
+        settings that only text models have (``OF_TEXTS``) are refused.
     controller_learning_rate : of position logits and controllers; None: ``learning_rate``.
     head_learning_rate : of a classification head: one that is trained with a prompt (``head="trained"``), a linear
         probe's, or in full fine-tuning the classifier's. None: a prompt's head as its controllers, others as
@@ -82,6 +89,16 @@ class Settings:
         Whole(0)("vectors_first", self.vectors_first)
         if self.head_learning_rate is not None:
             Number()("head_learning_rate", self.head_learning_rate)
+
+    def check_for_images(self) -> None:
+        """Raise ValueError where something is set that has no effect on a run on images; the message names it."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in OF_TEXTS and value != each.default:
+                raise ValueError(
+                    f"{each.name}={value!r} has no effect on images, expected {each.default!r}: it is a setting of "
+                    "prompts on text models"
+                )
 
     def groups(self, model: NamedPrompts) -> list[dict]:
         """What an optimizer takes for a prompted model (:func:`dplearn.parameter_groups`)."""
@@ -195,10 +212,10 @@ def fit(
 
 def scores_of(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
     """Metrics and cross-entropies by split, as parts of a row."""
-    found = {split: scored(split) for split in splits}
+    results = {split: scored(split) for split in splits}
     return {
-        "scores": {split: metrics for split, (metrics, _) in found.items()},
-        "cross_entropy": {split: value for split, (_, value) in found.items()},
+        "scores": {split: metrics for split, (metrics, _) in results.items()},
+        "cross_entropy": {split: value for split, (_, value) in results.items()},
     }
 
 

@@ -145,12 +145,12 @@ class ImageTextRun(ImageRun):
     ) -> DecisionReport:
         """As of any run, without losses: how far decisions moved, and how classes or images are spread over them."""
         rows = self.encode(split)
-        made, found, pis = self.choices([rows[i] for i in some(rows, count)]), {}, {}
+        made, learned, pis = self.choices([rows[i] for i in some(rows, count)]), {}, {}
         for name, part in learned_parts(self.model).items():
             pis[name] = distribution(part, made[name]).float()
             first = (None, None) if since is None else (since.probabilities[name], since.chosen[name])
-            found[name] = evidence(pis[name], made[name].index, *first)
-        return DecisionReport(found, None, pis, {name: made[name].index for name in found})
+            learned[name] = evidence(pis[name], made[name].index, *first)
+        return DecisionReport(learned, None, pis, {name: made[name].index for name in learned})
 
 
 def _for_each(made: dict[str, Choice], count: int) -> dict[str, Choice]:
@@ -178,8 +178,9 @@ def tune(
 
     Raises
     ------
-    ValueError : an unknown method; the message lists them.
+    ValueError : an unknown method; the message lists them. A setting that has no effect on images.
     """
+    settings.check_for_images()
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown, expected one of {list(METHODS)}")
     clip, processor = zoo.load(backbone)
@@ -225,8 +226,8 @@ def _run_on_texts(
 
     def texts(split: str) -> dict[str, Tensor]:
         captions = task.captions(NEW if split == NEW else "train", template)
-        found = processor.tokenizer(captions, padding=True, return_tensors="pt")
-        return {name: found[name].to(device()) for name in ("input_ids", "attention_mask")}
+        tokens = processor.tokenizer(captions, padding=True, return_tensors="pt")
+        return {name: tokens[name].to(device()) for name in ("input_ids", "attention_mask")}
 
     @cache
     def examples(split: str):

@@ -126,7 +126,12 @@ def fit(
 
     model : takes ``pixel_values`` (B, channels, height, width) and ``labels`` (B,), gives ``loss`` and ``logits``.
     processor : turns images into pixel values; it runs once for each image.
+
+    Raises
+    ------
+    ValueError : a setting that has no effect on images; the message names it.
     """
+    settings.check_for_images()
     probe, model = isinstance(model, LinearProbe), model.to(device())
 
     @cache
@@ -149,7 +154,12 @@ def tune(
     """Train one of ``METHODS`` on a backbone of :mod:`dplearn.zoo`, with a fresh head for the task, and score it.
 
     ``seed`` is that of the fresh weights (of all layers in the control), of the prompt and of the order of images.
+
+    Raises
+    ------
+    ValueError : an unknown method; a setting that has no effect on images. The message names it.
     """
+    settings.check_for_images()
     labels = len(task.class_names)
     set_seed(seed)
     model, processor = zoo.load(backbone, num_labels=labels)

@@ -129,7 +129,7 @@ class Study:
 
     def methods_in(self, cell: Cell) -> list[Method]:
         """The methods that run in a cell, each with the options that it has there."""
-        found: dict[str, Method] = {}
+        methods: dict[str, Method] = {}
         for method in self.methods:
             places = {cell.task: method.tasks, cell.backbone: method.backbones}
             if not all(
@@ -137,12 +137,12 @@ class Study:
             ):
                 continue
             for one in expanded(method, self.prompt | cell.condition.prompt | method.prompt):
-                if one.name in found:
+                if one.name in methods:
                     raise ValueError(
                         f"{self.name}: two methods are called {one.name!r} in {cell.title}, expected names that differ"
                     )
-                found[one.name] = one
-        return list(found.values())
+                methods[one.name] = one
+        return list(methods.values())
 
     def options(self, cell: Cell, method: Method) -> tuple[dict, dict]:
         """The prompt options and the settings of a method in a cell, before anything is chosen."""

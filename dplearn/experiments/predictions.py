@@ -45,7 +45,7 @@ def points(
 
     cells : its tables with their rows.  baseline : the method of fixed prompts that are probed.
     """
-    found = []
+    measured = []
     for cell, rows in cells:
         groups = reports(rows, cell.task)
         probed = [row["evidence"]["headroom"] for row in groups.get(baseline, []) if _has_headroom(row)]
@@ -66,35 +66,35 @@ def points(
             )
             where = f"{study}: {cell.title}"
             trained = any(row["trained_parameters"] for row in groups[baseline])
-            found.append(Point(where, method, deviation, headroom, mean, half, len(gains), trained))
-    return found
+            measured.append(Point(where, method, deviation, headroom, mean, half, len(gains), trained))
+    return measured
 
 
 def _has_headroom(row: dict) -> bool:
     return bool((row.get("evidence") or {}).get("headroom"))
 
 
-def correlations(found: Sequence[Point]) -> dict[str, tuple[float, float]]:
+def correlations(measured: Sequence[Point]) -> dict[str, tuple[float, float]]:
     """Spearman's rank correlation of each probe with the gain, and its p-value; empty below four points."""
     from scipy.stats import spearmanr
 
-    if len(found) < 4:
+    if len(measured) < 4:
         return {}
-    gains = [point.gain for point in found]
+    gains = [point.gain for point in measured]
     return {
-        name: tuple(float(value) for value in spearmanr([getattr(point, name) for point in found], gains))
+        name: tuple(float(value) for value in spearmanr([getattr(point, name) for point in measured], gains))
         for name in ("deviation", "headroom")
     }
 
 
-def markdown(found: Sequence[Point]) -> str:
+def markdown(measured: Sequence[Point]) -> str:
     """The points as a Markdown table, in nats; gains with their 95 % intervals."""
     rows = [
         "| table | prompt | learned | losses differ over splits by | headroom per input | gained over best fixed "
         "| seeds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for point in found:
+    for point in measured:
         gain = f"{point.gain:+.3f}\u00a0±\u00a0{point.half:.3f}"
         cells = (
             point.where,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dplearn import shelf
-from dplearn.backbones.base import last_real, take_rows, token_positions
+from dplearn.backbones.rows import last_real, take_rows, token_positions
 from dplearn.experiments.scoring import batch_size
 from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task

@@ -177,7 +177,7 @@ class TextRun(Run):
         return self.loss.losses
 
     def label_columns(self, logits: Tensor) -> Tensor:
-        return self.loss.scores(logits)
+        return self.loss.word_logits(logits)
 
     def decided_about(self, split: str) -> list[dict]:
         """The examples of a split without their labels, as a prompt decides about them."""

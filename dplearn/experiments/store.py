@@ -81,8 +81,8 @@ class Store:
     def adopt(self, key: str) -> bool:
         """Copy the result of a run that another study has done; whether there is one. The key says that it is the same
         run (:attr:`dplearn.experiments.jobs.Job.key`)."""
-        found = None if self.beside is None else next(self.beside.glob(f"*/{key}.json"), None)
-        return found is not None and self.add(key, json.loads(found.read_text()))
+        stored = None if self.beside is None else next(self.beside.glob(f"*/{key}.json"), None)
+        return stored is not None and self.add(key, json.loads(stored.read_text()))
 
     # --- claims ---
 

@@ -142,7 +142,7 @@ def _axes(where: str, axes: Mapping) -> dict[str, list]:
 
 def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
     """``prompt`` and ``settings`` of an entry, with the options of its ``each`` sorted into the two."""
-    found = {kind: _options(where, kind, entry.get(kind, {})) for kind in ("prompt", "settings")}
+    options = {kind: _options(where, kind, entry.get(kind, {})) for kind in ("prompt", "settings")}
     for option, values in entry.get("each", {}).items():
         kind = "prompt" if option in OPTIONS or option == "named" else "settings"
         if kind == "settings" and option not in _settings_fields():
@@ -152,8 +152,8 @@ def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
         short = option == "position" and (values == "all" or set(values) == {"evenly"})
         if not short and (not isinstance(values, list) or not values):
             raise ValueError(f"{where}: each.{option}={shown(values)}, expected a list of values")
-        found[kind].setdefault("each", {})[option] = values
-    return found
+        options[kind].setdefault("each", {})[option] = values
+    return options
 
 
 def _condition(study: str, entry: Mapping) -> Condition:
@@ -217,6 +217,8 @@ def _check(study: Study) -> None:
         for method in methods:
             if method.kind == "prompt":
                 _check_prompt(study, cell, method)
+            elif method.kind in ("images", "image-text"):
+                _check_on_images(study, cell, method)
     wanted = ({study.baseline} - {None}) | {baseline for baseline, _ in study.comparisons}
     if missing := wanted - seen:
         raise ValueError(
@@ -237,6 +239,29 @@ def _check_tries(study: Study, cell: Cell, methods: Sequence[Method]) -> None:
         raise ValueError(
             f"{study.name}: methods of {cell.title} try {shown(tries)} values, expected equally many for all that try"
         )
+
+
+def _check_on_images(study: Study, cell: Cell, method: Method) -> None:
+    """Nothing is said of a method on images that its runs would pass over."""
+    from dplearn.experiments.fitting import Settings
+
+    where = f"{study.name}: method {method.name!r} in {cell.title}"
+    (prompt, settings), axes = study.options(cell, method), study.grid_of(cell, method)
+    given = {"control": method.control, "max_length": study.max_length, "headroom": study.headroom or None}
+    given["cue"] = study.cue if cell.condition.cue is None else cell.condition.cue
+    given |= {name: value for name, value in (prompt | axes).items() if name in OPTIONS}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{where}: {name}={shown(value)} has no effect on images, expected none: such a method is described "
+                "by its name"
+            )
+    for option, values in axes.items() if axes else [("steps", [settings.get("steps", 1)])]:
+        for value in values:
+            try:
+                Settings(**settings | {option: value}).check_for_images()
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
 
 
 def _check_prompt(study: Study, cell: Cell, method: Method) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, set_seed
 
-from dplearn.backbones.base import last_real, take_rows, token_positions
+from dplearn.backbones.rows import last_real, take_rows, token_positions
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.estimators import ESTIMATORS
 from dplearn.experiments.fitting import Settings, VectorsFirst, device, fit, scores_of

@@ -62,7 +62,7 @@ def word_log_probabilities(
         whole(name, value)
     if len(set(splits)) < 2 or not all(isinstance(k, int) and 0 <= k <= length for k in splits):
         refuse("splits", splits, f"two or more different integers in 0..{length}")
-    generator, found = torch.Generator().manual_seed(seed), []
+    generator, log_probabilities = torch.Generator().manual_seed(seed), []
     collate, rows = DataCollatorForSeq2Seq(tokenizer), None
     for _ in range(prompts):
         vectors = None
@@ -78,8 +78,8 @@ def word_log_probabilities(
                 batch = collate(rows[start : start + batch_size]).to(model.device)
                 del batch["labels"]
                 logits = model(**batch).logits[:, -1].float()
-                found.append(logits.log_softmax(-1)[:, words].cpu())
-    return torch.cat(found).view(prompts, len(splits), len(rows), len(words))
+                log_probabilities.append(logits.log_softmax(-1)[:, words].cpu())
+    return torch.cat(log_probabilities).view(prompts, len(splits), len(rows), len(words))
 
 
 def summary(scores: Tensor, labels: Sequence[int]) -> dict:
@@ -102,7 +102,7 @@ def summary(scores: Tensor, labels: Sequence[int]) -> dict:
     if prompts > 1:
         others = (losses.sum(0) - losses) / (prompts - 1)
         crossed = losses.gather(1, others.argmin(1, keepdim=True)).mean().item()
-    found = {
+    figures = {
         "change": (first - last).abs().mean().item(),
         "flips": (first.argmax(-1) != last.argmax(-1)).float().mean().item(),
         "spread": scores.std(2, correction=0).mean().item(),
@@ -114,7 +114,7 @@ def summary(scores: Tensor, labels: Sequence[int]) -> dict:
         "oracle_instance": losses.amin(1).mean().item(),
         "cross_fitted": crossed,
     }
-    return {name: _rounded(value) for name, value in found.items()}
+    return {name: _rounded(value) for name, value in figures.items()}
 
 
 def _rounded(value):

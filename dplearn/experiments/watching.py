@@ -155,9 +155,9 @@ class Objective:
 
 def _mean_of(values: list[Tensor]) -> float:
     """The mean of losses, of which none is left in the list."""
-    found = float(torch.stack(values).mean()) if values else math.nan
+    mean = float(torch.stack(values).mean()) if values else math.nan
     values.clear()
-    return found
+    return mean
 
 
 def fit_and_watch(
@@ -207,8 +207,8 @@ def fit_and_watch(
     row |= watch.seen()
     row["seconds"] = round(max(row["seconds"] - watch.seconds, 0.0), 1)
     if reported:
-        found = run.report(splits[0], looks.report, first, headroom).to_dict()
-        row["evidence"] = {"split": splits[0]} | rounded(found)
+        evidence = run.report(splits[0], looks.report, first, headroom).to_dict()
+        row["evidence"] = {"split": splits[0]} | rounded(evidence)
     if annealing:
         row["positions"] = {split: run.positions(split) for split in splits}
     return row | right_shares(run, splits)

@@ -32,14 +32,14 @@ def losses_for(family: Family, labels: Tensor | None, paired: bool | None, numbe
             f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected integers ({number},)"
         )
 
-    def losses(scores: Tensor) -> Tensor | None:
+    def losses(logits: Tensor) -> Tensor | None:
         if paired:
-            if scores.shape[0] != scores.shape[1]:
+            if logits.shape[0] != logits.shape[1]:
                 raise ValueError(
-                    f"return_loss=True with {scores.shape[0]} images and {scores.shape[1]} texts, expected pairs"
+                    f"return_loss=True with {logits.shape[0]} images and {logits.shape[1]} texts, expected pairs"
                 )
-            return family.pair_loss(scores).expand(number)
-        return None if labels is None else cross_entropy(scores, labels, reduction="none")
+            return family.pair_loss(logits).expand(number)
+        return None if labels is None else cross_entropy(logits, labels, reduction="none")
 
     return losses
 
@@ -69,15 +69,15 @@ def compare_draws(
         _check_joint(towers.config)
         each_alone = False
     draws = _drawn(towers, decisions, each_alone)
-    found, costs = [], []
+    drawn, costs = [], []
     for number in range(len(draws.log_probs)):
         copies = prompt.tried(decisions, draws.only(number))
         answers = towers.answers(texts, images, owners, copies)
-        cost = losses(answers.scores)
+        cost = losses(answers.logits)
         if cost is not None:
             costs.append(cost if each_alone else cost.mean().unsqueeze(0))
-        found.append(answers)
-    answers = Answers(*(torch.cat(column) for column in zip(*found)))
+        drawn.append(answers)
+    answers = Answers(*(torch.cat(column) for column in zip(*drawn)))
     penalty, loss = prompt.penalty(decisions), None
     if costs:
         loss = surrogate(torch.stack(costs), draws).mean() + (0.0 if penalty is None else penalty)
@@ -88,15 +88,15 @@ def _drawn(towers: PromptedTowers, decisions: dict, each_alone: bool) -> Draws:
     """Draws of all decisions that compare losses; ``each_alone``: with the probability of each owner's, (S, N), and
     else of all owners' together, (S, 1)."""
     config, prompt = towers.config, towers.prompt
-    found = {
+    draws = {
         name: draw({name: decisions[name].logits}, config.estimator, config.samples, prompt.generator)
         for name in prompt.samples()
     }
     log_probs = sum(
-        one.log_probs if each_alone else one.log_probs.sum(1, keepdim=True) for one in found.values()
+        one.log_probs if each_alone else one.log_probs.sum(1, keepdim=True) for one in draws.values()
     )
-    first = next(iter(found.values()))
-    return first._replace(index={name: one.index[name] for name, one in found.items()}, log_probs=log_probs)
+    first = next(iter(draws.values()))
+    return first._replace(index={name: one.index[name] for name, one in draws.items()}, log_probs=log_probs)
 
 
 def _check_joint(config: PromptConfig) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from dplearn.backbones.base import evaluating
 from dplearn.backbones.image_text.captions import Captions
 from dplearn.backbones.image_text.families import unit
+from dplearn.backbones.views import evaluating
 from dplearn.conventions import extended
 from dplearn.image_text.classes import Classes
 from dplearn.image_text.losses import compare_draws, losses_for
@@ -171,7 +171,7 @@ class PromptedCLIP(NamedPrompts):
 
     def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """The model's scores (N, C) of images (N, p) and texts (C, p), unit vectors both: the larger, the better."""
-        return self.adapter.family.scores(image_embeds, text_embeds)
+        return self.adapter.family.logits(image_embeds, text_embeds)
 
     @torch.no_grad()
     def classify(
@@ -196,7 +196,7 @@ class PromptedCLIP(NamedPrompts):
             texts = self._read_texts(towers, input_ids, attention_mask)
             owners = self._owners(towers, texts, images, task_ids)
             answers = towers.answers(texts, images, owners, towers.decide(owners))
-            return adapter.family.probabilities(answers.scores)
+            return adapter.family.probabilities(answers.logits)
 
     # --- the model ---
 
@@ -249,7 +249,7 @@ class PromptedCLIP(NamedPrompts):
             return extended(output, penalty=step.penalty, draws=step.draws)
         decisions = towers.decide(owners)
         answers = towers.answers(texts, images, owners, decisions)
-        loss, penalty = losses(answers.scores), self.prompt.penalty(decisions)
+        loss, penalty = losses(answers.logits), self.prompt.penalty(decisions)
         loss = None if loss is None else loss.mean()
         if penalty is None:
             return self._output(input_ids is None, loss, answers)
@@ -260,11 +260,11 @@ class PromptedCLIP(NamedPrompts):
         if classifies:
             from transformers.modeling_outputs import ImageClassifierOutput
 
-            return ImageClassifierOutput(loss=loss, logits=answers.scores)
+            return ImageClassifierOutput(loss=loss, logits=answers.logits)
         return self.adapter.family.output(
             loss=loss,
-            logits_per_image=answers.scores,
-            logits_per_text=answers.scores.T,
+            logits_per_image=answers.logits,
+            logits_per_text=answers.logits.T,
             text_embeds=answers.texts,
             image_embeds=answers.images,
         )

@@ -1,4 +1,4 @@
-"""Both towers of a frozen model with one prompt: from texts and images over decisions to unit vectors and scores.
+"""Both towers of a frozen model with one prompt: from texts and images over decisions to unit vectors and logits.
 
 Those who decide are the texts, or the images where these decide (about their own prompt, or about that of the texts).
 """
@@ -53,9 +53,9 @@ class Owners(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What the model says: scores (N, C), and unit vectors of texts (C, p) or (N, C, p) and of images (N, p)."""
+    """What the model says: logits (N, C), and unit vectors of texts (C, p) or (N, C, p) and of images (N, p)."""
 
-    scores: Tensor
+    logits: Tensor
     texts: Tensor
     images: Tensor
 
@@ -196,7 +196,7 @@ class PromptedTowers:
         """Scores of all pairs, under these decisions."""
         text_vectors = self.text_vectors(texts, owners, decisions)
         image_vectors = self.image_vectors(images, decisions)
-        return Answers(self.adapter.family.scores(image_vectors, text_vectors), text_vectors, image_vectors)
+        return Answers(self.adapter.family.logits(image_vectors, text_vectors), text_vectors, image_vectors)
 
     def text_vectors(self, texts: Texts, owners: Owners, decisions: dict[str, Choice]) -> Tensor:
         """Unit vectors (C, p), or (N, C, p) where each image decides about the texts' prompt."""
@@ -210,11 +210,11 @@ class PromptedTowers:
 
         key = self._key(texts, owners)
         if key is None:
-            found = compute()
+            vectors = compute()
         else:
-            found = texts.classes.features(key, compute, tuple(self.prompt.parameters()))
+            vectors = texts.classes.features(key, compute, tuple(self.prompt.parameters()))
         separate = self.by_image and (self.prompt.needs_summary or self.prompt.needs_task)
-        return found.view(owners.number, -1, found.shape[1]) if separate else found
+        return vectors.view(owners.number, -1, vectors.shape[1]) if separate else vectors
 
     def _key(self, texts: Texts, owners: Owners) -> tuple | None:
         """What the features of the classes under the prompt depend on, or None where they are not kept."""

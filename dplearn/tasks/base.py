@@ -131,13 +131,13 @@ class Task:
         if form == CLASSIFIER:
             raise ValueError(f"{self.name}: model is a classifier: expected one that answers with a word")
         for word in self.words:
-            found = word_id(tokenizer, word, f"{self.name}: word", form)
-            if found in ids:
+            first = word_id(tokenizer, word, f"{self.name}: word", form)
+            if first in ids:
                 raise ValueError(
-                    f"{self.name}: words {self.words[ids.index(found)]!r} and {word!r} both start with token "
-                    f"{found}: expected a distinct first token for each word"
+                    f"{self.name}: words {self.words[ids.index(first)]!r} and {word!r} both start with token "
+                    f"{first}: expected a distinct first token for each word"
                 )
-            ids.append(found)
+            ids.append(first)
         return ids
 
     def encode(

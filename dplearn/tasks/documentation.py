@@ -112,8 +112,8 @@ def signature_of(node) -> str:
     """Name and argument names as words, e.g. "max pool ( inputs , kernel size )"."""
     function = node
     if isinstance(node, ast.ClassDef):
-        found = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-        function = found[0] if found else None
+        constructors = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        function = constructors[0] if constructors else None
     names = []
     if function is not None:
         arguments = function.args
@@ -124,7 +124,7 @@ def signature_of(node) -> str:
 
 def entries_of(source: str) -> list[dict]:
     """Public functions and classes with a docstring: {"name", "signature", "summary", "passages"}."""
-    found = []
+    described = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
@@ -137,7 +137,7 @@ def entries_of(source: str) -> list[dict]:
             if following:
                 passages.append(first_words(plain(paragraph)))
         if good and 4 <= len(summary.split()):
-            found.append(
+            described.append(
                 {
                     "name": node.name,
                     "signature": signature_of(node),
@@ -145,7 +145,7 @@ def entries_of(source: str) -> list[dict]:
                     "passages": passages,
                 }
             )
-    return found
+    return described
 
 
 def sources(library: str, folders) -> list[Path]:
@@ -179,10 +179,10 @@ def extract(library: str) -> tuple[dict, ...]:
             else path.stem
         )
         try:
-            found = entries_of(path.read_text(encoding="utf-8"))
+            in_file = entries_of(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):  # a template or a file for another Python
             continue
-        for entry in found:
+        for entry in in_file:
             if entry["summary"] not in seen:
                 seen.add(entry["summary"])
                 entries.append(entry | {"module": module, "library": library})
@@ -197,15 +197,15 @@ def data_hash(library: str) -> str:
 
 def check_recorded(library: str) -> str:
     """The hash of the installed library's data; a warning if it is not the recorded one."""
-    found, version = data_hash(library), metadata.version(TASK_LIBRARIES[library][0])
+    present, version = data_hash(library), metadata.version(TASK_LIBRARIES[library][0])
     wanted_version, wanted = RECORDED[library]
-    if found != wanted:
+    if present != wanted:
         warnings.warn(
-            f"documentation of {library}: version {version} gives data {found}, recorded results are for version "
+            f"documentation of {library}: version {version} gives data {present}, recorded results are for version "
             f"{wanted_version} with data {wanted}: figures on docs/ tasks will differ",
             stacklevel=3,
         )
-    return found
+    return present
 
 
 def split_of(module: str) -> str:
@@ -230,8 +230,8 @@ def nameless(text: str) -> str:
 def library_examples(split, size, rng):
     by_library = entries(split)
     texts = {
-        library: list(dict.fromkeys(nameless(p) for e in found for p in (e["summary"], *e["passages"])))
-        for library, found in by_library.items()
+        library: list(dict.fromkeys(nameless(p) for e in listed for p in (e["summary"], *e["passages"])))
+        for library, listed in by_library.items()
     }
     for library in texts:
         texts[library] = [text for text in texts[library] if len(text.split()) >= 6]
@@ -243,7 +243,7 @@ def library_examples(split, size, rng):
 
 def signature_examples(split, size, rng):
     """Each entry is used once with its own summary or with that of another function of its library."""
-    pool = [(library, entry) for library, found in entries(split).items() for entry in found]
+    pool = [(library, entry) for library, listed in entries(split).items() for entry in listed]
     by_library = entries(split)
     examples = []
     for index, (library, entry) in enumerate(rng.sample(pool, min(size, len(pool)) // 2 * 2)):
@@ -255,8 +255,10 @@ def signature_examples(split, size, rng):
 
 def next_examples(split, size, rng):
     """Two passages: neighbours in one docstring, or the second one from another docstring of the same library."""
-    by_library = {key: [e for e in found if len(e["passages"]) > 1] for key, found in entries(split).items()}
-    pool = [(library, entry) for library, found in by_library.items() for entry in found]
+    by_library = {
+        key: [e for e in listed if len(e["passages"]) > 1] for key, listed in entries(split).items()
+    }
+    pool = [(library, entry) for library, listed in by_library.items() for entry in listed]
     examples = []
     for index, (library, entry) in enumerate(rng.sample(pool, min(size, len(pool)) // 2 * 2)):
         place = rng.randrange(len(entry["passages"]) - 1)

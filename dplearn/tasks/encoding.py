@@ -204,9 +204,9 @@ def _shorten(task, tokenizer, example: Mapping, form: str, cue: str, max_length:
         )
     while low + 1 < high:  # `low` fits, `high` does not: halve the gap
         middle = (low + high) // 2
-        found = inputs(middle)
-        if len(found["input_ids"]) <= max_length:
-            low, best = middle, found
+        shortened = inputs(middle)
+        if len(shortened["input_ids"]) <= max_length:
+            low, best = middle, shortened
         else:
             high = middle
     return best

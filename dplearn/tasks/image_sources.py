@@ -105,9 +105,9 @@ def parquet_files(folder: Path, split: str) -> list[str]:
     """One split's files: train.parquet or, as on the hub, train-00000-of-00002.parquet, here or in data/."""
     for place in (folder, folder / "data"):
         for alias in ALIASES[split]:
-            found = sorted([*place.glob(f"{alias}.parquet"), *place.glob(f"{alias}-*.parquet")])
-            if found:
-                return [str(file) for file in found]
+            files = sorted([*place.glob(f"{alias}.parquet"), *place.glob(f"{alias}-*.parquet")])
+            if files:
+                return [str(file) for file in files]
     return []
 
 
@@ -115,15 +115,15 @@ def from_tables(tables, image: str, label: str, origin: str) -> Data:
     """Splits of a `DatasetDict`; labels may be a ClassLabel, numbers, or names."""
     import datasets
 
-    found = {}
+    by_split = {}
     for split, aliases in ALIASES.items():
         for alias in aliases:
             if alias in tables:
-                found.setdefault(split, tables[alias])
-    if not found:
+                by_split.setdefault(split, tables[alias])
+    if not by_split:
         raise ValueError(f"{origin} has splits {list(tables)}: expected {list(SPLITS)}")
     values = {}
-    for split, table in found.items():
+    for split, table in by_split.items():
         for argument, column in (("image", image), ("label", label)):
             if column not in table.column_names:
                 raise ValueError(
@@ -131,11 +131,11 @@ def from_tables(tables, image: str, label: str, origin: str) -> Data:
                     f"of {table.column_names}"
                 )
         if not isinstance(table.features[image], datasets.Image):  # bytes, as parquet files may have them
-            found[split] = table.cast_column(image, datasets.Image())
+            by_split[split] = table.cast_column(image, datasets.Image())
         values[split] = list(table[label])
-    names = getattr(next(iter(found.values())).features[label], "names", None)
+    names = getattr(next(iter(by_split.values())).features[label], "names", None)
     names, labels = numbered(values, names, origin)
-    splits = {split: ImageSplit(Column(table, image), labels[split]) for split, table in found.items()}
+    splits = {split: ImageSplit(Column(table, image), labels[split]) for split, table in by_split.items()}
     return Data(names, splits, origin)
 
 
@@ -171,8 +171,8 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 def image_files(folder: Path) -> list[Path]:
     """The image files in a folder and the folders in it, in order; hidden ones, such as those of macOS, are none."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(p for p in found if not any(part[0] == "." for part in p.relative_to(folder).parts))
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(p for p in paths if not any(part[0] == "." for part in p.relative_to(folder).parts))
 
 
 def from_folders(folder: Path, roots: Mapping[str, Path], or_else: str = "") -> Data:
@@ -201,5 +201,5 @@ def from_folders(folder: Path, roots: Mapping[str, Path], or_else: str = "") -> 
 
 def digest_of(names: Sequence[str], splits: Mapping[str, ImageSplit]) -> str:
     """Sixteen hex digits for the class names and the labels of all splits."""
-    text = json.dumps([list(names), {split: found.labels for split, found in splits.items()}])
+    text = json.dumps([list(names), {split: data.labels for split, data in splits.items()}])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

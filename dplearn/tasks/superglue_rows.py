@@ -48,7 +48,7 @@ def from_path(name: str, path: Path, cache_dir, validation: str | None) -> Mappi
             raise FileNotFoundError(
                 f"validation={validation!r}: no such file in the folder of {name}, expected one of {there}"
             )
-    return {split: _read(found, cache_dir) for split, found in files.items()}
+    return {split: _read(paths, cache_dir) for split, paths in files.items()}
 
 
 def _saved(folder):
@@ -65,9 +65,9 @@ def _split_files(folder: Path, stems) -> list[Path]:
     """One split's files: train.jsonl, train.parquet or, as on the hub, train-00000-of-00001.parquet."""
     for stem in stems:
         for pattern in (f"{stem}.jsonl", f"{stem}.parquet", f"{stem}-*.parquet"):
-            found = sorted(folder.glob(pattern))
-            if found:
-                return found
+            files = sorted(folder.glob(pattern))
+            if files:
+                return files
     return []
 
 

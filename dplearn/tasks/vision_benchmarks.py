@@ -93,33 +93,33 @@ def departures(
     name: str, benchmark: Benchmark, names: Sequence[str], splits: Mapping[str, ImageSplit]
 ) -> str:
     """Warns where the data is not that of the benchmark; the same words go into the task's source."""
-    found = []
+    differences = []
     if len(names) != benchmark.classes:
-        found.append(f"{len(names)} classes, the benchmark has {benchmark.classes}")
+        differences.append(f"{len(names)} classes, the benchmark has {benchmark.classes}")
     if benchmark.test is not None and len(splits["test"]) != benchmark.test:
-        found.append(f"{len(splits['test'])} test examples, the benchmark has {benchmark.test}")
-    if not found:
+        differences.append(f"{len(splits['test'])} test examples, the benchmark has {benchmark.test}")
+    if not differences:
         return ""
-    text = "not the benchmark's data: " + ", ".join(found)
+    text = "not the benchmark's data: " + ", ".join(differences)
     warnings.warn(f"{name}: {text}", stacklevel=caller_level())
     return f", {text}"
 
 
 def with_class_names(name: str, benchmark: Benchmark, data: Data, class_names: Sequence[str] | None) -> Data:
     """The benchmark's classes under its names: ignored ones dropped, others renamed, or all named by the user."""
-    ignored = [i for i, found in enumerate(data.names) if found in benchmark.ignored]
+    ignored = [i for i, entry in enumerate(data.names) if entry in benchmark.ignored]
     if ignored:
         kept = [i for i in range(len(data.names)) if i not in ignored]
         number = {old: new for new, old in enumerate(kept)}
         splits = {}
-        for split, found in data.splits.items():
-            rows = [(row, number[y]) for row, y in zip(found.rows, found.labels) if y in number]
-            splits[split] = ImageSplit(found.images, [y for _, y in rows], [row for row, _ in rows])
+        for split, entry in data.splits.items():
+            rows = [(row, number[y]) for row, y in zip(entry.rows, entry.labels) if y in number]
+            splits[split] = ImageSplit(entry.images, [y for _, y in rows], [row for row, _ in rows])
         data = Data(tuple(data.names[i] for i in kept), splits, data.origin)
     if class_names is not None and len(class_names) != len(data.names):
         raise ValueError(
             f"{name}: class_names has {len(class_names)} names: expected {len(data.names)}, one for each label "
             f"({', '.join(data.names[:4])}, …)"
         )
-    names = class_names or [benchmark.renamed.get(found, found) for found in data.names]
+    names = class_names or [benchmark.renamed.get(entry, entry) for entry in data.names]
     return Data(tuple(names), data.splits, data.origin)

@@ -94,14 +94,14 @@ def compare(
         estimators = tuple(
             name for name in ESTIMATORS if name != "exact" and (reach or name != "position-space")
         )
-    exact, found = exact_position_gradient(model, batch), {}
+    exact, qualities = exact_position_gradient(model, batch), {}
     for name in estimators:
         estimates = position_gradients(_with(model, name), batch, draws)
         mean, scale = estimates.mean(0), exact.norm()
         noise = estimates.var(0, correction=min(1, draws - 1)).sum().sqrt() / scale
         cosine = torch.nn.functional.cosine_similarity(mean, exact, dim=0)
-        found[name] = GradientQuality(cosine.item(), noise.item(), (noise / draws**0.5).item())
-    return found
+        qualities[name] = GradientQuality(cosine.item(), noise.item(), (noise / draws**0.5).item())
+    return qualities
 
 
 def _with(model: PromptedModel, estimator: str) -> PromptedModel:
@@ -117,8 +117,8 @@ def _with(model: PromptedModel, estimator: str) -> PromptedModel:
 def _check(model: PromptedModel, batch: dict[str, Tensor], draws: int) -> None:
     position = model.prompt.position
     if not isinstance(position, LearnedDecision) or position.looks_at_input or model.prompt.needs_task:
-        found = model.prompt_config.position
-        raise ValueError(f"model has position={found!r}, expected 'task' and a single task")
+        given = model.prompt_config.position
+        raise ValueError(f"model has position={given!r}, expected 'task' and a single task")
     if "labels" not in batch:
         raise ValueError(f"batch has {sorted(batch)}, expected labels too: the gradient is that of the loss")
     whole("draws", draws)

@@ -289,12 +289,12 @@ def count_distribution(chances: Tensor) -> Tensor:
     [0.25, 0.5, 0.25]
     """
     chances = _chances(chances)
-    found = torch.zeros(len(chances) + 1, dtype=torch.float64)
-    found[0] = 1
+    counts = torch.zeros(len(chances) + 1, dtype=torch.float64)
+    counts[0] = 1
     for chance in chances:
-        found[1:] = found[1:] * (1 - chance) + found[:-1] * chance
-        found[0] *= 1 - chance
-    return found
+        counts[1:] = counts[1:] * (1 - chance) + counts[:-1] * chance
+        counts[0] *= 1 - chance
+    return counts
 
 
 def best_of(chances: Tensor, times: int) -> float:

@@ -77,5 +77,5 @@ def build_tokenizer(texts: Sequence[str]):
 
 def tokenize(tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask (B, T) of captions."""
-    found = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-    return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+    tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}

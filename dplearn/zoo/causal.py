@@ -335,16 +335,16 @@ def advance(model, optimizer, parts, tokenizer, rate, step):
     for group in optimizer.param_groups:
         group["lr"] = rate
     counts = [int((part["answers"] != -100).sum()) for part in parts]
-    found = torch.zeros(2)
+    losses = torch.zeros(2)
     for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
         loss, answering = loss_of(model, part, tokenizer, zlib.crc32(f"{SEED}/{step}/{number}".encode()))
         share = count / sum(counts)
         (share * loss).backward()
-        found += share * torch.stack([loss.detach(), answering])
+        losses += share * torch.stack([loss.detach(), answering])
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return found.tolist()
+    return losses.tolist()
 
 
 def export(folder, target):

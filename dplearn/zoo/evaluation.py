@@ -17,21 +17,21 @@ SKILLS = {
 
 
 @torch.no_grad()
-def scores(model, tokenizer, task: Task, texts, batch_size=128) -> torch.Tensor:
+def word_logits(model, tokenizer, task: Task, texts, batch_size=128) -> torch.Tensor:
     """The logits of the label words (N, labels), for each text (word-level protocol of the paper)."""
     words = torch.tensor(task.word_ids(tokenizer), device=model.device)
     cue = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
     read = _read_in_decoder if model.config.is_encoder_decoder else _read_behind
-    found = []
+    batches = []
     for begin in range(0, len(texts), batch_size):
         logits = read(model, tokenizer, texts[begin : begin + batch_size], cue)
-        found.append(logits[:, words])  # (B, labels)
-    return torch.cat(found)
+        batches.append(logits[:, words])  # (B, labels)
+    return torch.cat(batches)
 
 
 def predict(model, tokenizer, task: Task, texts, batch_size=128) -> list[int]:
     """The label index with the largest logit of its word, for each text."""
-    return scores(model, tokenizer, task, texts, batch_size).argmax(-1).tolist()
+    return word_logits(model, tokenizer, task, texts, batch_size).argmax(-1).tolist()
 
 
 def _read_in_decoder(model, tokenizer, texts, cue):

@@ -38,11 +38,11 @@ def spread(values) -> tuple[float, float]:
 
 def means(rows) -> dict[tuple[str, str], tuple[float, float, int]]:
     """(task, method) -> (mean of the headline on test, half-width, runs)."""
-    found = {}
+    by_cell = {}
     for key, group in by([row for row in rows if row["purpose"] == "report"], "task", "method").items():
         scores = [headline(row) for row in group]
-        found[key] = (*spread(scores), len(scores))
-    return found
+        by_cell[key] = (*spread(scores), len(scores))
+    return by_cell
 
 
 def difference(rows, task) -> tuple[float, float] | None:
@@ -69,19 +69,19 @@ def judge_zero_shot(rows) -> list[tuple[str, bool, str]]:
 
 def judge_runs(rows) -> list[tuple[str, bool | None, str]]:
     """Gates 3, 4 and 5 from recorded tuning runs; a gate holds (True), fails (False) or was not run (None)."""
-    found = means(rows)
+    by_cell = means(rows)
 
     def at(task, method, default):
-        return found.get((task, method), (default, 0.0, 0))[0]
+        return by_cell.get((task, method), (default, 0.0, 0))[0]
 
     reached = [task for task in FAMILIES if at(task, PROMPT, 0) >= 0.8]
-    worse = [t for t in reached if at(t, FULL, 0) + found.get((t, FULL), (0, 0.0))[1] < at(t, PROMPT, 0)]
+    worse = [t for t in reached if at(t, FULL, 0) + by_cell.get((t, FULL), (0, 0.0))[1] < at(t, PROMPT, 0)]
     fair = [t for t in reached if t in TWO_WAY and max(at(t, WORDS, 1), at(t, RANDOM, 1)) <= 0.6]
     slow = max((row.get("seconds", 0) for row in rows if row["method"] == PROMPT), default=0)
     gains = {task: difference(rows, task) for task in REAL}
     real = [task for task, gain in gains.items() if gain and gain[0] > gain[1]]
     said = "; ".join(f"{task} {gain[0]:+.3f} ± {gain[1]:.3f}" for task, gain in gains.items() if gain)
-    ran = any(task in FAMILIES and method == PROMPT for task, method in found)
+    ran = any(task in FAMILIES and method == PROMPT for task, method in by_cell)
     return [
         ("3 prompts (l=20) at least .80 on three families, full fine-tuning no worse",
          len(reached) >= 3 and not worse if ran else None,
@@ -101,10 +101,10 @@ def judge_equality(zero, rows) -> list[tuple[str, bool | None, str]]:
     low = [task for task, row in shown.items() if row["instructed"] < 0.9]
     far = [task for task, row in shown.items() if abs(row["bare"] - row["chance"]) > 0.05]
     wrong = [f"below .90: {task}" for task in low] + [f"not at chance without: {task}" for task in far]
-    found = means(rows)
+    by_cell = means(rows)
     gains = {task: difference(rows, task) for task in EQUALITY}
     gains = {task: gain for task, gain in gains.items() if gain}
-    held = [task for task, gain in gains.items() if found[task, PROMPT][0] >= 0.8 and gain[0] > gain[1]]
+    held = [task for task, gain in gains.items() if by_cell[task, PROMPT][0] >= 0.8 and gain[0] > gain[1]]
     said = "; ".join(f"{task} {gain[0]:+.3f} ± {gain[1]:.3f}" for task, gain in gains.items())
     return [
         ("E1 the equality tasks with the instruction at least .90, without within .05 of chance", not wrong,
@@ -148,8 +148,8 @@ def report(name: str, run: bool = True) -> str:
         lines.append(
             f"{row['task']:16} {row['split']:14} {row['instructed']:10.3f} {row['bare']:6.3f} {row['chance']:6.3f}"
         )
-    verdicts, found = judge_zero_shot(zero), recorded(name)
-    rows = [row for row in found["rows"] if (row.get("backbone") or name) == name] if found else []
+    verdicts, saved = judge_zero_shot(zero), recorded(name)
+    rows = [row for row in saved["rows"] if (row.get("backbone") or name) == name] if saved else []
     if rows:
         lines += [
             "",

@@ -106,23 +106,23 @@ def file_of(font: str, kind: str) -> Path:
         raise ValueError(f"font={font!r}: expected one of {list(FONTS)}")
     middle = "-charmap" if kind == "json" else ""
     pattern = re.compile(re.escape(FONTS[font] + middle) + r"-[\d.]+\." + kind)
-    found = [path for path in sorted(fonts_folder().iterdir()) if pattern.fullmatch(path.name)]
-    if len(found) != 1:
-        raise FileNotFoundError(f"{fonts_folder()} has {len(found)} files {pattern.pattern}: expected one")
-    return found[0]
+    files = [path for path in sorted(fonts_folder().iterdir()) if pattern.fullmatch(path.name)]
+    if len(files) != 1:
+        raise FileNotFoundError(f"{fonts_folder()} has {len(files)} files {pattern.pattern}: expected one")
+    return files[0]
 
 
 @cache
 def catalogue() -> tuple[Icon, ...]:
     """All icons in a fixed order: one for each code point of each font, under the first of its names."""
-    found = []
+    every = []
     for font in FONTS:
         names = defaultdict(list)
         for name, code in json.loads(file_of(font, "json").read_text()).items():
             names[int(code, 16)].append(name)
-        found += [icon_of(font, code, sorted(group)) for code, group in names.items()]
-    found = [icon for icon in found if (icon.font, icon.name) not in NO_INK]
-    return tuple(sorted(found))
+        every += [icon_of(font, code, sorted(group)) for code, group in names.items()]
+    every = [icon for icon in every if (icon.font, icon.name) not in NO_INK]
+    return tuple(sorted(every))
 
 
 def icon_of(font: str, code: int, names: Sequence[str]) -> Icon:

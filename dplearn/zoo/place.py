@@ -11,7 +11,6 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import models, processors
 from transformers import PreTrainedTokenizerFast
 
 from ..files import write
@@ -22,7 +21,7 @@ from ..tasks.world_scenes import World
 from . import ANSWER_PREFIX
 from .run_folder import KEEP_MEMORY, append_log, write_export, write_hashes
 from .t5_model import SHAPE, collate, fresh_model, fuse_activations
-from .tokenizer import pipeline
+from .tokenizer import wrapped
 from .training_loop import train as train_steps
 
 STEPS, BATCH, SEED = 1200, 64, 1
@@ -38,14 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """One piece for each word of the world, "tell" and the marks of sentences; t5-mini's pipeline and conventions."""
     words = dict.fromkeys((*vocabulary(), WORD, ANYWHERE, *".,:?"))
     pieces = [(name, 0.0) for name in SPECIAL] + [("\u2581" + word, -1.0) for word in words]
-    tokenizer = pipeline(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", SPECIAL.index("</s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        additional_special_tokens=SPECIAL[3:], model_max_length=512, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return wrapped(pieces, SPECIAL)
 
 
 @torch.no_grad()
@@ -147,7 +139,9 @@ def export(folder: Path, target: Path) -> Path:
 
     tokenizer = build_tokenizer()
     target = write_export(folder, target, fresh_model(len(tokenizer), SEED, SHAPE_MINI), tokenizer)
-    found = place_figures.measure(*load_folder(target)) | {"tuned": place_figures.tuned(*load_folder(target))}
-    write(target / place_figures.FILE, (json.dumps(found, indent=0) + "\n").encode())
+    figures = place_figures.measure(*load_folder(target)) | {
+        "tuned": place_figures.tuned(*load_folder(target))
+    }
+    write(target / place_figures.FILE, (json.dumps(figures, indent=0) + "\n").encode())
     write_hashes(target)
     return target

@@ -17,7 +17,7 @@ from ..config import PromptConfig
 from ..tasks import place as tasks
 from ..tasks.base import Task
 from . import ANSWER_PREFIX, folder_of, load
-from .evaluation import scores
+from .evaluation import word_logits
 from .place import SPECIAL
 
 FILE = "places.json"
@@ -56,7 +56,7 @@ def shares(model, tokenizer, word: str, before: int, behind: int) -> dict[str, f
     task = tasks.load("place/mixed")
     examples = task.examples("test")[:COUNT]
     texts = [around(word, before, example["text"], behind) for example in examples]
-    answers = [tasks.ANSWERS[i] for i in scores(model, tokenizer, task, texts).argmax(-1)]
+    answers = [tasks.ANSWERS[i] for i in word_logits(model, tokenizer, task, texts).argmax(-1)]
     kinds = ("colour", "person", "place")
     return {
         kind: round(sum(a == e[kind] for a, e in zip(answers, examples)) / len(examples), 3) for kind in kinds
@@ -75,7 +75,7 @@ def untrained(model, tokenizer, draws: int = 5) -> list[dict]:
             for _ in range(draws):
                 drawn = " ".join(generator.choices(words, k=length))
                 parts = [(drawn, e["text"]) if before else (e["text"], drawn) for e in examples]
-                logits = scores(model, tokenizer, task, [" ".join(pair) for pair in parts])
+                logits = word_logits(model, tokenizer, task, [" ".join(pair) for pair in parts])
                 for answer, example in zip(logits.argmax(-1), examples):
                     for kind in kinds:
                         hits[kind] += tasks.ANSWERS[answer] == example[kind]
@@ -89,12 +89,12 @@ def losses(model, tokenizer, task: Task, split: str, length: int) -> tuple[torch
     """Cross-entropy (N, length + 1) of each text with its given prompt at every split, and whether it is right."""
     examples, word = task.examples(split)[:COUNT], tasks.prompt_word(task.name)
     labels = torch.tensor([example["label"] for example in examples])
-    found = [
-        scores(model, tokenizer, task, [around(word, k, e["text"], length - k) for e in examples])
+    by_split = [
+        word_logits(model, tokenizer, task, [around(word, k, e["text"], length - k) for e in examples])
         for k in range(length + 1)
     ]
-    loss = torch.stack([F.cross_entropy(logits, labels, reduction="none") for logits in found], dim=1)
-    return loss, torch.stack([logits.argmax(-1) == labels for logits in found], dim=1).float()
+    loss = torch.stack([F.cross_entropy(logits, labels, reduction="none") for logits in by_split], dim=1)
+    return loss, torch.stack([logits.argmax(-1) == labels for logits in by_split], dim=1).float()
 
 
 def headroom(model, tokenizer, task: Task, length: int) -> dict:
@@ -114,11 +114,11 @@ def headroom(model, tokenizer, task: Task, length: int) -> dict:
             "oracle": values[rows, choice],
         }  # fmt: skip
 
-    found = {"task": task.name, "length": length, "split": best}
+    row = {"task": task.name, "length": length, "split": best}
     for key, values in (("accuracy", right), ("loss", loss)):
         chosen = figures(values, loss.argmin(1)).items()
-        found[key] = {name: round(value.mean().item(), 3) for name, value in chosen}
-    return found
+        row[key] = {name: round(value.mean().item(), 3) for name, value in chosen}
+    return row
 
 
 def measure(model, tokenizer, seeds: Sequence[int] = SEEDS) -> dict:
@@ -132,8 +132,8 @@ def measure(model, tokenizer, seeds: Sequence[int] = SEEDS) -> dict:
             model, tokenizer, word, before, behind
         )
         if before + behind == 1:
-            found = [shares(control, tokenizer, word, before, behind) for control in controls]
-            row["random"] = [max(values.values()) for values in found]
+            random_shares = [shares(control, tokenizer, word, before, behind) for control in controls]
+            row["random"] = [max(values.values()) for values in random_shares]
         asked.append(row)
     lengths = [(name, length) for length in (1, 4) for name in tasks.NAMES]
     rows = [headroom(model, tokenizer, tasks.load(name), length) for name, length in lengths]
@@ -151,18 +151,18 @@ def tuned(model, tokenizer, seeds: Sequence[int] = SEEDS, steps: int = 100) -> l
         for seed in seeds:
             control = fresh_model(model.config.vocab_size, seed, shape_of(model.config)).eval()
             for key, backbone in (("pretrained", model), ("random", control)):
-                found = tune_prompt(
+                run = tune_prompt(
                     backbone, tokenizer, tasks.load(name), PromptConfig(length=1), Settings(steps=steps), seed,
                     ("test",), ANSWER_PREFIX,
                 )  # fmt: skip
-                row[key].append(round(found["scores"]["test"]["accuracy"], 3))
+                row[key].append(round(run["scores"]["test"]["accuracy"], 3))
         rows.append(row)
     return rows
 
 
-def judge(found: dict) -> list[tuple[str, bool, str]]:
+def judge(figures: dict) -> list[tuple[str, bool, str]]:
     """The gates from the figures: (gate, holds, why)."""
-    asked = {(row["word"], row["before"], row["behind"]): row for row in found["asked"]}
+    asked = {(row["word"], row["before"], row["behind"]): row for row in figures["asked"]}
     pure = [r for r in asked.values() if r["word"] == "tell" and not (r["before"] and r["behind"])]
     wanted = [("colour", "person") if row["before"] else ("person", "colour") for row in pure]
     good = min(row[right] for row, (right, _) in zip(pure, wanted))
@@ -175,11 +175,11 @@ def judge(found: dict) -> list[tuple[str, bool, str]]:
     control = max(value for row in asked.values() for value in row.get("random", ()))
     gains = {
         (r["task"], r["length"]): r["accuracy"]["known"] - r["accuracy"]["best fixed"]
-        for r in found["headroom"]
+        for r in figures["headroom"]
     }
     win = min(v for (task, _), v in gains.items() if task in ("place/mixed", "place/xor", "place/names"))
     none = max(abs(v) for (task, _), v in gains.items() if task in ("place/none", "place/fixed"))
-    fixed = next(row for row in found["tuned"] if row["task"] == "place/fixed")
+    fixed = next(row for row in figures["tuned"] if row["task"] == "place/fixed")
     learned, untaught = min(fixed["pretrained"]), max(fixed["random"])
     return [
         ("1 before: the colour, behind: the owner, at least .98, the other at most .02", good >= 0.98 and bad <= 0.02,
@@ -201,18 +201,18 @@ def recorded(name: str) -> dict:
     return json.loads((folder_of(name) / FILE).read_text())
 
 
-def table(found: dict) -> str:
+def table(figures: dict) -> str:
     """The figures as text."""
     lines = [
         f"{'word':6} {'before':>6} {'behind':>6} {'colour':>7} {'owner':>7} {'place':>7}   random layers, highest"
     ]
-    for row in found["asked"]:
+    for row in figures["asked"]:
         controls = " ".join(f"{value:.3f}" for value in row.get("random", ()))
         lines.append(
             f"{row['word'] or '-':6} {row['before']:6d} {row['behind']:6d} {row['colour']:7.3f} {row['person']:7.3f} "
             f"{row['place']:7.3f}   {controls}".rstrip()
         )
-    for row in found["untrained"]:
+    for row in figures["untrained"]:
         lines.append(
             f"{'random':6} {row['before']:6d} {row['behind']:6d} {row['colour']:7.3f} {row['person']:7.3f} "
             f"{row['place']:7.3f}"
@@ -220,18 +220,18 @@ def table(found: dict) -> str:
     names = ("best fixed", "random", "known", "oracle")
     head = " ".join(f"{name:>10}" for name in names)
     lines += ["", f"{'given prompt':14} {'l':>2} {'split':>5} {head}   (accuracy on test)"]
-    for row in found["headroom"]:
+    for row in figures["headroom"]:
         values = " ".join(f"{row['accuracy'][name]:10.3f}" for name in names)
         lines.append(f"{row['task']:14} {row['length']:2d} {row['split']:5d} {values}")
     lines += ["", f"{'given prompt':14} {'l':>2} {'split':>5} {head}   (cross-entropy on test)"]
-    for row in found["headroom"]:
+    for row in figures["headroom"]:
         values = " ".join(f"{row['loss'][name]:10.3f}" for name in names)
         lines.append(f"{row['task']:14} {row['length']:2d} {row['split']:5d} {values}")
     lines += [
         "",
         f"{'learned prefix':14} {'l':>2} {'steps':>5} {'pretrained':>10} {'random':>10}   (mean over seeds)",
     ]
-    for row in found["tuned"]:
+    for row in figures["tuned"]:
         means = (statistics.mean(row[key]) for key in ("pretrained", "random"))
         lines.append(
             f"{row['task']:14} {1:2d} {row['steps']:5d} " + " ".join(f"{value:10.3f}" for value in means)
@@ -241,8 +241,10 @@ def table(found: dict) -> str:
 
 def report(name: str = "place-mini", run: bool = True) -> str:
     """Figures and gates as text: recorded, or (``run``) measured now but for the tuned vectors."""
-    found = recorded(name)
+    figures = recorded(name)
     if run:
-        found = measure(*load(name)) | {"tuned": found["tuned"]}
-    verdicts = [f"{'holds ' if holds else 'FAILS '} gate {gate}: {why}" for gate, holds, why in judge(found)]
-    return table(found) + "\n\n" + "\n".join(verdicts)
+        figures = measure(*load(name)) | {"tuned": figures["tuned"]}
+    verdicts = [
+        f"{'holds ' if holds else 'FAILS '} gate {gate}: {why}" for gate, holds, why in judge(figures)
+    ]
+    return table(figures) + "\n\n" + "\n".join(verdicts)

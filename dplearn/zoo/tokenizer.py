@@ -70,11 +70,17 @@ def build(size=4096):
     pieces += [(name, score) for name, score in learned if name not in known and name != "<unk>"][
         : size - len(pieces)
     ]
-    tokenizer = pipeline(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
+    return wrapped(pieces, SPECIAL)
+
+
+def wrapped(pieces: list[tuple[str, float]], special: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of these pieces and their scores for transformers, with T5's conventions; ``special`` are its special
+    tokens, of which the pieces begin with <pad>, </s> and <unk>."""
+    tokenizer = pipeline(models.Unigram(pieces, unk_id=special.index("<unk>")))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", SPECIAL.index("</s>"))]
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", special.index("</s>"))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        additional_special_tokens=SPECIAL[3:], model_max_length=512, clean_up_tokenization_spaces=False,
+        additional_special_tokens=special[3:], model_max_length=512, clean_up_tokenization_spaces=False,
     )  # fmt: skip

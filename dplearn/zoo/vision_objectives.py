@@ -45,8 +45,10 @@ class Classify:
         for part, (chosen, pixels) in held.items():
             rows = [i for i, icon in enumerate(chosen) if icon.label in self.labels]
             truth = torch.tensor([self.labels.index(chosen[i].label) for i in rows])
-            found = torch.cat([self.model(pixel_values=p).logits.argmax(-1) for p in pixels[rows].split(256)])
-            result[part] = round((found == truth).float().mean().item(), 4)
+            predicted = torch.cat(
+                [self.model(pixel_values=p).logits.argmax(-1) for p in pixels[rows].split(256)]
+            )
+            result[part] = round((predicted == truth).float().mean().item(), 4)
         return result
 
     def processor(self):

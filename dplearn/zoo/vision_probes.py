@@ -18,11 +18,11 @@ def features_of(model, pixels: torch.Tensor) -> torch.Tensor:
     """What a linear probe sees of images (N, 3, 28, 28): vit-mini's CLS vector, clip-mini's image vector; (N, 96)."""
     with torch.no_grad():
         if model.config.model_type == "vit":
-            found = [model.vit(pixel_values=p).last_hidden_state[:, 0] for p in pixels.split(256)]
+            features = [model.vit(pixel_values=p).last_hidden_state[:, 0] for p in pixels.split(256)]
         else:
             pooled = [model.vision_model(pixel_values=p).pooler_output for p in pixels.split(256)]
-            found = [model.visual_projection(vector) for vector in pooled]
-    return torch.cat(found)
+            features = [model.visual_projection(vector) for vector in pooled]
+    return torch.cat(features)
 
 
 def probe_data(task: str, name: str) -> dict[str, tuple[torch.Tensor, np.ndarray]]:

@@ -9,7 +9,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import dplearn as dp
 from dplearn import backbones
-from dplearn.backbones.base import Backbone, Reading, take_rows
+from dplearn.backbones.base import Backbone
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.rows import take_rows
 from dplearn.backbones.views import changed
 
 

@@ -247,9 +247,9 @@ def test_features_of_classes_are_computed_once_in_evaluation(kind, towers):
 
 
 def step(model):
-    optimiser = torch.optim.SGD(model.trainable_parameters().values(), lr=0.1)
+    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.1)
     model(pixel_values=tiny.images().to(model.dtype), labels=LABELS).loss.backward()
-    optimiser.step()
+    optimizer.step()
 
 
 def load(model):
@@ -258,7 +258,7 @@ def load(model):
 
 def write_data(model):
     model.train()
-    model.prompt.vectors.data.mul_(2)  # as some optimisers do
+    model.prompt.vectors.data.mul_(2)  # as some optimizers do
     model.eval()
 
 

@@ -72,10 +72,10 @@ def test_training_changes_the_prompt_and_not_one_bit_of_the_backbone(kind, tower
     model = small(kind, towers, **options).train()
     before = copy.deepcopy(model.backbone.state_dict())
     start = {name: value.detach().clone() for name, value in model.trainable_parameters().items()}
-    optimiser = torch.optim.SGD(model.trainable_parameters().values(), lr=0.1)
+    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.1)
     for _ in range(2):
         model(pixel_values=tiny.images().float(), labels=LABELS).loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
     assert all((value != start[name]).any() for name, value in model.trainable_parameters().items())

@@ -166,16 +166,20 @@ def test_rotary_angles_that_stretch_are_those_of_a_short_text_again_after_a_long
 # ---- outputs ----
 
 
+def pooled_encoder(kind):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = AutoConfig.for_model(kind, max_position_embeddings=64, **sizes, **tiny.SMALL)
+    return AutoModel.from_config(config).double().eval()
+
+
 @pytest.mark.parametrize(
     "kind", ["jina_embeddings_v3", "bert", "albert", "roberta", "mpnet", "electra", "big_bird"]
 )
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_pooler_reads_the_first_token(kind, side):
     """Where a base model has only layers, its pooler read a vector of the prompt (1.3 off)."""
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    config = AutoConfig.for_model(kind, max_position_embeddings=64, **sizes, **tiny.SMALL)
-    backbone = AutoModel.from_config(config).double().eval()
+    backbone = pooled_encoder(kind)
     model = spliced.prompted(backbone, "prefix")
     ids, mask = spliced.padded(ROWS, side, extra=2)
     found = model(ids, mask)
@@ -192,6 +196,18 @@ def test_a_pooler_reads_the_first_token(kind, side):
         else:
             wanted = pooler(states)
         assert_close(found.pooler_output[number], wanted[0], **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["roberta-prelayernorm", "jina_embeddings_v3", "bert", "albert"])
+def test_states_of_the_last_layer_are_those_of_all_instances(kind):
+    """Where the module behind which rows leave gives a bare tensor, they were the rows of the first instance."""
+    backbone = pooled_encoder(kind)
+    full = torch.tensor([spliced.splice(row, len(spliced.WORDS))[0] for row in ROWS])
+    with torch.no_grad():
+        found = spliced.prompted(backbone, "prefix")(IDS, output_hidden_states=True).hidden_states
+        wanted = backbone(full, output_hidden_states=True).hidden_states
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, other, **EXACT)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A training step against prompt tuning by the library peft, on models of the shape of T5-small, SmolLM2-135M, BERT-base.
 
-All are random. The vocabulary is cut to 2,048 words; both ways share the frozen weights, the batch and the optimiser.
+All are random. The vocabulary is cut to 2,048 words; both ways share the frozen weights, the batch and the optimizer.
 """
 
 from bench_kept import make_llama

@@ -138,12 +138,12 @@ def peft_prompt(backbone, length, task="SEQ_2_SEQ_LM"):
 
 def make_step(model, batch):
     """A function that makes one training step of what is trained in the model."""
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 
     def step():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(**batch).loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 

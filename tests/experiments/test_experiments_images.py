@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dplearn import zoo
-from dplearn.experiments import execution, fitting, images, jobs, records, runner, study, tables
+from dplearn.experiments import execution, fitting, image_text, images, jobs, records, runner, study, tables
 from dplearn.experiments.fitting import Settings
 from dplearn.experiments.store import Store
 from dplearn.experiments.watching import Looks
@@ -191,6 +191,42 @@ def test_an_unknown_method_is_refused_with_a_list():
         ValueError, match="method='bias' is unknown, expected one of .'linear probe', 'VPT-sh"
     ):
         images.build("bias", backbone())
+
+
+OF_TEXTS = {
+    "optimizer": "adam",
+    "schedule": "linear",
+    "last_temperature": 0.1,
+    "entropy_bonus": 0.1,
+    "vectors_first": 5,
+    "train_vectors": False,
+    "init_words": "tell",
+    "fit_summaries": True,
+    "group_by_length": True,
+}
+
+
+def test_settings_that_runs_on_images_do_not_have_are_all_known():
+    """Every setting is one of texts, or makes a difference to a run on images."""
+    assert set(fitting.OF_TEXTS) == set(OF_TEXTS)
+    named = {field.name for field in dataclasses.fields(Settings)} - set(OF_TEXTS)
+    common = {"steps", "batch_size", "warmup", "clip", "bf16"}
+    assert named == common | {"learning_rate", "controller_learning_rate", "head_learning_rate"}
+
+
+@pytest.mark.parametrize(("name", "value"), OF_TEXTS.items())
+@pytest.mark.parametrize("way", ["tune", "fit", "image-text"])
+def test_a_setting_without_an_effect_on_images_is_refused_before_any_work(way, name, value, monkeypatch):
+    monkeypatch.setattr(zoo, "load", None)  # nothing is loaded
+    settings, processor = dataclasses.replace(SETTINGS, **{name: value}), Processor()
+    with pytest.raises(ValueError, match=f"{name}={value!r} has no effect on images, expected"):
+        if way == "tune":
+            images.tune("VPT-shallow", task(), settings)
+        elif way == "fit":
+            images.fit(images.build("VPT-shallow", backbone()), task(), processor, settings)
+        else:
+            image_text.tune("prefix", task(), settings)
+    assert not processor.calls
 
 
 def test_the_seed_of_a_run_is_that_of_the_noise_and_of_the_order(tmp_path):

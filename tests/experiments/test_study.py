@@ -58,6 +58,21 @@ tasks = ["world/color"]
 conditions = ["l = 2"]
 """
 
+ON_IMAGES = """
+title = "images"
+backbones = ["vit-mini"]
+tasks = ["toy/places"]
+[choice]
+seeds = [101, 102, 103]
+[report]
+seeds = [1, 2]
+[grid.fixed]
+learning_rate = [0.1, 0.2]
+[[method]]
+name = "VPT-shallow"
+kind = "KIND"
+"""
+
 
 def read(tmp_path, text=TEXT, name="try"):
     path = tmp_path / f"{name}.toml"
@@ -255,6 +270,31 @@ def test_what_a_file_says_wrong_is_refused_with_the_place(tmp_path, old, new, me
     assert old in TEXT
     with pytest.raises(ValueError, match=message):
         read(tmp_path, TEXT.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("kind", ["images", "image-text"])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[choice]", 'cue = "x"\n[choice]', "cue='x' has no effect"),
+        ("[choice]", "max_length = 9\n[choice]", "max_length=9 has no effect"),
+        ("[choice]", "headroom = true\n[choice]", "headroom=True has no effect"),
+        ("[choice]", "[prompt]\nlength = 4\n[choice]", "length=4 has no effect"),
+        ("[choice]", "[settings]\noptimizer = 'adam'\n[choice]", "optimizer='adam' has no effect"),
+        ("[choice]", '[[condition]]\ncue = "x"\n[choice]', "cue='x' has no effect"),
+        ("[choice]", "[[condition]]\nprompt.depth = 2\n[choice]", "depth=2 has no effect"),
+        ("kind =", "control = 'random layers'\nkind =", "control='random layers' has no effect"),
+        ("kind =", "settings.entropy_bonus = 0.5\nkind =", "entropy_bonus=0.5 has no effect"),
+        ('shallow"', 'shallow {vectors_first}"\neach.vectors_first = [0, 5]', "vectors_first=5 has no effect"),
+        ("learning_rate = ", "entropy_bonus = [0, 0.5]\nlearning_rate = ", "entropy_bonus=0.5 has no effect"),
+        ("learning_rate = ", "length = [2, 4]\nlearning_rate = ", "length=.2, 4. has no effect"),
+    ],
+)  # fmt: skip
+def test_what_a_run_on_images_would_pass_over_is_refused(tmp_path, kind, old, new, message):
+    text = ON_IMAGES.replace("KIND", kind)
+    assert read(tmp_path, text).title == "images" and old in text
+    with pytest.raises(ValueError, match=f"try: method 'VPT-shallow.*' in toy/places.*: {message} on images"):
+        read(tmp_path, text.replace(old, new, 1))
 
 
 def test_the_best_of_several_needs_choice_seeds(tmp_path):

@@ -87,7 +87,7 @@ def test_the_cue_stays_behind_the_prompt_and_the_loss_reads_it(position):
         output = model.eval()(**batch)
     split = {"prefix": 3, "postfix": 0}.get(position, position)
     table, vectors = llama().get_input_embeddings(), model.prompt.vectors
-    for row, scores in zip(rows, loss.scores(output.logits), strict=True):
+    for row, scores in zip(rows, loss.word_logits(output.logits), strict=True):
         ids = torch.tensor(row["input_ids"])
         front, cue = table(ids[: -row["keep_last"]]), table(ids[-row["keep_last"] :])
         with torch.no_grad():

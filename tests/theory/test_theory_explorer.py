@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from project import ROOT
 
 from dplearn.theory import explorer
+from dplearn.theory.explorer import heads
 
 LENGTH, ROWS = len(explorer.PROMPT), len(explorer.INPUTS)
 LAST = ROWS - 1  # the readout
@@ -128,15 +129,15 @@ def test_what_the_figure_says_about_its_own_vectors():
 
 def test_a_bias_makes_the_blind_head_see(monkeypatch):
     """Negative control: with the smallest relative bias the order-blind head's outputs change."""
-    monkeypatch.setattr(explorer, "LEFT", 1e-3)
-    monkeypatch.setattr(explorer, "RIGHT", 0.0)
+    monkeypatch.setattr(heads, "LEFT", 1e-3)
+    monkeypatch.setattr(heads, "RIGHT", 0.0)
     changes = explorer.readings("relative bias").changes
     assert 1e-6 < changes[:-1].abs().max() < 1e-2
 
 
 def test_tiny_changes_are_not_called_none(monkeypatch):
-    monkeypatch.setattr(explorer, "LEFT", 1e-6)
-    monkeypatch.setattr(explorer, "RIGHT", 0.0)
+    monkeypatch.setattr(heads, "LEFT", 1e-6)
+    monkeypatch.setattr(heads, "RIGHT", 0.0)
     data = explorer.numbers()["heads"]
     assert {change for row in data[0]["changes"] for change in row} == {"0"}
     assert {change for row in data[1]["changes"][:-1] for change in row} == {"+0.00"}

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import dplearn as dp
-from dplearn.backbones.base import Reading, evaluating, take_rows
+from dplearn.backbones.reading import Reading
+from dplearn.backbones.rows import take_rows
+from dplearn.backbones.views import evaluating
 from dplearn.theory import position_sensitivity, sensitivity
-from dplearn.theory.sensitivity import absorb, image_text, probe, readouts, tower
+from dplearn.theory.sensitivity import absorb, probe, readouts, tower
 from dplearn.theory.sensitivity.towers import between, normal_like
 
 LENGTH, ZERO = 4, 1e-12
@@ -110,7 +112,9 @@ def text(model):
     if "Siglip" in type(model).__name__:
         return dict(input_ids=IDS)
     if "CLIP" in type(model).__name__:
-        return dict(input_ids=CLIP_IDS, attention_mask=CLIP_MASK)
+        old = model.config.eos_token_id == 2  # which means the largest number
+        ids = CLIP_IDS.masked_fill(CLIP_IDS == END, tiny.VOCABULARY - 1) if old else CLIP_IDS
+        return dict(input_ids=ids, attention_mask=CLIP_MASK)
     return dict(input_ids=IDS, attention_mask=MASK)
 
 
@@ -311,9 +315,9 @@ def test_siglip_text_is_the_spliced_text_in_the_room_that_padding_leaves(columns
     ids = torch.tensor([[*words, tiny.EOS] + [tiny.PAD] * (columns - 1 - len(words)) for words in texts])
     assert min(wanted) > 0.1 and probed(model, ids) == pytest.approx(wanted, rel=1e-9)
     with pytest.raises(
-        ValueError, match="input plus prompt have 13 positions, but max_position_embeddings=12"
+        ValueError, match="the longest text has 7 tokens, with 6 prompt vectors 13, expected at most 12"
     ):
-        position_sensitivity(model, input_ids=ids, length=7)
+        position_sensitivity(model, input_ids=ids, length=6)
     with pytest.raises(ValueError, match="attention_mask hides tokens, expected none"):
         position_sensitivity(model, input_ids=ids, attention_mask=(ids != tiny.PAD).long())
 
@@ -321,7 +325,7 @@ def test_siglip_text_is_the_spliced_text_in_the_room_that_padding_leaves(columns
 def test_a_clip_text_without_its_end_token_is_an_error():
     model, ids, mask = clip_text(), CLIP_IDS.clone(), CLIP_MASK.clone()
     mask[1, int(mask[1].sum()) - 1] = 0  # the end token is there, but hidden
-    with pytest.raises(ValueError, match="input_ids row 1 has no end token that is real"):
+    with pytest.raises(ValueError, match="input_ids row 1 has no end token, or padding in front"):
         position_sensitivity(model, input_ids=ids, attention_mask=mask)
 
 
@@ -392,17 +396,10 @@ def test_siglip_whole_model_has_both_towers():
             assert_close(found, wanted.pooler_output, rtol=0, atol=ZERO)
 
 
-class Plain(image_text.CLIPText):
-    """Nothing stays in front of the prompt."""
-
-    def finish(self, placed, reading, entry):
-        return placed
-
-
 @functools.cache
-def placing(start):
-    """A tower that keeps the first row in front of the prompt, or one that does not."""
-    return sensitivity.Tower((image_text.CLIPText if start else Plain)(clip_text()))
+def placing():
+    """A tower that keeps start tokens in front of the prompt."""
+    return tower(clip_text())
 
 
 @given(
@@ -419,8 +416,9 @@ def test_place_follows_a_loop(split, kept, lengths, start):
     mask = (torch.arange(width) < torch.tensor(real)[:, None]).long()
     surrounded = mask.clone()
     surrounded[:, :first] = 0
-    reading = Reading(inputs, surrounded, mask, kept, {})
-    stack = placing(start)
+    read = {"input_ids": mask, "ends": torch.tensor(real) - 1, "special": first}
+    reading = Reading(inputs, surrounded, mask, kept, read)
+    stack = placing()
     prompt = torch.arange(LENGTH, dtype=torch.float64)[:, None]
     placed, middle = stack.place(reading, prompt, split), between(reading)
     for row, total in enumerate(real):
@@ -798,7 +796,7 @@ def test_table_has_the_proved_zeros_and_no_others(kind):
     marks = *map(mark, parts), mark(found.both_off or found.full, "readout")
     assert marks == PATTERN[kind]
     assert mark(found.redrawn) == mark(found.redrawn, "readout") == "+"
-    assert found.complete and found.order_blind == (kind in BLIND)
+    assert found.accounts_for_all and found.order_blind == (kind in BLIND)
     assert ("causal visibility" in found.mechanisms) == (kind in CAUSAL)
     assert ("readout" in found.mechanisms) == (kind in ("gpt2", "llama", "qwen2"))
     assert (found.input_moves is None) == (
@@ -827,7 +825,7 @@ def test_positions_out_of_reach_are_said_to_be():
     model = tiny.finish(transformers.OPTForCausalLM, config, 0, torch.float64)
     found = position_sensitivity(model, input_ids=IDS, attention_mask=MASK)
     assert found.full.rows > 0.05 and found.position_off is found.mask_off is found.both_off is None
-    assert found.mechanisms == () and not found.complete
+    assert found.mechanisms == () and not found.accounts_for_all
     assert "what is not known" in found.verdict and "OPTForCausalLM" in found.verdict
     with pytest.raises(TypeError, match="OPTForCausalLM has no position information that is known"):
         with tower(model).without_positions():
@@ -841,7 +839,7 @@ def test_a_mechanism_that_the_probe_misses_is_seen():
     config = transformers.GPTNeoConfig(**sizes, **more, initializer_range=0.4)
     model = tiny.finish(transformers.GPTNeoForCausalLM, config, 0, torch.float64)
     found = position_sensitivity(model, input_ids=IDS, attention_mask=MASK)
-    assert found.both_off.rows > 0.05 and not found.complete
+    assert found.both_off.rows > 0.05 and not found.accounts_for_all
     assert "through something else too" in found.verdict
 
 

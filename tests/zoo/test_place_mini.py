@@ -59,7 +59,7 @@ def test_a_given_prompt_does_what_the_words_do(loaded):
         with torch.no_grad():
             logits = prompted(**batch, decoder_input_ids=decoder).logits[:, -1, words]
         texts = [" ".join(["tell"] * split + [e["text"]] + ["tell"] * (length - split)) for e in examples]
-        told = evaluation.scores(model, tokenizer, task, texts)
+        told = evaluation.word_logits(model, tokenizer, task, texts)
         torch.testing.assert_close(logits, told, rtol=1e-4, atol=1e-4)
         if split in (0, length):
             kind = "colour" if split else "person"

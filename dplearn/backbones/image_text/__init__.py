@@ -15,4 +15,5 @@ captions   texts as a text tower reads them
 texts      the text tower, with a prompt around the words or without
 packing    texts that begin alike as one sequence, in which what they share is there once
 images     the image tower, and the part of a prompt for both towers that stands in it
+sides      one tower alone, for the probe
 """

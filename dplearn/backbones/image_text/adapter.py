@@ -69,9 +69,9 @@ class ImageTextBackbone(Backbone):
             return image_vectors(self.images.projection, config, generator)
         return super().initial_vectors(config, generator)
 
-    def complete(self, prompt, config, generator: torch.Generator | None = None) -> None:
+    def add_parts(self, prompt, config, generator: torch.Generator | None = None) -> None:
         """Give a prompt for both towers its image part: vectors of its own, or maps from those of the text."""
-        super().complete(prompt, config, generator)
+        super().add_parts(prompt, config, generator)
         if config.towers == "both":
             count = resolve_size(config.size, config.length) or config.length
             first = patch_uniform(self.images.projection, (config.depth, count), generator)

@@ -13,8 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
-from dplearn.backbones.base import take_rows
 from dplearn.backbones.image_text.captions import Captions, alike_columns, check_texts
+from dplearn.backbones.rows import take_rows
+
+
+def text_tower(model: nn.Module) -> nn.Module:
+    """The text tower of a model with both towers, or of a text model, which may be the tower itself."""
+    return getattr(model, "text_model", model)
+
+
+def image_tower(model: nn.Module) -> nn.Module:
+    """The image tower of a model with both towers, or of an image model, which may be the tower itself."""
+    return getattr(model, "vision_model", model)
 
 
 def unit(features: Tensor) -> Tensor:
@@ -28,6 +38,8 @@ class Family:
     Attributes
     ----------
     model_class, output_class : names of transformers' classes: the model with both towers, and its output.
+    text_classes, image_classes : those of models with one of the towers, which the probe serves
+        (:mod:`dplearn.backbones.image_text.sides`).
     special_rows : how many rows stand in front of an image's patches ([CLS]).
     keep_last : how many last tokens of a text stay behind the prompt (the end token, where the answer is read there).
     hides_vectors : whether vectors of a text prompt can be out of use behind a mask, as a learned size needs.
@@ -36,6 +48,8 @@ class Family:
 
     model_class: str
     output_class: str
+    text_classes: tuple[str, ...]
+    image_classes: tuple[str, ...]
     special_rows: int
     keep_last: int
     hides_vectors: bool
@@ -43,7 +57,11 @@ class Family:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.text_config = model.text_model.config
+
+    @property
+    def text_config(self):
+        """The configuration of the text tower."""
+        return text_tower(self.model).config
 
     @property
     def joint_width(self) -> int:
@@ -86,18 +104,18 @@ class Family:
         """What the model says about images, (N, p), not normalised, from the tower's pooled output (N, width)."""
         raise NotImplementedError
 
-    def scores(self, images: Tensor, texts: Tensor) -> Tensor:
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """The model's score of every pair, (N, C), from unit vectors: images (N, p), and texts (C, p), or (N, C, p)
         where each image has texts of its own."""
         model = self.model
         cosines = images @ texts.mT if texts.ndim == 2 else (texts @ images.unsqueeze(2)).squeeze(2)
         return cosines * model.logit_scale.exp() + getattr(model, "logit_bias", 0.0)
 
-    def pair_loss(self, scores: Tensor) -> Tensor:
+    def pair_loss(self, logits: Tensor) -> Tensor:
         """The loss of N images and their N texts, in the same order, that the model was pretrained with."""
         raise NotImplementedError
 
-    def probabilities(self, scores: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(N, C), as the model was trained: over the texts, or of each pair by itself."""
         raise NotImplementedError
 
@@ -111,6 +129,8 @@ class CLIP(Family):
     """A causal text tower that is read at the end token, and a joint space."""
 
     model_class, output_class = "CLIPModel", "CLIPOutput"
+    text_classes = ("CLIPTextModel", "CLIPTextModelWithProjection")
+    image_classes = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
     special_rows, keep_last = 1, 1
     hides_vectors = causal_text = True
 
@@ -175,24 +195,28 @@ class CLIP(Family):
 
     def answers_at(self, states: Tensor, rows: Tensor) -> Tensor:
         """What the model says about texts whose end tokens stand in these rows: (B, S, d), (B, N) -> (B, N, p)."""
-        return self.model.text_projection(take_rows(states, rows))
+        projection = getattr(self.model, "text_projection", None)  # CLIPTextModel has none
+        states = take_rows(states, rows)
+        return states if projection is None else projection(states)
 
     def image_answers(self, pooled: Tensor) -> Tensor:
         return self.model.visual_projection(pooled)
 
-    def pair_loss(self, scores: Tensor) -> Tensor:
+    def pair_loss(self, logits: Tensor) -> Tensor:
         """Cross-entropy over the texts and over the images, in equal parts (Radford et al. 2021)."""
-        own = torch.arange(len(scores), device=scores.device)
-        return (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2
+        own = torch.arange(len(logits), device=logits.device)
+        return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.softmax(-1)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
 
 
 class SigLIP(Family):
     """A text tower that sees everything, padding too, and is read in the last row; each pair by itself."""
 
     model_class, output_class = "SiglipModel", "SiglipOutput"
+    text_classes = ("SiglipTextModel",)
+    image_classes = ("SiglipVisionModel", "SiglipForImageClassification")
     special_rows, keep_last = 0, 0
     hides_vectors = causal_text = False
 
@@ -222,18 +246,18 @@ class SigLIP(Family):
     def text_answers(
         self, states: Tensor, captions: Captions, input_positions: Tensor | None = None
     ) -> Tensor:
-        return self.model.text_model.head(states[:, -1])
+        return text_tower(self.model).head(states[:, -1])
 
     def image_answers(self, pooled: Tensor) -> Tensor:
         return pooled
 
-    def pair_loss(self, scores: Tensor) -> Tensor:
+    def pair_loss(self, logits: Tensor) -> Tensor:
         """The sigmoid loss of each pair, own or not (Zhai et al. 2023)."""
-        sign = 2 * torch.eye(len(scores), dtype=scores.dtype, device=scores.device) - 1
-        return -logsigmoid(sign * scores).sum(1).mean()
+        sign = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+        return -logsigmoid(sign * logits).sum(1).mean()
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.sigmoid()
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
 
 
 # By the model_type of transformers' configuration. A further family is a class here.

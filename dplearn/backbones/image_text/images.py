@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import with_rows
 from dplearn.backbones.deep import receiving
-from dplearn.backbones.image_text.families import Family
+from dplearn.backbones.image_text.families import Family, image_tower
 from dplearn.backbones.patches import check_pixels
+from dplearn.backbones.rows import with_rows
 from dplearn.backbones.views import Changes, changed
 
 
@@ -19,7 +19,7 @@ class ImageTower:
     """The image tower of a frozen model, read as its family reads it."""
 
     def __init__(self, model: nn.Module, family: Family):
-        self.tower, self.family = model.vision_model, family
+        self.tower, self.family = image_tower(model), family
 
     @property
     def projection(self) -> nn.Conv2d:

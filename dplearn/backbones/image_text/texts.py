@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dplearn.backbones.base import evaluating
 from dplearn.backbones.deep import receiving
 from dplearn.backbones.image_text.captions import Captions
-from dplearn.backbones.image_text.families import Family
+from dplearn.backbones.image_text.families import Family, text_tower
 from dplearn.backbones.image_text.packing import Packer
-from dplearn.backbones.views import changed
+from dplearn.backbones.views import changed, evaluating
 from dplearn.prompt import PromptedInput
 from dplearn.summaries import masked_mean
 
@@ -19,7 +18,7 @@ class TextTower:
     """The text tower of a frozen model, read as its family reads it."""
 
     def __init__(self, model: nn.Module, family: Family):
-        self.tower, self.family = model.text_model, family
+        self.tower, self.family = text_tower(model), family
         self.max_positions = self.tower.config.max_position_embeddings
         self.packer = Packer()
 
@@ -50,7 +49,8 @@ class TextTower:
         mask = placed.mask.clone()
         mask[:, : captions.special] = 1
         room = self.max_positions
-        return placed._replace(embeds=placed.embeds[:, :room], mask=mask[:, :room])
+        rows = placed.input_positions.clamp(max=room - 1)  # of padding that is gone: the last row
+        return placed._replace(embeds=placed.embeds[:, :room], mask=mask[:, :room], input_positions=rows)
 
     def plain_features(self, inputs: Tensor, captions: Captions) -> Tensor:
         """What the model says about embedded texts (C, T, d) without a prompt: (C, p), not normalised."""
@@ -80,7 +80,7 @@ class TextTower:
         """The same with shared rows computed once (:mod:`dplearn.backbones.image_text.packing`)."""
         texts, (_, rows, width) = len(captions.ends), placed.embeds.shape
         several = placed.embeds.view(-1, texts * rows, width)
-        found = []
+        answers = []
         for pack in self.packer.packs(captions, split, rows, several.device):
             deep = {}
             if placed.deeper is not None:
@@ -89,10 +89,10 @@ class TextTower:
                 deep["rows"] = pack.holders.expand(len(several), -1)
             mask = pack.attention_mask(several.dtype)
             states = self.run(several.index_select(1, pack.source), mask, pack.place, **deep)
-            found.append(
+            answers.append(
                 self.family.answers_at(states, pack.reads.expand(len(several), -1))
             )  # (N, chosen, p)
-        return torch.cat(found, 1).flatten(0, 1)
+        return torch.cat(answers, 1).flatten(0, 1)
 
     def run(
         self,
@@ -112,14 +112,15 @@ class TextTower:
         deeper : vectors for the ``rows`` (B, l) of further layers (:func:`dplearn.backbones.deep.receiving`).
         tower : a view of the tower that runs in its place.
         """
+        tower = self.tower if tower is None else tower
         if positions is None:
             positions = torch.arange(embeds.shape[1], device=embeds.device)
         # Not through the tower's own embeddings: they refuse packed sequences that are longer than their table.
-        embeds = embeds + self.tower.embeddings.position_embedding(positions)
+        embeds = embeds + tower.embeddings.position_embedding(positions)
         # The tower wants ids; only their shape is used. (It reads an answer from them that is not used either.)
         ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         changes = {"embeddings": lambda *_, **__: embeds}
         if deeper is not None:
             changes |= receiving(self.tower, self.tower.encoder.layers, deeper, rows)
-        with changed(self.tower if tower is None else tower, changes) as tower:
-            return tower(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+        with changed(tower, changes) as view:
+            return view(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state

@@ -2,7 +2,7 @@
 
 The keys of a row fall into segments: the prompt BEFORE the input, the INPUT, the prompt AFTER it. The functions in
 torch are free of parameters; the functions named ``symbolic_...`` return sympy expressions for sequences of any size.
-Built in notebook 02.
+Built in chapter 03.
 
 order     which row of a prompted sequence is what
 biases    what is added to scores, and what turns queries and keys

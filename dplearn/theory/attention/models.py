@@ -85,19 +85,19 @@ def _register() -> None:
         wide = torch.promote_types(query.dtype, torch.float32)
         causal = options.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        found = scores(
+        logits = scores(
             query.to(wide), key.to(wide), scale=query.shape[-1] ** -0.5 if scaling is None else scaling
         )
-        found = found if position_bias is None else found + position_bias
+        logits = logits if position_bias is None else logits + position_bias
         if attention_mask is None and causal and query.shape[2] > 1:
-            found = found + causal_bias(query.shape[2]).to(found)
+            logits = logits + causal_bias(query.shape[2]).to(logits)
         elif attention_mask is not None and attention_mask.dtype == torch.bool:  # one that the caller made
-            found = found.masked_fill(~attention_mask, -torch.inf)
+            logits = logits.masked_fill(~attention_mask, -torch.inf)
         elif attention_mask is not None:
-            found = found + attention_mask
+            logits = logits + attention_mask
         name = names.get(id(module), type(module).__name__)
         layers.append(
-            Layer(name, found, value.to(wide), output.transpose(1, 2))
+            Layer(name, logits, value.to(wide), output.transpose(1, 2))
         )  # (B, S, h, d_v) -> (B, h, S, d_v)
         return output, None
 

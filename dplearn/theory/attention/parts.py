@@ -16,8 +16,8 @@ def scores(query: Tensor, key: Tensor, bias: Tensor | None = None, scale: float 
 
     query: (..., queries, d), key: (..., keys, d), bias: broadcast to the result, -inf hides a key.
     """
-    found = query @ key.mT * scale
-    return found if bias is None else found + bias
+    products = query @ key.mT * scale
+    return products if bias is None else products + bias
 
 
 def attend(scores: Tensor, value: Tensor) -> Tensor:

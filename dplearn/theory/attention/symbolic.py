@@ -28,12 +28,12 @@ def symbols(length: int, seq: int, split: int, *, hidden: Sequence[int] = ()) ->
     """
     order, labels = arrangement(length, seq, split).tolist(), segments(length, seq, split).tolist()
     names = [f"P{a + 1}" for a in range(length)] + [f"X{j + 1}" for j in range(seq)]
-    found = Symbols([], [], labels)
+    row = Symbols([], [], labels)
     for index, label in zip(order, labels):
         score, value = sp.symbols(f"s_{names[index]} v_{names[index]}", real=True)
-        found.scores.append(-sp.oo if label in hidden else score)
-        found.values.append(value)
-    return found
+        row.scores.append(-sp.oo if label in hidden else score)
+        row.values.append(value)
+    return row
 
 
 def symbolic_attend(scores: Sequence[sp.Expr], values: Sequence[sp.Expr]) -> sp.Expr:
@@ -53,13 +53,13 @@ def symbolic_gates(scores: Sequence[sp.Expr], segments: Sequence[int], count: in
 
 def symbolic_parts(row: Symbols, count: int = 3) -> list[tuple[sp.Expr, sp.Expr]]:
     """(gate, attention restricted to the segment) for every segment."""
-    found = []
+    parts = []
     for c, gate in enumerate(symbolic_gates(row.scores, row.segments, count)):
         chosen = [i for i, label in enumerate(row.segments) if label == c]
-        found.append(
+        parts.append(
             (gate, symbolic_attend([row.scores[i] for i in chosen], [row.values[i] for i in chosen]))
         )
-    return found
+    return parts
 
 
 def difference(left: sp.Expr, right: sp.Expr) -> sp.Expr:
@@ -119,13 +119,13 @@ def symbolic_row(
     relative : add the bias b(position of the key - position of the query).
     causal : hide the keys behind the query.
     """
-    found, order = symbols(length, seq, split), arrangement(length, seq, split).tolist()
+    plain, order = symbols(length, seq, split), arrangement(length, seq, split).tolist()
     if row != "readout" and row not in order:
         raise ValueError(f"row={row!r}: expected 0..{length + seq - 1} or 'readout'")
     place = length + seq if row == "readout" else order.index(row)
-    moved = [s + symbolic_bias(j - place) if relative else s for j, s in enumerate(found.scores)]
+    moved = [s + symbolic_bias(j - place) if relative else s for j, s in enumerate(plain.scores)]
     seen = [-sp.oo if causal and j > place else s for j, s in enumerate(moved)]
-    return found._replace(scores=seen)
+    return plain._replace(scores=seen)
 
 
 def symbolic_key_ratio(
@@ -136,9 +136,11 @@ def symbolic_key_ratio(
     For a row of the input no prompt at any split changes it. For a readout behind the prompt the split does, since it
     changes the distance to the input.
     """
-    found = symbolic_row(length, seq, split, row, relative=relative)
-    total = sp.Add(*(sp.exp(s) for s in found.scores))
-    weights = [sp.exp(s) / total for s, label in zip(found.scores, found.segments) if label == INPUT]
+    row_symbols = symbolic_row(length, seq, split, row, relative=relative)
+    total = sp.Add(*(sp.exp(s) for s in row_symbols.scores))
+    weights = [
+        sp.exp(s) / total for s, label in zip(row_symbols.scores, row_symbols.segments) if label == INPUT
+    ]
     if len(weights) < 2:
         raise ValueError(f"seq={seq}: expected at least 2 tokens, whose ratio is asked for")
     return sp.powsimp(sp.simplify(weights[0] / weights[1]))

@@ -9,13 +9,12 @@ it before a position is learned.
 probe       the measurement
 report      its numbers, as a table and in words
 towers      a model as the probe runs it, through the adapter of its kind
-image_text  the same for one tower of CLIP or SigLIP
 absorption  what absolute positions leave to learn
 """
 
 from dplearn.backbones.mechanisms import ABSOLUTE, RELATIVE, ROTARY
 from dplearn.theory.sensitivity.absorption import absorb
-from dplearn.theory.sensitivity.probe import compare, position_sensitivity
+from dplearn.theory.sensitivity.probe import change_between, position_sensitivity
 from dplearn.theory.sensitivity.report import CAUSAL, READOUT, Change, Sensitivity
 from dplearn.theory.sensitivity.towers import States, Tower, readouts, tower
 
@@ -30,7 +29,7 @@ __all__ = [
     "States",
     "Tower",
     "absorb",
-    "compare",
+    "change_between",
     "position_sensitivity",
     "readouts",
     "tower",

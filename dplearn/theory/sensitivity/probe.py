@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import Reading
-from dplearn.backbones.base import evaluating, token_positions
+from dplearn.backbones.rows import token_positions
+from dplearn.backbones.views import evaluating
 from dplearn.prompt import PromptedInput
 from dplearn.theory.sensitivity.report import Change, Sensitivity
 from dplearn.theory.sensitivity.towers import States, Tower, normal_like, tower
@@ -123,7 +124,7 @@ def _lines(stack: Tower, reading: Reading, prompt: Tensor, other: Tensor, splits
     for name in ("prompt_moves", "input_moves"):
         lines[name] = change(moves=name, see_all=causal) if stack.table() is not None else None
     prefixes = [stack.states(reading, vectors, len(prompt)) for vectors in (other, prompt)]
-    return lines | {"redrawn": compare(*prefixes)}
+    return lines | {"redrawn": change_between(*prefixes)}
 
 
 def _change(
@@ -151,11 +152,11 @@ def _change(
             return stack.states(reading, prompt, split, see_all=see_all)
 
     start = states(len(prompt))
-    changes = [compare(states(split), start) for split in splits]
+    changes = [change_between(states(split), start) for split in splits]
     return Change(*(max(column) if column[0] is not None else None for column in zip(*changes)))
 
 
-def compare(now: States, before: States) -> Change:
+def change_between(now: States, before: States) -> Change:
     """How far the states of a batch are from those of the same batch under another prompt or split."""
     real = now.between
     fixed = None if now.fixed is None else _relative(now.fixed, before.fixed)

@@ -62,7 +62,7 @@ class Sensitivity:
         return not (self._acts(self.full.rows) or self._acts(self.full.readout))
 
     @property
-    def complete(self) -> bool:
+    def accounts_for_all(self) -> bool:
         """Whether nothing is left on the rows once everything known is switched off."""
         return self.unreached is None and not self._acts((self.both_off or self.full).rows)
 
@@ -78,7 +78,7 @@ class Sensitivity:
             return f"{why}: learning a position cannot change the answer{trap}"
         if self.unreached is not None:
             return f"the split acts, {scale}; through what is not known: {self.unreached}"
-        if not self.complete:
+        if not self.accounts_for_all:
             return f"the split acts, {scale}; through something else too: with all that is known off it still does"
         return f"the split acts through {', '.join(self.mechanisms)}: {scale}"
 

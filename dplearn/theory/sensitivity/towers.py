@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from dplearn.backbones import Backbone, Boundary, Reading, adapt
-from dplearn.backbones.base import last_real, take_rows
 from dplearn.backbones.deep import receiving
+from dplearn.backbones.image_text.sides import side_of
+from dplearn.backbones.rows import last_real, take_rows
 from dplearn.backbones.views import Changes, changed
 from dplearn.config import PromptConfig
 from dplearn.insertion import Inserted, insert
 from dplearn.prompt import PromptedInput
 from dplearn.summaries import masked_mean
-from dplearn.theory.sensitivity.image_text import image_text_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,7 +93,7 @@ class Tower:
             placed = Inserted(rows.clone(), mask, every, every[:, :0])
         else:
             placed = insert(prompt, rows, mask, split, keep_last=reading.keep_last)
-        return self.adapter.finish(PromptedInput(*placed, decisions={}), reading, None)
+        return self.adapter.layer_input(PromptedInput(*placed, decisions={}), reading, None)
 
     def encode(
         self,
@@ -221,7 +221,7 @@ def tower(model: PreTrainedModel, *, image: bool = False) -> Tower:
     ------
     TypeError : none serves the model; the message says why.
     """
-    adapter = image_text_adapter(model, image) or adapt(model)
+    adapter = side_of(model, image) or adapt(model)
     if image and adapter.reads != "images":
         raise TypeError(
             f"model={type(model).__name__} with pixel_values: expected a vision transformer, or CLIP or SigLIP"

@@ -118,7 +118,7 @@ def one_sided_floor(
 
 
 def head_bounds(heads: Heads) -> tuple[float, float]:
-    """S and V: no scaled score of normalised tokens exceeds S in size, and no value vector V in length."""
+    """S and V: no scaled score of normalised tokens exceeds S in size, and no value vector has a norm above V."""
     dim = heads.key.shape[-1]
     product = heads.query @ heads.key.mT
     score = float(torch.linalg.matrix_norm(product, 2).max()) * dim / math.sqrt(dim)

@@ -1,128 +1,19 @@
-"""The interactive figure of chapter 04: move the split k and watch three small frozen attention heads.
-
-The heads share their queries, keys and values and differ only in what is added to the scores: nothing, a number for
-each relative distance, or a causal mask. Everything is computed here, for every split, and stored in one piece of HTML
-with a small script that only shows it. No library and no network are needed, and the bytes are the same on every
-machine, so that a notebook's stored output can be compared. Without scripts the same numbers stand in a table.
-
-    readings        the gates and the outputs of a head's input rows at every split
-    split_explorer  the figure, for the last line of a notebook cell
-    picture         a still of it at three splits, as SVG; book/_static/split-explorer.svg is one
-"""
+"""The interactive figure as one piece of HTML: numbers, words, styles, and a small script that only shows them."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from dplearn.insertion import insert
-from dplearn.theory.attention import attend, causal_bias, gates, offsets, scores, segments_of
+from dplearn.theory.explorer.heads import HEADS, INPUTS, PROMPT
+from dplearn.theory.explorer.shown import number_text, numbers, order_at
 
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-# The vectors and the head: small numbers, chosen so that every share can be read off a bar. The last input token is
-# the readout R; it stays last at every split, as an end-of-sequence token does.
-PROMPT = ((-1.5, -1.3), (1.5, 0.5), (1.1, 0.3), (0.3, -0.8))  # (l, d)
-INPUTS = ((-0.1, 0.7), (0.1, -0.9), (-1.2, -0.2), (-0.9, 0.1))  # (T, d)
-QUERY = ((0.6, 0.3), (-0.3, 0.6))  # (d, d): the query of a row x is x @ QUERY, its key is x itself
-VALUE = (1.0, -1.0)  # (d,): the value of a row x is the number x @ VALUE
-# What the relative bias takes off a score for each step of distance to the left and to the right.
-LEFT, RIGHT = 0.5, 0.2
-# A difference between two outputs below this share of the largest is rounding in float64.
-ROUNDING = 1e-12
-
-# The parts of a bar, in the order of the gates; they are also the names of the styles.
-SEGMENTS = ("before", "input", "after")
 # Stands where scripts do not run; the script takes it away.
 STILL = "Scripts are off in this view. The table below holds the numbers that the figure shows as the split moves."
-
-
-class Head(NamedTuple):
-    """The words of one head."""
-
-    title: str
-    rule: str  # what is added to its scores
-    notice: str  # what to see when the split moves
-
-
-HEADS = {
-    "order-blind": Head(
-        "Order-blind head",
-        "Nothing is added to the scores.",
-        "No output ever changes. A prompt vector that moves takes its attention along, so the two parts of the"
-        " prompt's share keep their sum.",
-    ),
-    "relative bias": Head(
-        "Relative-bias head",
-        f"As in T5, a score depends on the distance: it loses {LEFT} per step to the left and {RIGHT} per step to"
-        " the right.",
-        "The outputs change, though the vectors are the same: their distances to the row are not.",
-    ),
-    "causal": Head(
-        "Causal head",
-        "A row sees itself and what stands before it.",
-        "The rows X never see the prompt after them: that share is exactly 0. R stands last and sees every vector,"
-        " so for R this one layer is order-blind.",
-    ),
-}
-
-
-class Readings(NamedTuple):
-    """A head at every split k = 0..l. Rows are the input tokens, wherever they stand."""
-
-    gates: Tensor  # (l+1, T, 3), shares of a row's attention: prompt before the input, input, prompt after it
-    outputs: Tensor  # (l+1, T)
-
-    @property
-    def changes(self) -> Tensor:
-        """Difference of each output from the one at k = l, (l+1, T)."""
-        return self.outputs - self.outputs[-1]
-
-
-def head_bias(head: str, rows: int) -> Tensor:
-    """What a head adds to the score of each row (first axis) and key: (rows, rows), float64.
-
-    A head is one of "order-blind", "relative bias" and "causal"; any other raises ValueError.
-
-    >>> head_bias("relative bias", 3).tolist()
-    [[0.0, -0.2, -0.4], [-0.5, 0.0, -0.2], [-1.0, -0.5, 0.0]]
-    """
-    if head == "order-blind":
-        return torch.zeros(rows, rows, dtype=torch.float64)
-    if head == "relative bias":
-        distance = offsets(rows).double()
-        return torch.where(distance < 0, LEFT * distance, -RIGHT * distance) + 0.0  # no -0.0
-    if head == "causal":
-        return causal_bias(rows)
-    raise ValueError(f"head={head!r} is unknown, expected one of {', '.join(map(repr, HEADS))}")
-
-
-def readings(head: str, prompt=PROMPT, inputs=INPUTS) -> Readings:
-    """Gates and outputs of a head's input rows for every split; the readout, the last input row, is kept last.
-
-    prompt: (l, 2) and inputs: (T, 2), numbers or tensors; the head computes in float64. Raises ValueError for another
-    shape and for an unknown head.
-
-    >>> blind, causal = readings("order-blind"), readings("causal")
-    >>> bool(blind.changes.abs().max() < 1e-12), causal.gates[:, :3, 2].count_nonzero().item()
-    (True, 0)
-    """
-    prompt, inputs = _vectors("prompt", prompt), _vectors("inputs", inputs)
-    query, value = (torch.tensor(weights, dtype=torch.float64) for weights in (QUERY, VALUE))
-    bias = head_bias(head, len(prompt) + len(inputs))
-    shares, outputs = [], []
-    for k in range(len(prompt) + 1):
-        placed = insert(prompt, inputs[None], split=k, keep_last=1)
-        rows = placed.embeds[0]  # (l+T, d)
-        found = scores(rows @ query, rows, bias)[placed.input_positions[0]]  # (T, l+T)
-        shares.append(gates(found, segments_of(placed, k)[0]))
-        outputs.append(attend(found, (rows @ value)[:, None])[:, 0])
-    return Readings(torch.stack(shares), torch.stack(outputs))
 
 
 def split_explorer(
@@ -137,68 +28,6 @@ def split_explorer(
     from IPython.display import HTML
 
     return HTML(markup(name, prompt=prompt, inputs=inputs, start=start))
-
-
-# ---- numbers and words, as they are shown -----------------------------------------------------------------
-
-
-def numbers(prompt=PROMPT, inputs=INPUTS) -> dict:
-    """What the figure shows, rounded: gates in percent, outputs to two decimals, and their changes as words.
-
-    A change is "0" if there is none but rounding, else the difference of the two outputs as they are shown.
-    """
-    found = {head: readings(head, prompt, inputs) for head in HEADS}
-    count = next(iter(found.values())).outputs.shape[1]
-    return {
-        "rows": [*(f"X{t}" for t in range(1, count)), "R"],
-        "heads": [
-            {
-                "name": head,
-                "gates": (100 * read.gates).round().int().tolist(),
-                "outputs": _decimals(read.outputs),
-                "changes": _changes(read),
-            }
-            for head, read in found.items()
-        ],
-    }
-
-
-def _vectors(name: str, rows) -> Tensor:
-    rows = torch.as_tensor(rows, dtype=torch.float64).detach()
-    if rows.dim() != 2 or len(rows) == 0 or rows.shape[1] != len(VALUE):
-        raise ValueError(
-            f"{name} has shape {tuple(rows.shape)}, expected (rows, {len(VALUE)}) with rows >= 1"
-        )
-    return rows
-
-
-def _decimals(outputs: Tensor) -> list[list[float]]:
-    return [[round(value, 2) + 0.0 for value in row] for row in outputs.tolist()]  # + 0.0: no -0.0
-
-
-def _changes(read: Readings) -> list[list[str]]:
-    shown = _decimals(read.outputs)
-    none = ROUNDING * max(1.0, read.outputs.abs().max().item())
-    return [
-        [
-            "0" if abs(exact) <= none else _text(now - then, "+")
-            for exact, now, then in zip(exacts, row, shown[-1])
-        ]
-        for exacts, row in zip(read.changes.tolist(), shown)
-    ]
-
-
-def _text(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _order(data: dict, k: int) -> list[str]:
-    """The names of all rows of the sequence at split k."""
-    vectors = [f"P{i}" for i in range(1, len(data["heads"][0]["outputs"]))]
-    return [*vectors[:k], *data["rows"][:-1], *vectors[k:], data["rows"][-1]]
-
-
-# ---- the page ---------------------------------------------------------------------------------------------
 
 
 def markup(name: str = "split-explorer", *, prompt=PROMPT, inputs=INPUTS, start: int | None = None) -> str:
@@ -248,77 +77,13 @@ def _table(data: dict) -> list[str]:
     for head in data["heads"]:
         for k, columns in enumerate(zip(head["gates"], head["outputs"], head["changes"])):
             cells = "".join(
-                f"<td>{' · '.join(map(str, percent))}<br>{_text(output)} ({change})</td>"
+                f"<td>{' · '.join(map(str, percent))}<br>{number_text(output)} ({change})</td>"
                 for percent, output, change in zip(*columns)
             )
             lines.append(
-                f"<tr><th>{head['name']}</th><td>{k}</td><td>{' '.join(_order(data, k))}</td>{cells}</tr>"
+                f"<tr><th>{head['name']}</th><td>{k}</td><td>{' '.join(order_at(data, k))}</td>{cells}</tr>"
             )
     return [*lines, "</tbody></table>", "</div>"]
-
-
-# ---- the still --------------------------------------------------------------------------------------------
-
-PICTURE_STYLE = """
-text { fill: #1a1a1a; font: 12px Helvetica, Arial, sans-serif } .bold { font-weight: bold } .end { text-anchor: end }
-.box { text-anchor: middle; font-size: 11px } .light { fill: #ffffff } path { stroke: #767676 }
-rect { stroke: #a8660a } .before { fill: #1f6fb2 } .input { fill: #fde8c8 } .after { fill: #8fcdf2 }
-.ground { fill: #ffffff; stroke: none }
-"""
-
-
-def picture() -> str:
-    """The figure at postfix, one surround and prefix as an SVG on a white ground, with words for all of it."""
-    data = numbers()
-    length = len(data["heads"][0]["outputs"]) - 1
-    shapes = []
-    for column, k in enumerate((0, length // 2, length)):
-        left = 16 + 248 * column
-        kind = {0: "postfix", length: "prefix"}.get(k, "surround")
-        shapes.append(_label(left, 26, f"k = {k}, {kind}", "bold"))
-        for i, name in enumerate(_order(data, k)):
-            segment = "input" if name in data["rows"] else "before" if i < k else "after"
-            shapes.append(_box(left + 28.5 * i, 38, 26, 26, segment, name))
-        for h, head in enumerate(data["heads"]):
-            top = 104 + 140 * h
-            if column == 0:
-                shapes.append(f'<path d="M16 {top - 22}H744"/>')
-                shapes.append(_label(left, top, HEADS[head["name"]].title, "bold"))
-            for row, name in enumerate(data["rows"]):
-                x, y, percents = left + 22.0, top + 10 + 25 * row, head["gates"][k][row]
-                shapes.append(_label(left, y + 14, name))
-                for segment, percent in zip(SEGMENTS, percents):
-                    width = 114 * percent / sum(percents)
-                    if percent:
-                        shapes.append(_box(x, y, width, 20, segment, str(percent) if percent > 11 else ""))
-                    x += width
-                words = f"{_text(head['outputs'][k][row])} ({head['changes'][k][row]})"
-                shapes.append(_label(left + 232, y + 14, words, "end"))
-    words = " ".join(f"{head.title}: {head.notice}" for head in HEADS.values())
-    return "\n".join(
-        [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 506" role="img">',
-            "<title>Three attention heads at three splits</title>",
-            "<desc>A bar holds the percent of a row's attention on the prompt before the input, on the input and on the"
-            f" prompt after it. Beside it stand the row's output and its change from k = {length}. {words}</desc>",
-            f"<style>{PICTURE_STYLE}</style>",
-            '<rect class="ground" width="760" height="506"/>',
-            *shapes,
-            "</svg>\n",
-        ]
-    )
-
-
-def _label(x: float, y: float, text: str, kind: str = "") -> str:
-    kind = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:g}" y="{y:g}"{kind}>{text}</text>'
-
-
-def _box(x: float, y: float, width: float, height: float, segment: str, text: str) -> str:
-    rect = f'<rect class="{segment}" x="{x:.4g}" y="{y}" width="{width:.4g}" height="{height}"/>'
-    ink = "box light" if segment == "before" else "box"
-    middle = float(f"{x + width / 2:.4g}")
-    return rect + (_label(middle, y + height / 2 + 4, text, ink) if text else "")
 
 
 # ---- styles and script ------------------------------------------------------------------------------------
