@@ -282,6 +282,37 @@ def test_what_the_paper_map_says_of_few_examples_is_in_the_record(tmp_path):
             assert min(map(min, scores.values())) > 0.985
 
 
+def test_what_the_paper_map_says_of_learned_numbers_is_in_the_record(tmp_path):
+    one = study.read("length")
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| The length of the prompt can be learned"))
+    cell, rows = next(
+        (cell, rows)
+        for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one)
+        if cell.task == "world/color"
+    )
+    found = commands._verdicts(one, cell, rows)
+    grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+    runs = {method: group for (method,), group in grouped.items()}
+    assert {len(group) for group in runs.values()} == {3}
+    best = runs["best fixed number"]
+    assert {row["chosen"]["method"] for row in best} == {"4 vectors"}
+    assert {round(records.headline(row, "test"), 3) for row in best} == {1.0}
+    moved, said = {}, {}
+    for level in ("task", "instance"):
+        for price in ("free", "at a cost"):
+            method = f"number per {level}, {price}"
+            moved[level, price] = tables.evidence_over(runs[method])["size"]["moved"]
+            said[level, price] = found["best fixed number", method].sentence()
+    assert min(moved.values()) > one.verdict.moved
+    numbers = "(per task by {:.2f} and per input by {:.2f} without a cost; by {:.2f} and {:.2f} at a cost of vectors)"
+    order = [(level, price) for price in ("free", "at a cost") for level in ("task", "instance")]
+    assert numbers.format(*(moved[key] for key in order)) in line
+    equal = "no difference larger than 1.0"
+    assert said["task", "free"] == said["instance", "free"] == said["task", "at a cost"] == equal
+    assert f"make {equal}; a number per input at a cost: {said['instance', 'at a cost']}. " in line
+
+
 def test_what_the_paper_map_says_of_several_tasks_is_in_the_record(tmp_path):
     one = study.read("multi-task")
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
