@@ -1053,13 +1053,13 @@ def deep(**options):
             lambda m: deep(position="task", estimator="straight-through"),
             ValueError,
             "estimator='straight-through' is not valid with depth=2 and position='task', "
-            "expected 'score-function' or 'exact', or 'position-space'",
+            "expected 'score-function' or 'exact' or 'score-function-batch', or 'position-space'",
         ),
         (
             lambda m: deep(size="instance", estimator="position-space"),
             ValueError,
             "estimator='position-space' is not valid with depth=2 and size='instance', "
-            "expected 'score-function' or 'exact'$",
+            "expected 'score-function' or 'exact' or 'score-function-batch'$",
         ),
         (
             lambda m: dp.prompted(tiny.t5(), deep()),
