@@ -72,8 +72,8 @@ def lines_against(rows: Iterable[dict], task: str, baseline: str | None, split: 
 
 def reports(rows: Iterable[dict], task: str) -> dict[str, list[dict]]:
     """The reported runs of each method on a task."""
-    found = [row for row in rows if row["purpose"] == "report" and row["task"] == task]
-    return {method: group for (method,), group in by(found, "method").items()}
+    reported = [row for row in rows if row["purpose"] == "report" and row["task"] == task]
+    return {method: group for (method,), group in by(reported, "method").items()}
 
 
 def _line(method: str, group: list[dict], others: list[dict], is_baseline: bool, split: str) -> Line:
@@ -124,14 +124,14 @@ def evidence_over(group: Sequence[dict]) -> dict[str, dict]:
     mean cost of dealing decisions to other inputs, in nats; whether each input is to decide for itself (``instance``),
     and in how many runs at least 99 % of the inputs share one option all the same (``alike``).
     """
-    found: dict[str, dict] = {}
+    by_name: dict[str, dict] = {}
     decided = [row["evidence"]["decisions"] for row in group if row.get("evidence")]
     for name in decided[0] if decided else ():
         runs = [each[name] for each in decided]
         most = [max(range(len(run["counts"])), key=run["counts"].__getitem__) for run in runs]
         costs = [run["cost"][0] for run in runs if run["cost"] is not None]
         moved = [run["moved"] for run in runs if run["moved"] is not None]
-        found[name] = {
+        by_name[name] = {
             "options": runs[0]["options"],
             "start": _mean(runs, lambda run: run["entropy_first"] + 0.0),
             "end": statistics.mean(run["entropy"] for run in runs),
@@ -143,12 +143,12 @@ def evidence_over(group: Sequence[dict]) -> dict[str, dict]:
             "instance": group[0].get("config", {}).get(name) == "instance",
             "alike": sum(run["share"] >= ONE_FOR_ALL for run in runs),
         }
-    return found
+    return by_name
 
 
 def moved(line_evidence: Mapping[str, Mapping], least: float) -> tuple[bool | None, str]:
     """Whether a method's decisions moved, and which evidence says that they did not; None: nothing is known."""
-    known = {name: found["moved"] for name, found in line_evidence.items() if found["moved"] is not None}
+    known = {name: each["moved"] for name, each in line_evidence.items() if each["moved"] is not None}
     if not known:
         return None, ""
     still = [
@@ -162,13 +162,15 @@ def one_for_all(group: Sequence[dict]) -> tuple[bool, str]:
 
     Such a method was a decision per task in all but name, so that nothing follows about deciding per input.
     """
-    found = {
+    collapsed = {
         name: each["alike"]
         for name, each in evidence_over(group).items()
         if each["instance"] and each["alike"]
     }
-    words = [f"{name} is one for all inputs in {count} of {len(group)} runs" for name, count in found.items()]
-    return any(2 * count > len(group) for count in found.values()), "; ".join(words)
+    words = [
+        f"{name} is one for all inputs in {count} of {len(group)} runs" for name, count in collapsed.items()
+    ]
+    return any(2 * count > len(group) for count in collapsed.values()), "; ".join(words)
 
 
 def judged(
@@ -192,11 +194,11 @@ def judged(
         for pair in pairs
         if pair[0] in groups and pair[1] in groups
     }
-    found = verdicts.family({pair: values for pair, values in gains.items() if values})
-    return {pair: _verdict(groups, pair, found.get(pair), margin, least) for pair in pairs}
+    differences = verdicts.family({pair: values for pair, values in gains.items() if values})
+    return {pair: _verdict(groups, pair, differences.get(pair), margin, least) for pair in pairs}
 
 
-def _verdict(groups: Mapping, pair: tuple[str, str], found, margin: float, least: float) -> Verdict:
+def _verdict(groups: Mapping, pair: tuple[str, str], gain, margin: float, least: float) -> Verdict:
     missing = [name for name in pair if name not in groups]
     if missing:
         return verdicts.judge(None, margin, why=f"no runs of {' and '.join(missing)}")
@@ -204,15 +206,15 @@ def _verdict(groups: Mapping, pair: tuple[str, str], found, margin: float, least
     for name in pair[::-1]:
         evidence = evidence_over(groups[name])
         if not evidence and _learns(groups[name][0]):
-            return Verdict("not tested", found, margin, note=f"{name} has no report on its decisions")
+            return Verdict("not tested", gain, margin, note=f"{name} has no report on its decisions")
         learned, why = moved(evidence, least)
         if learned is False:
-            return verdicts.judge(found, margin, False, f"{name}: {why}")
+            return verdicts.judge(gain, margin, False, f"{name}: {why}")
         in_most, where = one_for_all(groups[name])
         if in_most:
-            return verdicts.judge(found, margin, False, f"{name}: {where}")
+            return verdicts.judge(gain, margin, False, f"{name}: {where}")
         notes += [f"{name}: {where}"] if where else []
-    return verdicts.judge(found, margin)._replace(note="; ".join(notes))
+    return verdicts.judge(gain, margin)._replace(note="; ".join(notes))
 
 
 def _learns(row: Mapping) -> bool:
@@ -237,7 +239,7 @@ def markdown(lines: Sequence[Line], baseline: str) -> str:
     return "\n".join(rows)
 
 
-def full(lines: Sequence[Line], found: Mapping[tuple[str, str], Verdict], baseline: str | None) -> str:
+def full(lines: Sequence[Line], verdict_of: Mapping[tuple[str, str], Verdict], baseline: str | None) -> str:
     """The lines as a wide Markdown table: scores, verdicts against the baseline, evidence of learning, cost.
 
     Columns that no line has anything for are left out. Differences are in points, with their half-width at Holm's
@@ -251,8 +253,8 @@ def full(lines: Sequence[Line], found: Mapping[tuple[str, str], Verdict], baseli
         "cross-entropy": lambda line: _number(line.cross_entropy, "{:.3f}"),
         "at a third of the steps, %": lambda line: _number(line.third, "{:.1f}", 100),
         "right split, %": lambda line: _number(line.right, "{:.1f}", 100),
-        f"minus {baseline}": lambda line: _holm(found.get((baseline, line.method))),
-        "verdict": lambda line: _said(found.get((baseline, line.method))),
+        f"minus {baseline}": lambda line: _holm(verdict_of.get((baseline, line.method))),
+        "verdict": lambda line: _said(verdict_of.get((baseline, line.method))),
         "entropy of π": lambda line: _each(
             line, lambda e: f"{_number(e['start'], '{:.2f}') or '?'} → {e['end']:.2f}"
         ),
@@ -280,8 +282,8 @@ def _number(value: float | None, form: str, times: float = 1) -> str:
 def _each(line: Line, words: Callable[[Mapping], str]) -> str:
     """Words on each learned decision of a method; names where there are several."""
     several = len(line.evidence) > 1
-    found = [(name, words(evidence)) for name, evidence in line.evidence.items()]
-    return ", ".join(f"{name} {text}" if several else text for name, text in found if text)
+    said = [(name, words(evidence)) for name, evidence in line.evidence.items()]
+    return ", ".join(f"{name} {text}" if several else text for name, text in said if text)
 
 
 def _chosen(line: Line) -> str:
@@ -293,10 +295,10 @@ def _chosen(line: Line) -> str:
 
 
 def _holm(verdict: Verdict | None) -> str:
-    found = None if verdict is None else verdict.difference
-    if found is None:
+    gain = None if verdict is None else verdict.difference
+    if gain is None:
         return ""
-    return _percent(found.mean, found.half, "+") if found.seeds > 1 else f"{100 * found.mean:+.1f}"
+    return _percent(gain.mean, gain.half, "+") if gain.seeds > 1 else f"{100 * gain.mean:+.1f}"
 
 
 def _said(verdict: Verdict | None) -> str:

@@ -148,20 +148,20 @@ def holm_levels(ps: Sequence[float], alpha: float = ALPHA) -> list[float]:
 def family(gains: Mapping, alpha: float = ALPHA) -> dict:
     """The differences of one table, each with the level of Holm's procedure: key -> gains (by seed) -> Difference."""
     first = {key: difference(values) for key, values in gains.items()}
-    levels = holm_levels([found.p for found in first.values()], alpha)
+    levels = holm_levels([each.p for each in first.values()], alpha)
     return {key: difference(gains[key], level) for key, level in zip(first, levels)}
 
 
-def seeds_needed(found: Difference, margin: float) -> int | None:
+def seeds_needed(gain: Difference, margin: float) -> int | None:
     """The fewest seeds at which the interval, with this mean, spread and level, excludes 0 or lies within the margin.
 
     None: more than a thousand, or never (a mean at the margin itself).
     """
-    if math.isnan(found.spread):
+    if math.isnan(gain.spread):
         return None
 
     def enough(seeds: int) -> bool:
-        trial = found._replace(half=half_width(found.spread, seeds, found.level))
+        trial = gain._replace(half=half_width(gain.spread, seeds, gain.level))
         return trial.excludes_zero or trial.within(margin)
 
     if not enough(MOST_SEEDS):
@@ -173,23 +173,23 @@ def seeds_needed(found: Difference, margin: float) -> int | None:
     return high
 
 
-def judge(found: Difference | None, margin: float, learned: bool | None = None, why: str = "") -> Verdict:
+def judge(gain: Difference | None, margin: float, learned: bool | None = None, why: str = "") -> Verdict:
     """The verdict on a difference.
 
     Parameters
     ----------
-    found : None: it was not run.
+    gain : None: it was not run.
     margin : differences up to this do not matter, fixed in advance; at least 0.
     learned : False: the method's decision was not learned, ``why`` says by which evidence.
     """
     if not is_number(margin) or not 0 <= margin < math.inf:
         raise ValueError(f"margin={shown(margin)} is not valid, expected a finite number of at least 0")
-    if found is None:
+    if gain is None:
         return Verdict("not run", margin=margin, note=why)
     if learned is False:
-        return Verdict("not learned", found, margin, note=why)
-    if found.excludes_zero:
-        return Verdict("better" if found.mean > 0 else "worse", found, margin)
-    if found.within(margin):
-        return Verdict("no difference", found, margin)
-    return Verdict("cannot tell", found, margin, seeds_needed(found, margin))
+        return Verdict("not learned", gain, margin, note=why)
+    if gain.excludes_zero:
+        return Verdict("better" if gain.mean > 0 else "worse", gain, margin)
+    if gain.within(margin):
+        return Verdict("no difference", gain, margin)
+    return Verdict("cannot tell", gain, margin, seeds_needed(gain, margin))
