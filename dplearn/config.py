@@ -83,8 +83,9 @@ class PromptConfig:
         "straight-through" (the paper's); see :mod:`dplearn.estimators` and :mod:`dplearn.backbones.position_space`. The
         first three compare losses: of several options (``samples``), or of the instances of a batch; they are unbiased,
         and ask for ``labels`` in training, or for a loss that knows of them (:class:`dplearn.LabelWordLoss`). The other
-        two take any loss in one pass. Where the right position is known, on place-mini, only those that compare losses
-        find it for nearly all inputs (record estimators-place). On a decoder-only model "position-space" has slopes
+        two take any loss in one pass. Where the right position is known, on place-mini, only "score-function" and
+        "exact" of those in the record estimators-place find it for nearly all inputs, so the default is the cheaper of
+        them ("score-function-batch" is younger: chapter 07). On a decoder-only model "position-space" has slopes
         without a bound.
     samples : how many options "score-function" (at least 2; None: 4), "score-function-batch" (None: 1) and "exact"
         (None: all) try for each instance. A training step costs about so many forward and backward passes.

@@ -11,15 +11,17 @@ score-function        S options drawn from pi: ``mean_s f_s``, plus the gradient
 score-function-batch  the same with one b for all losses of an instance, the mean loss of the batch's other instances.
                       They drew without regard to this one, so the estimate is unbiased too. A single draw suffices, at
                       the price of one pass; its noise has what instances differ in anyway. A batch of one instance
-                      has nothing to compare a single draw with and moves no decision.
+                      has nothing to compare a single draw with: it moves no decision, and a warning says so.
 
 A new estimator is a file with its functions (of :mod:`dplearn.sampling`) and a row in ``ESTIMATORS``.
 
-Sources: Yang et al. (2023), section 3.2; Williams (1992), who also has a baseline over other trials; Kool et al. (2019)
-for the leave-one-out baseline.
+Sources: Yang et al. (2023), section 3.2; Williams (1992); Kool et al. (2019) for the leave-one-out
+baseline.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 from torch import Tensor
@@ -81,6 +83,12 @@ def leave_one_instance_out(losses: Tensor, draws: Draws) -> Tensor:
     count, batch = losses.shape
     if batch == 1 < count:
         return leave_one_out(losses, draws)
+    if batch == 1:
+        warnings.warn(
+            "estimator='score-function-batch' with one draw learns nothing from a batch of one instance: take larger "
+            "batches, samples=2, or estimator='score-function'",
+            stacklevel=2,
+        )
     values = losses.detach()
     others = values if batch == 1 else (values.sum() - values.sum(0)) / (count * (batch - 1))
     return _with_score(losses, values - others, draws)
@@ -125,6 +133,7 @@ ESTIMATORS: dict[str, Estimator] = {
         draw=independent_options,
         surrogate=leave_one_instance_out,
         usual_samples=1,
+        across_instances=True,
     ),
 }
 

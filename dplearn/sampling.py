@@ -81,6 +81,7 @@ class Estimator(NamedTuple):
     least_samples, usual_samples: how many options are tried for each instance, at least and where nobody says
         (None: all).
     joint: whether several decisions can be learned together.
+    across_instances: whether losses are compared with those of the batch's other instances.
     """
 
     words: str
@@ -91,6 +92,7 @@ class Estimator(NamedTuple):
     least_samples: int = 1
     usual_samples: int | None = None
     joint: bool = True
+    across_instances: bool = False
 
     @property
     def compares_losses(self) -> bool:

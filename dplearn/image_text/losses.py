@@ -68,6 +68,8 @@ def compare_draws(
     if each_alone and paired and owners.number > 1:
         _check_joint(towers.config)
         each_alone = False
+    if not each_alone:
+        _check_compared(towers.config)
     draws = _drawn(towers, decisions, each_alone)
     drawn, costs = [], []
     for number in range(len(draws.log_probs)):
@@ -106,4 +108,14 @@ def _check_joint(config: PromptConfig) -> None:
             f"return_loss=True with estimator={config.estimator!r}: the loss of pairs depends on the decisions "
             "of all images together, which are too many to enumerate; expected labels, or "
             "estimator='score-function'"
+        )
+
+
+def _check_compared(config: PromptConfig) -> None:
+    """Raise ValueError where one draw of all decisions together has nothing that it could be compared with."""
+    row = ESTIMATORS[config.estimator]
+    if row.across_instances and (config.samples or row.usual_samples) < 2:
+        raise ValueError(
+            f"samples={config.samples!r} is not valid with estimator={config.estimator!r} where a draw decides for all "
+            "classes or pairs together, expected an integer of at least 2: there is no other instance to compare with"
         )

@@ -49,6 +49,9 @@ def position_gradients(model: PromptedModel, batch: dict[str, Tensor], draws: in
     ValueError : the position is not learned per task; ``labels`` are missing; ``draws`` is not positive.
     """
     _check(model, batch, draws)
+    if draws > 1 and ESTIMATORS[model.prompt_config.estimator].across_instances:
+        # Copies of the batch in one pass would be compared with one another.
+        return torch.cat([position_gradients(model, batch, 1) for _ in range(draws)])
     size = len(batch["labels"])
     copies = {name: repeat(value, draws, size) for name, value in batch.items()}
     seen, training = [], model.training

@@ -546,6 +546,25 @@ def test_the_score_function_is_unbiased_where_each_class_decides(monkeypatch):
     assert_same_gradients(found, gradients(model, expected))
 
 
+def test_one_draw_for_all_classes_together_is_refused_where_instances_are_compared():
+    """It would have no gradient, whatever is trained; two draws are compared with each other."""
+    call = dict(pixel_values=tiny.images(), labels=torch.tensor([1, 0, 1]))
+    options = dict(length=2, position="task", tasks=["a", "b"], controller_init="uniform")
+    found = {}
+    for estimator in ("score-function-batch", "score-function"):
+        model = make(**options, estimator=estimator, samples=2).train()
+        model.set_classes(*tiny.texts(WORDS[:2]))
+        torch.manual_seed(5)
+        found[estimator] = gradients(model, model(**call).loss)
+    assert_same_gradients(*found.values())
+    model = make(**options, estimator="score-function-batch").train()
+    model.set_classes(*tiny.texts(WORDS[:2]))
+    with pytest.raises(
+        ValueError, match="samples=None is not valid .* classes or pairs together, expected an int"
+    ):
+        model(**call)
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_score_function_is_unbiased_where_each_image_decides(monkeypatch, paired):
     words, labels, pixels = WORDS[:2], torch.tensor([1, 0]), tiny.images(2)

@@ -192,6 +192,9 @@ def test_what_is_said_of_eight_vectors_and_of_collapse_is_in_the_record():
         return f"{100 * mean:+.1f} ± {100 * half:.1f}"
 
     assert f"alone it would be {alone(decided)} points" in page
+    one = study.read("estimators-place")
+    cell = next(c for c in one.cells() if (c.task, c.condition.name) == ("place/mixed", "l = 1"))
+    assert f"one of {len(one.pairs(cell))} comparisons of its table" in page
     alike = {}
     for row in rows:
         if (

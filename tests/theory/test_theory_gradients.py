@@ -72,6 +72,16 @@ def test_estimates_are_those_of_separate_steps(estimator):
     )
 
 
+def test_steps_that_compare_instances_are_taken_one_by_one():
+    """Each estimate is that of the batch alone, as in training, not compared with copies of itself."""
+    model = make(estimator="score-function-batch")
+    chooser, logits = model.prompt.position.chooser, model.prompt.position.controller.logits
+    chooser.generator = torch.Generator().manual_seed(3)
+    steps = [torch.autograd.grad(model.train()(**BATCH).loss, [logits])[0][0] for _ in range(3)]
+    chooser.generator.manual_seed(3)
+    assert_close(gradients.position_gradients(model, BATCH, 3), torch.stack(steps), rtol=1e-8, atol=1e-10)
+
+
 def test_the_mean_of_the_score_function_is_exact_and_its_error_says_so():
     torch.manual_seed(0)
     found = gradients.compare(make(), BATCH, ("score-function",), draws=300)["score-function"]
