@@ -1,6 +1,7 @@
 """The shelf of backbones: their names, verified loading, and where another name comes from.
 
-Some ship with this package, some are in other pip packages (:mod:`dplearn.packaged`).
+Some ship with this package, some are in other pip packages (:mod:`dplearn.packaged`). A name with an owner
+("google/t5-base-lm-adapt"), or a folder, is loaded through transformers, by what its config says.
 :mod:`dplearn.zoo` shows this to users. It stands apart, below everything else, since cards and checkpoints ask for the
 names, and what made the backbones is far above them.
 """
@@ -68,7 +69,10 @@ def folder_of(name) -> Path:
     Raises what :func:`dplearn.packaged.folder_of` raises for a backbone of another package.
     """
     if name not in names():
-        raise ValueError(f"name={name!r}: expected one of {list(names())}")
+        raise ValueError(
+            f"name={name!r}: expected one of {list(names())}, or of a model elsewhere its repository ('owner/name') "
+            "or its folder"
+        )
     return packaged.folder_of(name) if name in packaged.PACKAGED else FOLDER / name
 
 
@@ -201,6 +205,10 @@ def _processor(folder, kind):
     # By name: AutoImageProcessor itself wants torchvision in some versions.
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
+    if kind == "AutoModelForImageClassification":
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(folder)
     if kind == "vit":
         return ViTImageProcessorPil.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -226,13 +234,17 @@ def _no_progress_bar():
 
 
 def load(name: str, dtype=torch.float32, num_labels: int | None = None):
-    """(model, tokenizer) of a backbone, checked against its SHA-256, in evaluation mode.
+    """(model, tokenizer) of a backbone, in evaluation mode; those of the shelf are checked against their SHA-256.
 
     For vit-mini the second is the image processor, for clip-mini the processor (tokenizer and image processor).
     smollm2-135m-instruct and minilm-l6 are real models of other pip packages: the first is converted once, which takes
     up to a minute and 540 MB in the user's cache (:mod:`dplearn.packaged`).
 
-    num_labels : classes of the head of vit-mini, or of a classifier on minilm-l6, which is a bare encoder without it.
+    "owner/name" is a repository of the hub, and a folder is one that ``save_pretrained`` wrote: transformers loads
+    them, with the class that the config asks for; code of their own is never run.
+
+    num_labels : classes of the head of an image classifier, or of a classifier on an encoder such as minilm-l6, which
+        is bare without it.
         Another number than the model's own gives a fresh head, drawn from torch's global generator as in transformers:
         seed it before. An error for backbones without a classification head.
 
@@ -245,7 +257,57 @@ def load(name: str, dtype=torch.float32, num_labels: int | None = None):
     >>> tokenizer.tokenize("Anna has a red ball.")
     ['▁anna', '▁has', '▁a', '▁red', '▁ball', '▁.']
     """
+    _check_dtype(dtype)
+    if _is_elsewhere(name):
+        return _from_elsewhere(name, dtype, num_labels)
     if name not in packaged.PACKAGED:
         return load_folder(folder_of(name), dtype, num_labels)
-    _check_dtype(dtype)
     return _from_folder(packaged.folder_of(name), name, dtype, num_labels)
+
+
+def _is_elsewhere(name) -> bool:
+    """Whether a name is a repository with its owner, or a folder: a bare word is one of the shelf, or a mistake."""
+    return isinstance(name, str | Path) and name not in names() and ("/" in str(name) or Path(name).is_dir())
+
+
+def _from_elsewhere(name, dtype, num_labels: int | None):
+    """As :func:`load`, from the hub or from a folder."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    cls, takes_labels = _class_of(config, num_labels)
+    if num_labels is not None and not takes_labels:
+        raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
+    if num_labels is not None and not is_whole(num_labels, 2):
+        raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
+    with _no_progress_bar():
+        if num_labels is None:
+            model = cls.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+        else:
+            model = with_labels(cls, name, num_labels, dtype=dtype)
+    return model.eval(), _processor(
+        name, config.model_type if config.model_type in ("vit", "clip") else cls.__name__
+    )
+
+
+def _class_of(config, num_labels: int | None):
+    """The class that loads a model of this kind, and whether it has a head for classes."""
+    import transformers
+    from transformers.models.auto import modeling_auto as known
+
+    kind = type(config)
+    rows = (
+        (known.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, transformers.AutoModel, False),
+        (known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, transformers.AutoModelForImageClassification, True),
+        (known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, transformers.AutoModelForSeq2SeqLM, False),
+    )
+    for mapping, cls, takes_labels in rows:
+        if kind in mapping:
+            return cls, takes_labels
+    # BERT's kind is in both lists: a model that fills masks is an encoder.
+    encoder = kind in known.MODEL_FOR_MASKED_LM_MAPPING
+    if num_labels is not None and kind in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return transformers.AutoModelForSequenceClassification, True
+    if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING and not encoder:
+        return transformers.AutoModelForCausalLM, False
+    return transformers.AutoModel, False

@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, words: str, several: bool = False) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=words, description=words)
         added.add_argument("study", nargs="?" if several else None, help="name of a study, or a .toml file")
+        added.add_argument("--scale", help="a scale of the study, such as full (default: the file's own)")
         added.add_argument(
             "--runs", default="runs", help="folder of the runs; STUDY is added (default: runs)"
         )
@@ -56,6 +57,10 @@ def _running(parser: argparse.ArgumentParser) -> None:
     add("--purpose", choices=("choice", "report"), help="choices or reports alone")
     add("--published", action="store_true", help="the runs of the record that ships are done: add to them")
     add("--again", action="store_true", help="run what is recorded again and compare; writes nothing")
+    add(
+        "--try", dest="trial", type=int, metavar="STEPS",
+        help="see that everything runs: one run of each method in each table, so many steps, nothing is kept",
+    )  # fmt: skip
     add("--bf16", action="store_true", help="bfloat16 matrix products; faster where the processor has them")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,27 @@ from dplearn.experiments.verdicts import Verdict
 def store_of(options, one: Study) -> Store:
     """Where the runs of a study lie, beside those of the others."""
     return Store(Path(options.runs) / one.name, beside=options.runs)
+
+
+def study_of(options) -> Study:
+    """The study that is asked for, at the scale that is asked for."""
+    return study.read(options.study, options.scale)
+
+
+def _plain(options) -> str:
+    """The words that ask for a study, without the folder of its file."""
+    name = Path(options.study).stem
+    return name if options.scale is None else f"{name} --scale {options.scale}"
+
+
+def _asked(options) -> Iterator[Study]:
+    """The study that is asked for; all of them, at their own scale, if none is."""
+    if options.study:
+        yield study_of(options)
+    elif options.scale:
+        raise ValueError(f"scale={options.scale!r} without a study, expected the name of one")
+    else:
+        yield from map(study.read, study.names())
 
 
 def published_rows(one: Study) -> dict[str, dict]:
@@ -39,24 +61,28 @@ def labelled_rows(options, one: Study) -> list[dict]:
 
 
 def list_studies(options) -> int:
-    """One line for each study."""
+    """One line for each study, and for each of its scales."""
     for name in study.names():
         one = study.read(name)
-        counts, done = jobs.count(one), len(store_of(options, one).rows())
-        published = records.load(name)
-        state = [f"{done} runs here"] if done else []
-        state += [f"{len(published['rows'])} published"] if published else []
-        print(
-            f"{name:18} {counts['choice']:5} choices {counts['report']:5} reports  {', '.join(state) or 'not run'}"
-        )
-        print(f"  {one.title}")
+        for each in (one, *(study.read(name, scale) for scale in one.scales)):
+            counts, done = jobs.count(each), len(store_of(options, each).rows())
+            published = records.load(each.name)
+            state = [f"{done} runs here"] if done else []
+            state += [f"{len(published['rows'])} published"] if published else []
+            print(
+                f"{each.source:18} {counts['choice']:5} choices {counts['report']:5} reports  "
+                f"{', '.join(state) or 'not run'}"
+            )
+            print(f"  {each.title}")
     return 0
 
 
 def show(options) -> int:
     """A study in words, then its file."""
-    one = study.read(options.study)
+    one = study_of(options)
     print(f"{one.name}: {one.title}")
+    if one.about:
+        print(one.about)
     if one.exempt:
         print(f"not by the protocol: {one.exempt}")
     for cell in one.cells():
@@ -72,7 +98,7 @@ def show(options) -> int:
 
 def plan(options) -> int:
     """How many runs are done, here or in the published record, and the hours that the others take on one process."""
-    one = study.read(options.study)
+    one = study_of(options)
     rows, counts, here = rows_of(options, one), jobs.count(one), store_of(options, one).rows()
     done = [job for job in jobs.jobs(one, rows) if job.key in rows]
     published = [job for job in done if job.key not in here]
@@ -104,11 +130,13 @@ def run(options) -> int:
     from dplearn.experiments.runner import Runner
     from dplearn.experiments.workers import Cluster, Local
 
-    one = study.read(options.study)
+    one = study_of(options)
     given = {"bf16": True} if options.bf16 else {}
     if options.again:
         return _again(one, options, given)
     workers = Cluster(options.scheduler) if options.scheduler else Local(options.jobs)
+    if options.trial is not None:
+        return _try(one, options, given, workers)
     known: Callable = partial(_known, one, options)
     store = store_of(options, one)
     if options.published:
@@ -125,9 +153,24 @@ def run(options) -> int:
     return 1 if failed else 0
 
 
+def _try(one: Study, options, given: dict, workers) -> int:
+    """One short run of each method in each table, on files and models as the study wants them; 1 where some failed."""
+    from dplearn.experiments.runner import Runner
+
+    if options.trial < 1:
+        raise ValueError(f"--try {options.trial}, expected at least 1 step")
+    wanted = [job for job in jobs.first_of_each(one) if job.matches(options.only, options.condition, None)]
+    with tempfile.TemporaryDirectory() as folder:
+        failed = Runner(
+            lambda rows: wanted, Store(folder), workers, options=given | {"steps": options.trial}
+        ).run()
+    print(f"{len(wanted) - len(failed)} of {len(wanted)} methods run")
+    return 1 if failed or not wanted else 0
+
+
 def resume(options) -> int:
     """As `run`, for a study that was begun."""
-    one = study.read(options.study)
+    one = study_of(options)
     if not store_of(options, one).folder.is_dir():
         raise ValueError(
             f"{one.name} was not begun in {options.runs!r}, expected a folder {one.name} in it: `run` starts it"
@@ -190,7 +233,7 @@ def _head(one: Study) -> None:
 
 def table(options) -> int:
     """The tables of a study, in Markdown."""
-    one = study.read(options.study)
+    one = study_of(options)
     split = options.split or split_of(one)
     _head(one)
     for cell, rows in _cells(options, one):
@@ -209,8 +252,7 @@ def table(options) -> int:
 
 def verdict(options) -> int:
     """What the runs allow to say, with the evidence of learning."""
-    for name in [options.study] if options.study else study.names():
-        one = study.read(name)
+    for one in _asked(options):
         _head(one)
         any_cell = False
         for cell, rows in _cells(options, one):
@@ -263,7 +305,7 @@ def figure(options) -> int:
     """Draw the curves of each table, and the scores over the conditions."""
     from dplearn.experiments import figures
 
-    one = study.read(options.study)
+    one = study_of(options)
     for path in figures.draw(one, [*_cells(options, one)], Path(options.out)):
         print(path)
     return 0
@@ -274,8 +316,7 @@ def predict(options) -> int:
     from dplearn.experiments import figures, predictions
 
     points = []
-    for name in [options.study] if options.study else study.names():
-        one = study.read(name)
+    for one in _asked(options):
         if one.headroom and one.baseline:
             points += predictions.points(one.name, _cells(options, one), one.baseline)
     if not points:
@@ -298,12 +339,12 @@ def predict(options) -> int:
 
 def publish(options) -> int:
     """Merge the runs into the record that ships with the package."""
-    one = study.read(options.study)
+    one = study_of(options)
     rows = [*jobs.labelled(one, rows_of(options, one))]
     if not rows:
         raise ValueError(f"{one.name} has no runs in {options.runs!r}")
     path = records.FOLDER / f"{one.name}.json"
-    records.publish(path, rows, f"python -m dplearn.experiments run {one.name}")
+    records.publish(path, rows, f"python -m dplearn.experiments run {_plain(options)}")
     print(f"{path}: {len(rows)} rows")
     return 0
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 
 from dplearn.experiments import records
 
+TEXTS = ("world", "place", "docs", "superglue")  # families of tasks; the others are of images
 LONGEST = 480  # tokens of an input, where the study says nothing
 # The random state is the process's: two runs at once, as in a Dask worker of several threads, would mix theirs.
 _ONE_AT_A_TIME = threading.Lock()
@@ -52,8 +53,9 @@ def _made() -> dict:
 def load_task(name: str):
     """A task by name, with options as in an address: ``world/rte?shots=32&draw=3``.
 
-    ``shots`` training examples of each label, or ``total`` in all, drawn by the seed ``draw`` (0); other options are
-    those of the task's family (:func:`dplearn.tasks.load`), whole numbers as such. ``$NAME`` stands
+    ``shots`` training examples of each label, or ``total`` in all, drawn by the seed ``draw`` (0); of images
+    ``validation`` says how many of each class are left to choose on. Other options are those of the task's family
+    (:func:`dplearn.tasks.load`), whole numbers as such. ``$NAME`` stands
     for a variable of the environment: ``superglue/cb?path=$SUPERGLUE&validation=dev32.jsonl``.
 
     Several names with "+" between them are one task (:func:`dplearn.tasks.joined.join`).
@@ -82,8 +84,12 @@ def load_task(name: str):
     shots, total, draw = (
         options.pop(key, usual) for key, usual in (("shots", None), ("total", None), ("draw", 0))
     )
+    family = plain.partition("/")[0]
+    more = {} if family in TEXTS else {"validation": options.pop("validation", None)}
     task = tasks.load(plain, **options)
-    return task if shots is None and total is None else task.few_shot(shots, draw, total=total)
+    if shots is None and total is None:
+        return task
+    return task.few_shot(shots, draw, **more) if more else task.few_shot(shots, draw, total=total)
 
 
 @lru_cache(maxsize=8)
@@ -154,7 +160,10 @@ def _image(spec: Mapping, options: Mapping) -> dict:
     module = images if spec["kind"] == "images" else image_text
     settings = _settings(spec, module.SETTINGS, options)
     task, splits = _task(spec["task"]), list(spec["splits"])
-    return module.tune(spec["named"], task, settings, spec["seed"], splits, spec["backbone"], _looks(spec))
+    more = {"length": spec["length"]} if "length" in spec else {}
+    return module.tune(
+        spec["named"], task, settings, spec["seed"], splits, spec["backbone"], _looks(spec), **more
+    )
 
 
 def _looks(spec: Mapping):

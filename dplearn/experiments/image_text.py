@@ -32,7 +32,9 @@ from dplearn.reporting import evaluating
 from dplearn.sampling import Choice
 from dplearn.tasks.images import NEW, ImageTask
 
-POOL, DEPTH = 4, 3  # the text tower has three layers
+POOL = 4
+DEEPEST = 9  # layers with vectors of their own, where a tower has more (Khattak et al., 2023)
+WORDS = "a photo of a "  # what a prompt starts from where a template has no words in front of the class
 NOISE = 0.01  # around the words, where they start several prompts that have to become different
 ZERO_SHOT, PROBE, FULL = "zero-shot", "linear probe", "full fine-tuning"
 # The prompts by name; the words of the template are their first vectors, so l = 3 ("an icon of").
@@ -46,23 +48,27 @@ PROMPTS: dict[str, dict] = {
     "pool per class": {"vector": "instance", "pool_size": POOL},
     "one prompt as large as the pool": {"length": POOL},  # times the words
     "pool per image": {"vector": "instance", "pool_size": POOL, "summary": "image"},
-    "prefix, all layers": {"depth": DEPTH},
+    "prefix, all layers": {"depth": "all"},
     "images": {"towers": "vision"},
-    "images, all layers": {"towers": "vision", "depth": DEPTH},
-    "both, all layers": {"towers": "both", "depth": DEPTH},
-    "coupled, all layers": {"towers": "coupled", "depth": DEPTH},
+    "images, all layers": {"towers": "vision", "depth": "all"},
+    "both, all layers": {"towers": "both", "depth": "all"},
+    "coupled, all layers": {"towers": "coupled", "depth": "all"},
 }
 METHODS = (ZERO_SHOT, PROBE, *PROMPTS, FULL, "prefix" + images.RANDOM)
 SETTINGS = Settings(steps=300, learning_rate=1e-2, controller_learning_rate=None)
 
 
-def config_of(method: str, words: int) -> PromptConfig:
-    """The prompt of a method that starts from so many words.
+def config_of(method: str, words: int, layers: int) -> PromptConfig:
+    """The prompt of a method that starts from so many words, on towers of so many layers (the smaller number).
 
-    >>> config_of("one prompt as large as the pool", words=3).length
+    >>> config_of("one prompt as large as the pool", words=3, layers=3).length
     12
+    >>> config_of("images, all layers", words=3, layers=12).depth
+    9
     """
     options = dict(PROMPTS[method.removesuffix(images.RANDOM)])
+    if options.get("depth") == "all":
+        options["depth"] = min(layers, DEEPEST)
     return PromptConfig(**options | {"length": words * options.get("length", 1)})
 
 
@@ -192,7 +198,7 @@ def tune(
 
     @cache
     def pixels(split: str):
-        return task.encode(processor, split, in_memory=True)
+        return images.encoded(task, processor, split)
 
     if method == PROBE:
         run, splits = _probe_run(clip, task, pixels), [split for split in splits if split != NEW]
@@ -243,9 +249,10 @@ def _run_on_texts(
 def _prompted(method: str, clip, processor, task: ImageTask) -> tuple[PromptedCLIP, str]:
     """The model with the prompt of a method, and the template of the texts that it reads."""
     before, _, after = task.template.partition("{}")
-    ids = torch.tensor(processor.tokenizer(before).input_ids[1:-1])
+    ids = torch.tensor(processor.tokenizer(before or WORDS).input_ids[1:-1])
     words = clip.text_model.embeddings.token_embedding.weight[ids].detach()
-    config = config_of(method, len(words))
+    towers = clip.config.text_config, clip.config.vision_config
+    config = config_of(method, len(words), min(tower.num_hidden_layers for tower in towers))
     # A prompt in the images alone leaves the texts as they are in zero-shot classification.
     template = task.template if config.towers == "vision" else "{}" + after
     return prompted(clip, config, vectors=first_vectors(config, words)), template

@@ -1,8 +1,8 @@
 """Train and score one method on one image task: a linear probe, prompts with a trained head, full fine-tuning.
 
 Every method starts from the same frozen backbone with a fresh head for the task's classes, sees the same images in the
-same budget of AdamW steps, and is scored in the same way. Images are encoded once and kept in memory, without
-augmentation. Choices are made on "validation", "test" is only reported.
+same budget of AdamW steps, and is scored in the same way. Images are encoded without augmentation, once where they can
+be kept in memory. Choices are made on "validation", "test" is only reported.
 
 A method is any module that takes ``pixel_values`` and ``labels`` and gives a loss and logits; :func:`fit` does the
 rest.
@@ -29,6 +29,9 @@ from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.images import ImageTask
 
 LENGTH, POOL = 8, 4
+KEPT = (
+    2 * 2**30
+)  # bytes of encoded images of a split that are held in memory; larger splits are read as they are wanted
 RANDOM = ", random layers"  # at the end of a method's name: the same on layers that were never trained
 PROBE, FULL = "linear probe", "full fine-tuning"
 BEFORE, ESTIMATOR = {"entry": "before-positions"}, {"estimator": "straight-through"}
@@ -37,7 +40,7 @@ PROMPTS: dict[str, dict] = {
     "VPT-shallow": {},
     "VPT-deep": {"depth": "all"},
     "pool per instance": {"vector": "instance", "pool_size": POOL},
-    "one prompt as large as the pool": {"length": POOL * LENGTH},
+    "one prompt as large as the pool": {"length": POOL},  # times the length of the others
     "prefix before positions": {"position": "prefix", **BEFORE},
     "postfix before positions": {"position": "postfix", **BEFORE},
     "position per instance before positions": {"position": "instance", **BEFORE, **ESTIMATOR},
@@ -50,7 +53,14 @@ METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 SETTINGS = Settings(steps=400, learning_rate=1e-2, controller_learning_rate=None)
 
 
-def config_of(method: str, layers: int) -> PromptConfig | None:
+def encoded(task: ImageTask, processor, split: str) -> Sequence[dict]:
+    """The examples of a split, encoded once and held in memory where that takes at most ``KEPT`` bytes."""
+    examples = task.encode(processor, split)
+    size = len(examples) * examples[0]["pixel_values"].nbytes
+    return task.encode(processor, split, in_memory=True) if size <= KEPT else examples
+
+
+def config_of(method: str, layers: int, length: int = LENGTH) -> PromptConfig | None:
     """The prompt of a method on a backbone of so many layers; None where the method has none.
 
     Raises
@@ -64,15 +74,16 @@ def config_of(method: str, layers: int) -> PromptConfig | None:
         raise ValueError(f"method={method!r} is unknown, expected one of {list(METHODS)}")
     if method in (PROBE, FULL):
         return None
-    options = {"length": LENGTH, "head": "trained"} | PROMPTS[method.removesuffix(RANDOM)]
+    options = {"head": "trained"} | PROMPTS[method.removesuffix(RANDOM)]
+    options["length"] = length * options.get("length", 1)
     if options.get("depth") == "all":
         options["depth"] = layers
     return PromptConfig(**options)
 
 
-def build(method: str, backbone: PreTrainedModel) -> nn.Module:
+def build(method: str, backbone: PreTrainedModel, length: int = LENGTH) -> nn.Module:
     """The model that a method trains; the parameters that want gradients are the trained ones."""
-    config = config_of(method, backbone.config.num_hidden_layers)
+    config = config_of(method, backbone.config.num_hidden_layers, length)
     if method == FULL:
         return backbone.requires_grad_(True)
     return LinearProbe(backbone) if config is None else prompted(backbone, config)
@@ -136,8 +147,9 @@ def fit(
 
     @cache
     def encode(split: str):
-        images = task.encode(processor, split, in_memory=not probe)
-        return model.cache_images(images) if probe else images
+        if probe:
+            return model.cache_images(task.encode(processor, split))
+        return encoded(task, processor, split)
 
     return train_and_watch(ImageRun(model, task, encode, bf16=settings.bf16), settings, seed, splits, looks)
 
@@ -150,10 +162,12 @@ def tune(
     splits: Sequence[str] = ("validation", "test"),
     backbone: str = "vit-mini",
     looks: Looks = LOOKS,
+    length: int = LENGTH,
 ) -> dict:
     """Train one of ``METHODS`` on a backbone of :mod:`dplearn.zoo`, with a fresh head for the task, and score it.
 
-    ``seed`` is that of the fresh weights (of all layers in the control), of the prompt and of the order of images.
+    ``seed`` is that of the fresh weights (of all layers in the control), of the prompt and of the order of images;
+    ``length`` is that of one prompt.
 
     Raises
     ------
@@ -166,4 +180,4 @@ def tune(
     if method.endswith(RANDOM):
         model = zoo.random_control(backbone, seed, num_labels=labels)
     set_seed(seed)
-    return fit(build(method, model), task, processor, settings, seed, splits, looks)
+    return fit(build(method, model, length), task, processor, settings, seed, splits, looks)

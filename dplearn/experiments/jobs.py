@@ -122,7 +122,7 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
         if study.headroom and purpose == "report":
             spec["headroom"] = True
     if method.kind in ("images", "image-text"):
-        spec["named"] = method.name
+        spec |= {"named": method.name} | ({"length": prompt["length"]} if "length" in prompt else {})
     if method.control:
         spec["control"] = method.control
     cue = study.cue if cell.condition.cue is None else cell.condition.cue
@@ -277,6 +277,23 @@ def jobs(study: Study, rows: Mapping[str, Mapping]) -> list[Job]:
     order = {seed: number for number, seed in enumerate(dict.fromkeys(job.spec["seed"] for job in reports))}
     reports.sort(key=lambda job: order[job.spec["seed"]])
     return list({job.key: job for job in (*choices.values(), *reports)}.values())
+
+
+def first_of_each(study: Study) -> list[Job]:
+    """A report of each method in each table, with the first seed and the first values of its grid."""
+    return [
+        job_of(
+            study,
+            cell,
+            method,
+            seeds_of(study, method)[0],
+            "report",
+            points_of(study.grid_of(cell, method))[0],
+        )
+        for cell in study.cells()
+        for method in study.methods_in(cell)
+        if method.kind != "best of"
+    ]
 
 
 def count(study: Study) -> dict[str, int]:

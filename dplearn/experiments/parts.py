@@ -114,8 +114,10 @@ class Study:
     headroom: bool = False
     looks: Mapping = field(default_factory=dict)
     exempt: str | None = None
+    about: str = ""
     text: str = ""
     source: str = ""
+    scales: tuple[str, ...] = ()
 
     def cells(self) -> Iterator[Cell]:
         """The tables of the study, in order."""

@@ -21,6 +21,10 @@ A file has, in this order of reading:
   (``tasks``, ``conditions``, ``backbones``, patterns as of files).
 
 A study that was recorded before these rules says so in ``exempt``.
+
+A study can be told at several scales: ``[scale.full]`` has entries of the same names, which stand in the place of those
+at the top (tables are merged, lists replaced). ``read("t5", "full")`` is the study "t5-full", with runs and a record of
+its own. What a scale is for, and what it wants: its ``about``, one sentence.
 """
 
 from __future__ import annotations
@@ -53,8 +57,10 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
-def read(name: str | Path) -> Study:
+def read(name: str | Path, scale: str | None = None) -> Study:
     """The study of that name, or that of a file of one's own (a path that ends in .toml).
+
+    scale : one of its scales; None: what the file has at its top.
 
     Raises
     ------
@@ -70,15 +76,40 @@ def read(name: str | Path) -> Study:
         entries = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name} is no TOML: {error}") from None
-    study = replace(_study(path.stem, entries, text), source=str(name))
+    scales = entries.pop("scale", {})
+    stem, source = path.stem, str(name)
+    if scale is not None:
+        entries = _scaled(stem, entries, scales, scale)
+        stem, source = f"{stem}-{scale}", f"{source} --scale {scale}"
+    study = replace(_study(stem, entries, text), source=source, scales=tuple(scales))
     _check(study)
     return study
 
 
-PLAIN = ("title", "baseline", "cue", "max_length", "headroom", "looks", "exempt")
+def _scaled(name: str, entries: Mapping, scales: Mapping, scale: str) -> dict:
+    """The entries of a study at one of its scales."""
+    if scale not in scales:
+        raise ValueError(f"{name}: scale={scale!r}, expected one of {sorted(scales)}")
+    return _merged(entries, scales[scale])
+
+
+def _merged(entries: Mapping, others: Mapping) -> dict:
+    """Entries with others in their place; tables are merged, lists replaced.
+
+    >>> _merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
+    {'a': {'b': 1, 'c': 3}, 'd': [2]}
+    """
+    tables = {
+        key: _merged(entries[key], value) for key, value in others.items()
+        if isinstance(value, Mapping) and isinstance(entries.get(key), Mapping)
+    }  # fmt: skip
+    return {**entries, **others, **tables}
+
+
+PLAIN = ("title", "about", "baseline", "cue", "max_length", "headroom", "looks", "exempt")
 TOP = (
-    "title", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "max_length", "exempt", "settings",
-    "prompt", "choice", "report", "grid", "headroom", "looks", "verdict", "condition", "method",
+    "title", "about", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "max_length", "exempt",
+    "settings", "prompt", "choice", "report", "grid", "headroom", "looks", "verdict", "condition", "method",
 )  # fmt: skip
 
 
@@ -251,15 +282,19 @@ def _check_on_images(study: Study, cell: Cell, method: Method) -> None:
     given["cue"] = study.cue if cell.condition.cue is None else cell.condition.cue
     given |= {name: value for name, value in (prompt | axes).items() if name in OPTIONS}
     for name, value in given.items():
-        if value is not None:
+        if value is not None and not (name == "length" and method.kind == "images"):
             raise ValueError(
                 f"{where}: {name}={shown(value)} has no effect on images, expected none: such a method is described "
                 "by its name"
             )
-    for option, values in axes.items() if axes else [("steps", [settings.get("steps", 1)])]:
+    tried = {"length": [prompt.get("length", 1)], "steps": [settings.get("steps", 1)]} | axes
+    for option, values in tried.items():
         for value in values:
             try:
-                Settings(**settings | {option: value}).check_for_images()
+                if option in OPTIONS:
+                    PromptConfig(**{option: value})
+                else:
+                    Settings(**settings | {option: value}).check_for_images()
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
 

@@ -14,8 +14,10 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _start() -> None:
-    """What a worker process does first."""
+def _start(devices=None) -> None:
+    """What a worker process does first. devices : a queue with the number of its GPU, if there are any."""
+    if devices is not None:  # before CUDA is asked for anything
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -26,8 +28,19 @@ def _start() -> None:
         threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+def gpus() -> list[str]:
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
 class Local:
-    """Processes on this machine, one thread each; a pool in which one was killed is made anew."""
+    """Processes on this machine, one thread each; a pool in which one was killed is made anew.
+
+    Where there are several GPUs each process has one of them, in turn.
+    """
 
     def __init__(self, count: int):
         self.count = count
@@ -41,8 +54,21 @@ class Local:
             os.environ.update(KEEP_MEMORY | THREADS)  # read by the processes when they start
             # Forked copies of a torch process can hang.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start)
+            devices = self._devices(context)
+            self._pool = ProcessPoolExecutor(
+                self.count, mp_context=context, initializer=_start, initargs=(devices,)
+            )
         return self._pool
+
+    def _devices(self, context):
+        """A queue with a GPU for each process; None where there are not several."""
+        found = gpus()
+        if len(found) < 2:
+            return None
+        devices = context.Queue()
+        for number in range(self.count):
+            devices.put(found[number % len(found)])
+        return devices
 
     def submit(self, function, *arguments):
         """A future of ``function(*arguments)``."""

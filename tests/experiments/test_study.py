@@ -279,7 +279,7 @@ def test_what_a_file_says_wrong_is_refused_with_the_place(tmp_path, old, new, me
         ("[choice]", 'cue = "x"\n[choice]', "cue='x' has no effect"),
         ("[choice]", "max_length = 9\n[choice]", "max_length=9 has no effect"),
         ("[choice]", "headroom = true\n[choice]", "headroom=True has no effect"),
-        ("[choice]", "[prompt]\nlength = 4\n[choice]", "length=4 has no effect"),
+        ("[choice]", "[prompt]\npool_size = 4\n[choice]", "pool_size=4 has no effect"),
         ("[choice]", "[settings]\noptimizer = 'adam'\n[choice]", "optimizer='adam' has no effect"),
         ("[choice]", '[[condition]]\ncue = "x"\n[choice]', "cue='x' has no effect"),
         ("[choice]", "[[condition]]\nprompt.depth = 2\n[choice]", "depth=2 has no effect"),
@@ -287,7 +287,7 @@ def test_what_a_file_says_wrong_is_refused_with_the_place(tmp_path, old, new, me
         ("kind =", "settings.entropy_bonus = 0.5\nkind =", "entropy_bonus=0.5 has no effect"),
         ('shallow"', 'shallow {vectors_first}"\neach.vectors_first = [0, 5]', "vectors_first=5 has no effect"),
         ("learning_rate = ", "entropy_bonus = [0, 0.5]\nlearning_rate = ", "entropy_bonus=0.5 has no effect"),
-        ("learning_rate = ", "length = [2, 4]\nlearning_rate = ", "length=.2, 4. has no effect"),
+        ("learning_rate = ", "depth = [2, 4]\nlearning_rate = ", "depth=.2, 4. has no effect"),
     ],
 )  # fmt: skip
 def test_what_a_run_on_images_would_pass_over_is_refused(tmp_path, kind, old, new, message):
@@ -295,6 +295,52 @@ def test_what_a_run_on_images_would_pass_over_is_refused(tmp_path, kind, old, ne
     assert read(tmp_path, text).title == "images" and old in text
     with pytest.raises(ValueError, match=f"try: method 'VPT-shallow.*' in toy/places.*: {message} on images"):
         read(tmp_path, text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("where", ["[prompt]\nlength = 4\n[choice]", "[choice]"])
+def test_a_prompt_in_images_can_have_another_length(tmp_path, where):
+    """The length that a study fixes or tries reaches the run; a method described by its name alone has none."""
+    text = ON_IMAGES.replace("KIND", "images").replace("[choice]", where)
+    if where == "[choice]":
+        text = text.replace("learning_rate = [0.1, 0.2]", "length = [4]")
+    ran = [job.spec for job in jobs.jobs(read(tmp_path, text), {})]
+    assert ran and all(spec["length"] == 4 for spec in ran)
+    assert all("length" not in job.spec for job in jobs.jobs(study.read("vit"), {}))
+    with pytest.raises(ValueError, match=r"length=(4|\[4\]) has no effect on images"):
+        read(tmp_path, text.replace('kind = "images"', 'kind = "image-text"'))
+    with pytest.raises(ValueError, match="length=0"):
+        read(tmp_path, text.replace("length = 4", "length = 0").replace("length = [4]", "length = [0]"))
+
+
+SCALED = (
+    TEXT
+    + """
+[scale.full]
+about = "wants a GPU"
+backbones = ["google/t5-small-lm-adapt"]
+settings.steps = 20000
+report.seeds = [7]
+[[scale.full.condition]]
+name = "l = 20"
+prompt.length = 20
+"""
+)
+
+
+def test_a_study_at_another_scale_has_the_entries_of_the_scale_in_the_place_of_its_own(tmp_path):
+    path = tmp_path / "try.toml"
+    path.write_text(SCALED)
+    own, full = study.read(path), study.read(path, "full")
+    assert own.scales == full.scales == ("full",) and own.about == "" and full.about == "wants a GPU"
+    plain = read(tmp_path, TEXT, "plain")
+    assert {job.key for job in jobs.jobs(own, {})} == {job.key for job in jobs.jobs(plain, {})}
+    assert (full.name, full.source) == ("try-full", f"{path} --scale full")
+    assert full.backbones == ("google/t5-small-lm-adapt",) and full.tasks == own.tasks
+    assert [one.name for one in full.conditions] == ["l = 20"] and full.seeds == (7,)
+    assert full.settings == {"steps": 20000} and full.grid == own.grid and full.choice == own.choice
+    with pytest.raises(ValueError, match=r"try: scale='larger', expected one of \['full'\]"):
+        study.read(path, "larger")
+    assert f"run {path} --scale full --only" in next(iter(jobs.jobs(full, {}))).command()
 
 
 def test_the_best_of_several_needs_choice_seeds(tmp_path):
