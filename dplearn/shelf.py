@@ -275,7 +275,7 @@ def _from_elsewhere(name, dtype, num_labels: int | None):
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    cls, takes_labels = _class_of(config, num_labels)
+    cls, takes_labels = class_of(config, num_labels)
     if num_labels is not None and not takes_labels:
         raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
     if num_labels is not None and not is_whole(num_labels, 2):
@@ -290,7 +290,7 @@ def _from_elsewhere(name, dtype, num_labels: int | None):
     )
 
 
-def _class_of(config, num_labels: int | None):
+def class_of(config, num_labels: int | None):
     """The class that loads a model of this kind, and whether it has a head for classes."""
     import transformers
     from transformers.models.auto import modeling_auto as known

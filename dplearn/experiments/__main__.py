@@ -30,7 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     listing = verbs.add_parser("list", help="the studies, with what is recorded of them")
     listing.add_argument("--runs", default="runs", help="folder of the runs (default: runs)")
     verb("show", "what a study compares, and its file")
-    verb("plan", "how many runs there are, and about how long they take")
+    planned = verb("plan", "how many runs there are, and about how long they take")
+    planned.add_argument(
+        "--device", choices=("h100", "h200", "a100", "l40s", "cpu"), default="h100", help="(default: h100)"
+    )
     for name, words in (("run", "run what is not done yet"), ("resume", "go on with a study that was begun")):
         _running(verb(name, words))
     table = verb("table", "the tables of a study, in Markdown")

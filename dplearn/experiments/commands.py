@@ -117,7 +117,24 @@ def plan(options) -> int:
         )
     else:
         print("no run is done: `run --only METHOD/TASK/SEED --jobs 1` measures one")
+    _plan_costs(one, options.device)
     return 0
+
+
+def _plan_costs(one: Study, device: str) -> None:
+    """Hours by backbone and method on a device, memory and downloads, by the arithmetic of the runs."""
+    from dplearn.experiments import costs
+
+    rate, found = costs.RATES[device], costs.costs(one)
+    print(
+        f"\nby arithmetic, every input at its longest, at {rate / 1e12:g} TFLOP/s ({device}, an assumption):"
+    )
+    print(f"{'backbone':36} {'method':44} {'runs':>5} {'hours':>9} {'GB':>6}")
+    for (backbone, method), cost in found.items():
+        print(f"{backbone:36} {method:44} {cost.runs:5} {cost.hours(rate):9.2f} {cost.memory / 1e9:6.1f}")
+    total = sum(found.values(), start=costs.Cost(0, 0.0, 0.0))
+    print(f"{'all':36} {'':44} {total.runs:5} {total.hours(rate):9.2f} {total.memory / 1e9:6.1f}")
+    print(f"weights to fetch: {costs.disk(one) / 1e9:.1f} GB in float32; data sets: as their cards say")
 
 
 def _known(one: Study, options, rows) -> Iterable[Job]:

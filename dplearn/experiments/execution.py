@@ -160,10 +160,8 @@ def _image(spec: Mapping, options: Mapping) -> dict:
     module = images if spec["kind"] == "images" else image_text
     settings = _settings(spec, module.SETTINGS, options)
     task, splits = _task(spec["task"]), list(spec["splits"])
-    more = {"length": spec["length"]} if "length" in spec else {}
-    return module.tune(
-        spec["named"], task, settings, spec["seed"], splits, spec["backbone"], _looks(spec), **more
-    )
+    method = spec.get("prompt") or spec["named"]
+    return module.tune(method, task, settings, spec["seed"], splits, spec["backbone"], _looks(spec))
 
 
 def _looks(spec: Mapping):

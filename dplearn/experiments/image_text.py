@@ -8,7 +8,7 @@ classes), the test splits are only reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -58,15 +58,17 @@ METHODS = (ZERO_SHOT, PROBE, *PROMPTS, FULL, "prefix" + images.RANDOM)
 SETTINGS = Settings(steps=300, learning_rate=1e-2, controller_learning_rate=None)
 
 
-def config_of(method: str, words: int, layers: int) -> PromptConfig:
+def config_of(method: str | Mapping, words: int, layers: int) -> PromptConfig:
     """The prompt of a method that starts from so many words, on towers of so many layers (the smaller number).
+
+    method : a name, or the options of a prompt. Its length is a number of copies of the words, its depth may be "all".
 
     >>> config_of("one prompt as large as the pool", words=3, layers=3).length
     12
     >>> config_of("images, all layers", words=3, layers=12).depth
     9
     """
-    options = dict(PROMPTS[method.removesuffix(images.RANDOM)])
+    options = dict(PROMPTS[method.removesuffix(images.RANDOM)] if isinstance(method, str) else method)
     if options.get("depth") == "all":
         options["depth"] = min(layers, DEEPEST)
     return PromptConfig(**options | {"length": words * options.get("length", 1)})
@@ -169,7 +171,7 @@ def _for_each(made: dict[str, Choice], count: int) -> dict[str, Choice]:
 
 
 def tune(
-    method: str,
+    method: str | Mapping,
     task: ImageTask,
     settings: Settings = SETTINGS,
     seed: int = 0,
@@ -177,7 +179,8 @@ def tune(
     backbone: str = "clip-mini",
     looks: Looks = LOOKS,
 ) -> dict:
-    """Train one of ``METHODS`` on the base classes of ``task`` and score it, on the new classes too where it can.
+    """Train one of ``METHODS``, or a prompt with these options (:func:`config_of`), on the base classes of ``task`` and
+    score it, on the new classes too where it can.
 
     Returns a row as :func:`dplearn.experiments.watching.fit_and_watch`, with the config of a prompt. ``positions`` is
     the share of texts at each split.
@@ -187,10 +190,11 @@ def tune(
     ValueError : an unknown method; the message lists them. A setting that has no effect on images.
     """
     settings.check_for_images()
-    if method not in METHODS:
+    named = isinstance(method, str)
+    if named and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown, expected one of {list(METHODS)}")
     clip, processor = zoo.load(backbone)
-    if method.endswith(images.RANDOM):
+    if named and method.endswith(images.RANDOM):
         clip = zoo.random_control(backbone, seed)
     if not task.new_names:
         task = task.base_to_new()
@@ -220,7 +224,7 @@ def _probe_run(clip, task: ImageTask, pixels: Callable[[str], Sequence[dict]]) -
 
 
 def _run_on_texts(
-    method: str, clip, processor, task: ImageTask, pixels: Callable[[str], Sequence[dict]]
+    method: str | Mapping, clip, processor, task: ImageTask, pixels: Callable[[str], Sequence[dict]]
 ) -> ImageTextRun:
     """A method that compares images with the texts of the classes: zero-shot, a prompt, or full fine-tuning."""
     if method in (ZERO_SHOT, FULL):
@@ -246,7 +250,7 @@ def _run_on_texts(
     return ImageTextRun(model, task, encode)
 
 
-def _prompted(method: str, clip, processor, task: ImageTask) -> tuple[PromptedCLIP, str]:
+def _prompted(method: str | Mapping, clip, processor, task: ImageTask) -> tuple[PromptedCLIP, str]:
     """The model with the prompt of a method, and the template of the texts that it reads."""
     before, _, after = task.template.partition("{}")
     ids = torch.tensor(processor.tokenizer(before or WORDS).input_ids[1:-1])

@@ -10,7 +10,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
@@ -40,7 +40,7 @@ PROMPTS: dict[str, dict] = {
     "VPT-shallow": {},
     "VPT-deep": {"depth": "all"},
     "pool per instance": {"vector": "instance", "pool_size": POOL},
-    "one prompt as large as the pool": {"length": POOL},  # times the length of the others
+    "one prompt as large as the pool": {"length": POOL * LENGTH},
     "prefix before positions": {"position": "prefix", **BEFORE},
     "postfix before positions": {"position": "postfix", **BEFORE},
     "position per instance before positions": {"position": "instance", **BEFORE, **ESTIMATOR},
@@ -55,35 +55,37 @@ SETTINGS = Settings(steps=400, learning_rate=1e-2, controller_learning_rate=None
 
 def encoded(task: ImageTask, processor, split: str) -> Sequence[dict]:
     """The examples of a split, encoded once and held in memory where that takes at most ``KEPT`` bytes."""
-    examples = task.encode(processor, split)
+    examples = task.encode(processor, split, in_memory=True)
     size = len(examples) * examples[0]["pixel_values"].nbytes
-    return task.encode(processor, split, in_memory=True) if size <= KEPT else examples
+    return examples if size <= KEPT else task.encode(processor, split)
 
 
-def config_of(method: str, layers: int, length: int = LENGTH) -> PromptConfig | None:
+def config_of(method: str | Mapping, layers: int) -> PromptConfig | None:
     """The prompt of a method on a backbone of so many layers; None where the method has none.
+
+    method : a name, or the options of a prompt, whose depth may be "all" of the layers.
 
     Raises
     ------
     ValueError : an unknown method; the message lists them.
 
-    >>> config_of("VPT-deep", layers=4).depth
-    4
+    >>> config_of("VPT-deep", layers=4).depth, config_of({"length": 2, "depth": "all"}, layers=4).shape
+    (4, (4, 2))
     """
-    if method not in METHODS:
+    if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown, expected one of {list(METHODS)}")
     if method in (PROBE, FULL):
         return None
-    options = {"head": "trained"} | PROMPTS[method.removesuffix(RANDOM)]
-    options["length"] = length * options.get("length", 1)
+    own = PROMPTS[method.removesuffix(RANDOM)] if isinstance(method, str) else method
+    options = {"length": LENGTH, "head": "trained"} | dict(own)
     if options.get("depth") == "all":
         options["depth"] = layers
     return PromptConfig(**options)
 
 
-def build(method: str, backbone: PreTrainedModel, length: int = LENGTH) -> nn.Module:
+def build(method: str | Mapping, backbone: PreTrainedModel) -> nn.Module:
     """The model that a method trains; the parameters that want gradients are the trained ones."""
-    config = config_of(method, backbone.config.num_hidden_layers, length)
+    config = config_of(method, backbone.config.num_hidden_layers)
     if method == FULL:
         return backbone.requires_grad_(True)
     return LinearProbe(backbone) if config is None else prompted(backbone, config)
@@ -155,19 +157,18 @@ def fit(
 
 
 def tune(
-    method: str,
+    method: str | Mapping,
     task: ImageTask,
     settings: Settings = SETTINGS,
     seed: int = 0,
     splits: Sequence[str] = ("validation", "test"),
     backbone: str = "vit-mini",
     looks: Looks = LOOKS,
-    length: int = LENGTH,
 ) -> dict:
-    """Train one of ``METHODS`` on a backbone of :mod:`dplearn.zoo`, with a fresh head for the task, and score it.
+    """Train one of ``METHODS``, or a prompt with these options, on a backbone of :mod:`dplearn.zoo`, with a fresh head
+    for the task, and score it.
 
-    ``seed`` is that of the fresh weights (of all layers in the control), of the prompt and of the order of images;
-    ``length`` is that of one prompt.
+    ``seed`` is that of the fresh weights (of all layers in the control), of the prompt and of the order of images.
 
     Raises
     ------
@@ -177,7 +178,7 @@ def tune(
     labels = len(task.class_names)
     set_seed(seed)
     model, processor = zoo.load(backbone, num_labels=labels)
-    if method.endswith(RANDOM):
+    if isinstance(method, str) and method.endswith(RANDOM):
         model = zoo.random_control(backbone, seed, num_labels=labels)
     set_seed(seed)
-    return fit(build(method, model, length), task, processor, settings, seed, splits, looks)
+    return fit(build(method, model), task, processor, settings, seed, splits, looks)

@@ -18,7 +18,7 @@ from functools import cached_property
 
 from dplearn.checks import is_number
 from dplearn.config import OPTIONS
-from dplearn.experiments.parts import Cell, Method, Study, among
+from dplearn.experiments.parts import ON_IMAGES, Cell, Method, Study, among
 from dplearn.experiments.records import headline
 
 CHOICE_SPLITS = ("validation",)
@@ -117,12 +117,12 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
         "purpose": purpose,
         "splits": list(CHOICE_SPLITS if purpose == "choice" else study.splits),
     }
-    if method.kind == "prompt":
+    if method.kind == "prompt" or (method.kind in ON_IMAGES and prompt):
         spec["prompt"] = prompt
-        if study.headroom and purpose == "report":
-            spec["headroom"] = True
-    if method.kind in ("images", "image-text"):
-        spec |= {"named": method.name} | ({"length": prompt["length"]} if "length" in prompt else {})
+    elif method.kind in ON_IMAGES:
+        spec["named"] = method.name
+    if method.kind == "prompt" and study.headroom and purpose == "report":
+        spec["headroom"] = True
     if method.control:
         spec["control"] = method.control
     cue = study.cue if cell.condition.cue is None else cell.condition.cue
@@ -277,6 +277,12 @@ def jobs(study: Study, rows: Mapping[str, Mapping]) -> list[Job]:
     order = {seed: number for number, seed in enumerate(dict.fromkeys(job.spec["seed"] for job in reports))}
     reports.sort(key=lambda job: order[job.spec["seed"]])
     return list({job.key: job for job in (*choices.values(), *reports)}.values())
+
+
+def seeds_of_job(study: Study, job: Job) -> int:
+    """How many seeds the reports of a job's method have."""
+    methods = [method for cell in study.cells() for method in study.methods_in(cell)]
+    return len(seeds_of(study, next(each for each in methods if each.name == job.labels["method"])))
 
 
 def first_of_each(study: Study) -> list[Job]:

@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from dplearn.controllers import LEARNED
 
 SPLITS = ("test", "test_wordings")
+ON_IMAGES = ("images", "image-text")
+WITHOUT_PROMPT = ("linear probe", "full fine-tuning", "zero-shot")  # methods on images, by name
 ALL = ("*",)
 
 
@@ -156,6 +158,8 @@ class Study:
             settings["steps"] = round(float(steps.removesuffix("x")) * usual)
         if method.kind == "prompt":
             prompt["position"] = split_of(prompt.get("position", "prefix"), prompt.get("length", 20))
+        if method.kind in ON_IMAGES and method.name in WITHOUT_PROMPT:
+            prompt = {}
         return dict(prompt), dict(settings)
 
     def grid_of(self, cell: Cell, method: Method) -> dict[str, list]:
@@ -177,7 +181,7 @@ class Study:
 
     def learns(self, cell: Cell, method: Method) -> bool:
         """Whether a method learns a decision: a position, a size or the weights of a pool."""
-        if method.kind != "prompt":
+        if method.kind not in ("prompt", *ON_IMAGES):
             return False
         prompt = self.options(cell, method)[0]
         return any(prompt.get(name) in LEARNED for name in ("position", "size", "vector"))

@@ -16,7 +16,8 @@ A file has, in this order of reading:
 - ``[choice]`` and ``[report]`` with their ``seeds``; ``[grid.learned]`` and ``[grid.fixed]`` with the values that are
   tried (of settings and prompt options), ``[verdict]`` with its margins;
 - ``[[condition]]``: every method runs in each of them, and is compared within it alone;
-- ``[[method]]``: ``name``, ``prompt`` and ``settings`` of its own, ``each`` (options whose values are crossed, one
+- ``[[method]]``: ``name``, ``kind`` ("prompt"; on images what is trained is named, or a prompt by its options),
+  ``prompt`` and ``settings`` of its own, ``each`` (options whose values are crossed, one
   method for each; the name has them in braces, and ``each.named`` is for the name alone), ``grid``, and where it runs
   (``tasks``, ``conditions``, ``backbones``, patterns as of files).
 
@@ -273,30 +274,45 @@ def _check_tries(study: Study, cell: Cell, methods: Sequence[Method]) -> None:
 
 
 def _check_on_images(study: Study, cell: Cell, method: Method) -> None:
-    """Nothing is said of a method on images that its runs would pass over."""
+    """The method is a known one or a prompt that can be made, and nothing is said that its runs would pass over."""
     from dplearn.experiments.fitting import Settings
 
     where = f"{study.name}: method {method.name!r} in {cell.title}"
     (prompt, settings), axes = study.options(cell, method), study.grid_of(cell, method)
     given = {"control": method.control, "max_length": study.max_length, "headroom": study.headroom or None}
     given["cue"] = study.cue if cell.condition.cue is None else cell.condition.cue
-    given |= {name: value for name, value in (prompt | axes).items() if name in OPTIONS}
     for name, value in given.items():
-        if value is not None and not (name == "length" and method.kind == "images"):
-            raise ValueError(
-                f"{where}: {name}={shown(value)} has no effect on images, expected none: such a method is described "
-                "by its name"
-            )
-    tried = {"length": [prompt.get("length", 1)], "steps": [settings.get("steps", 1)]} | axes
-    for option, values in tried.items():
+        if value is not None:
+            raise ValueError(f"{where}: {name}={shown(value)} has no effect on images, expected none")
+    for option, values in ({"steps": [settings.get("steps", 1)]} | axes).items():
         for value in values:
+            own = {option: value} if option in OPTIONS else {}
             try:
-                if option in OPTIONS:
-                    PromptConfig(**{option: value})
-                else:
-                    Settings(**settings | {option: value}).check_for_images()
+                Settings(**settings | ({} if own else {option: value})).check_for_images()
+                _make_on_images(method, prompt | own)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+
+
+def _make_on_images(method: Method, prompt: Mapping) -> None:
+    """Raise ValueError where a method on images is neither a known name nor a prompt that can be made.
+
+    The numbers of words and of layers are those of the run; here some stand for them.
+    """
+    from dplearn.experiments import image_text, images
+
+    known = images if method.kind == "images" else image_text
+    if not prompt or method.name in known.METHODS:
+        if method.name not in known.METHODS:
+            raise ValueError(f"expected options of a prompt, or one of the names {list(known.METHODS)}")
+        if prompt:
+            raise ValueError(
+                f"{shown(dict(prompt))} has no effect on images, expected none: this name says all"
+            )
+    elif known is images:
+        images.config_of(prompt, layers=4)
+    else:
+        image_text.config_of(prompt, words=1, layers=4)
 
 
 def _check_prompt(study: Study, cell: Cell, method: Method) -> None:

@@ -69,7 +69,7 @@ seeds = [1, 2]
 [grid.fixed]
 learning_rate = [0.1, 0.2]
 [[method]]
-name = "VPT-shallow"
+name = "one prompt as large as the pool"
 kind = "KIND"
 """
 
@@ -279,37 +279,50 @@ def test_what_a_file_says_wrong_is_refused_with_the_place(tmp_path, old, new, me
         ("[choice]", 'cue = "x"\n[choice]', "cue='x' has no effect"),
         ("[choice]", "max_length = 9\n[choice]", "max_length=9 has no effect"),
         ("[choice]", "headroom = true\n[choice]", "headroom=True has no effect"),
-        ("[choice]", "[prompt]\npool_size = 4\n[choice]", "pool_size=4 has no effect"),
+        ("[choice]", "[prompt]\npool_size = 4\n[choice]", ".*'pool_size': 4.* has no effect"),
         ("[choice]", "[settings]\noptimizer = 'adam'\n[choice]", "optimizer='adam' has no effect"),
         ("[choice]", '[[condition]]\ncue = "x"\n[choice]', "cue='x' has no effect"),
-        ("[choice]", "[[condition]]\nprompt.depth = 2\n[choice]", "depth=2 has no effect"),
+        ("[choice]", "[[condition]]\nprompt.depth = 2\n[choice]", ".*'depth': 2.* has no effect"),
         ("kind =", "control = 'random layers'\nkind =", "control='random layers' has no effect"),
         ("kind =", "settings.entropy_bonus = 0.5\nkind =", "entropy_bonus=0.5 has no effect"),
-        ('shallow"', 'shallow {vectors_first}"\neach.vectors_first = [0, 5]', "vectors_first=5 has no effect"),
+        ("learning_rate = ", "vectors_first = [0, 5]\nlearning_rate = ", "vectors_first=5 has no effect"),
         ("learning_rate = ", "entropy_bonus = [0, 0.5]\nlearning_rate = ", "entropy_bonus=0.5 has no effect"),
-        ("learning_rate = ", "depth = [2, 4]\nlearning_rate = ", "depth=.2, 4. has no effect"),
+        ("learning_rate = ", "depth = [2, 4]\nlearning_rate = ", ".*'depth': 2.* has no effect"),
     ],
 )  # fmt: skip
 def test_what_a_run_on_images_would_pass_over_is_refused(tmp_path, kind, old, new, message):
     text = ON_IMAGES.replace("KIND", kind)
     assert read(tmp_path, text).title == "images" and old in text
-    with pytest.raises(ValueError, match=f"try: method 'VPT-shallow.*' in toy/places.*: {message} on images"):
+    with pytest.raises(ValueError, match=f"try: method 'one prompt.*' in toy/places.*: {message} on images"):
         read(tmp_path, text.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("where", ["[prompt]\nlength = 4\n[choice]", "[choice]"])
-def test_a_prompt_in_images_can_have_another_length(tmp_path, where):
-    """The length that a study fixes or tries reaches the run; a method described by its name alone has none."""
-    text = ON_IMAGES.replace("KIND", "images").replace("[choice]", where)
-    if where == "[choice]":
-        text = text.replace("learning_rate = [0.1, 0.2]", "length = [4]")
+@pytest.mark.parametrize("kind", ["images", "image-text"])
+@pytest.mark.parametrize("where", ["[prompt]", "[grid.fixed]"])
+def test_a_prompt_in_images_can_be_described_by_its_options(tmp_path, kind, where):
+    """What a study fixes or tries reaches the run; what has no prompt is named, whatever the study says of prompts."""
+    text = ON_IMAGES.replace("KIND", kind).replace("one prompt as large as the pool", "an own prompt")
+    text += '[[method]]\nname = "linear probe"\nkind = "KIND"\ngrid = "none"\n'.replace("KIND", kind)
+    if where == "[grid.fixed]":
+        text = text.replace("learning_rate = [0.1, 0.2]", "length = [4]") + "\n"
+        text = text.replace(
+            'name = "an own prompt"', 'name = "an own prompt"\nprompt.entry = "before-positions"'
+        )
+    else:
+        text = text.replace("[choice]", "[prompt]\nlength = 4\n[choice]")
     ran = [job.spec for job in jobs.jobs(read(tmp_path, text), {})]
-    assert ran and all(spec["length"] == 4 for spec in ran)
-    assert all("length" not in job.spec for job in jobs.jobs(study.read("vit"), {}))
-    with pytest.raises(ValueError, match=r"length=(4|\[4\]) has no effect on images"):
-        read(tmp_path, text.replace('kind = "images"', 'kind = "image-text"'))
+    assert any("prompt" in spec for spec in ran)
+    for spec in ran:
+        assert spec["prompt"]["length"] == 4 if "prompt" in spec else spec["named"] == "linear probe"
+    assert all("prompt" not in job.spec for job in jobs.jobs(study.read("vit"), {}))
     with pytest.raises(ValueError, match="length=0"):
         read(tmp_path, text.replace("length = 4", "length = 0").replace("length = [4]", "length = [0]"))
+    with pytest.raises(
+        ValueError, match="expected options of a prompt, or one of the names .*'linear probe'"
+    ):
+        read(
+            tmp_path, ON_IMAGES.replace("KIND", kind).replace("one prompt as large as the pool", "none such")
+        )
 
 
 SCALED = (

@@ -1,0 +1,68 @@
+"""What runs cost: FLOPs against formulas by hand, memory, and the steps that were measured and recorded."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dplearn import zoo
+from dplearn.experiments import costs, jobs, study
+
+
+def test_flops_of_a_causal_model_are_those_of_its_matrices_and_its_attention():
+    """Two for each weight that a row meets and for each pair of rows and number of a head; backward as many again,
+    since no weight is trained. The head of the vocabulary reads one row of each input."""
+    batch, rows = 3, 20
+    config = costs.config_of("smollm2-135m-instruct")
+    d, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    kv = config.num_key_value_heads * d // config.num_attention_heads
+    per_row = 2 * layers * (2 * d * d + 2 * d * kv + 3 * d * inner)
+    attention = 2 * 2 * layers * rows * rows * d
+    forward = batch * (rows * per_row + attention + 2 * d * config.vocab_size)
+    step = costs.step_of("smollm2-135m-instruct", batch, rows)
+    assert step.forward == pytest.approx(forward, rel=0.001)
+    assert 1.95 < step.training / step.forward < 2.2  # attention goes back through both of its factors
+
+
+@pytest.mark.parametrize("name", ["t5-mini", "place-mini", "llama-mini"])
+def test_flops_without_numbers_are_those_of_the_real_model(name):
+    model = zoo.load(name)[0]
+    width = model.get_input_embeddings().weight.shape[1]
+    given = {"inputs_embeds": torch.randn(2, 11, width)}
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = torch.zeros(2, 2, dtype=torch.long)
+    else:
+        given["logits_to_keep"] = 1
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(**given, use_cache=False)
+    # Some kernels of attention are counted on one of the two devices alone.
+    assert costs.step_of(name, 2, 11).forward == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_all_weights_cost_half_as_much_again_and_weights_of_hub_models_are_their_published_numbers():
+    frozen, trained = (costs.step_of("t5-mini", 2, 64, 0, each) for each in (False, True))
+    assert frozen.forward == trained.forward
+    assert trained.training / frozen.training == pytest.approx(1.5, abs=0.1)
+    millions = {"google/t5-small-lm-adapt": 77, "google/t5-base-lm-adapt": 248, "google/t5-large-lm-adapt": 783,
+                "google/t5-xl-lm-adapt": 2850, "openai/clip-vit-base-patch16": 149.6}  # fmt: skip
+    for name, number in millions.items():
+        assert costs.parameters_of(name) / 1e6 == pytest.approx(number, rel=0.005)
+
+
+def test_a_plan_adds_up_and_multiplies_by_seeds_and_draws():
+    one = study.read("smollm2-place")
+    found = costs.costs(one)
+    counts = jobs.count(one)
+    assert sum(cost.runs for cost in found.values()) == counts["choice"] + counts["report"]
+    fixed, learned = (
+        found["smollm2-135m-instruct", "prefix"],
+        found["smollm2-135m-instruct", "per task, score-function"],
+    )
+    job = next(job for job in jobs.first_of_each(one) if job.labels["method"] == "prefix")
+    step = costs.step_of("smollm2-135m-instruct", 4, 132)
+    assert learned.flops - fixed.flops == pytest.approx(
+        2 * 5 * 60 * step.training
+    )  # tasks, seeds, steps: one more draw
+    assert costs.cost_of(job).memory < learned.memory and costs.disk(one) == 0
+    assert found["no backbone", "most frequent label"].flops == 0
+    assert costs.Cost(1, 3.6e15, 0).hours(1e12) == 1
