@@ -191,7 +191,7 @@ def test_the_script_for_a_gpu_runs_small_models_anywhere(tmp_path, capsys):
 
 
 def test_what_the_page_says_of_the_operators_share_is_in_the_record():
-    """4 ms of 0.9 s, at one shape, and the goals that were given up for it."""
+    """Milliseconds of seconds, at one shape, and the goals that were given up for it."""
     record = json.loads((ROOT / tool("benchmark_tables", "_ext").RECORD).read_text())
     figures = {(row["group"], f["name"]): f for row in record["rows"] for f in row["figures"]}
     operator = figures["insertion", "time operator/fixed_cat (8, 128, 20, 512)"]["ms"][0]
