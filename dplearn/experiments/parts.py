@@ -152,12 +152,16 @@ class Study:
         """The prompt options and the settings of a method in a cell, before anything is chosen."""
         prompt = self.prompt | cell.condition.prompt | method.prompt
         settings = self.settings | cell.condition.settings | method.settings
-        steps = settings.get("steps")
-        if isinstance(steps, str):  # "4x": four times what the others have
-            usual = (self.settings | cell.condition.settings)["steps"]
-            settings["steps"] = round(float(steps.removesuffix("x")) * usual)
+        for options, name, usual in (
+            (settings, "steps", self.settings | cell.condition.settings),
+            (prompt, "length", self.prompt | cell.condition.prompt),
+        ):
+            if isinstance(options.get(name), str):  # "4x": four times what the others have
+                options[name] = round(float(options[name].removesuffix("x")) * usual[name])
         if method.kind == "prompt":
             prompt["position"] = split_of(prompt.get("position", "prefix"), prompt.get("length", 20))
+        if method.kind == "images" and "position" in prompt and "length" in prompt:
+            prompt["position"] = split_of(prompt["position"], prompt["length"])
         if method.kind in ON_IMAGES and method.name in WITHOUT_PROMPT:
             prompt = {}
         return dict(prompt), dict(settings)

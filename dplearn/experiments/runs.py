@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import default_data_collator
 
 from dplearn.controllers import LearnedDecision
-from dplearn.experiments.scoring import BATCH, batch_size, label_logits, labels_of, metrics_of
+from dplearn.experiments.scoring import BATCH, batch_size, by_length, label_logits, labels_of, metrics_of
 from dplearn.named_prompts import NamedPrompts
 from dplearn.report import DecisionReport
 from dplearn.reporting import decision_report, evaluating
@@ -129,7 +129,7 @@ class Run:
         headroom : hold the prompt at (up to nine of) its splits too.
         """
         rows = self.encode(split)
-        chosen = some(rows, count)
+        chosen = by_length(rows, some(rows, count))
         rows = [dict(rows[i]) for i in chosen]
         asked: dict = {}
         if since is None:

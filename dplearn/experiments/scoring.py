@@ -8,17 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-BATCH, TOKENS = 128, 8192  # most examples and most tokens of a batch
+BATCH, TOKENS = 128, 1024  # most examples and most tokens of a batch
 
 
 def batch_size(rows: Sequence[dict]) -> int:
-    """How many of these examples make a batch that fits: at most 128, and fewer where they are long texts.
+    """How many of these examples make a batch: at most 128, and fewer where they are long texts. A few that are sorted by
+    their length have little padding.
 
     >>> batch_size([{"input_ids": [0] * 30}]), batch_size([{"input_ids": [0] * 256}])
-    (128, 32)
+    (34, 4)
     """
     longest = max(_tokens(row) for row in rows)
     return max(1, min(BATCH, TOKENS // max(longest, 1)))
+
+
+def by_length(rows: Sequence[dict], chosen: Sequence[int]) -> list[int]:
+    """The numbers of some examples, those of short texts first.
+
+    >>> by_length([{"input_ids": [0] * n} for n in (5, 2, 9)], [0, 1, 2])
+    [1, 0, 2]
+    """
+    return sorted(chosen, key=lambda i: _tokens(rows[i]))
 
 
 def _tokens(row: dict) -> int:
@@ -42,7 +52,7 @@ def label_logits(
     model.eval()
     device = next(model.parameters()).device
     size = batch_size(examples)
-    order = sorted(range(len(examples)), key=lambda i: _tokens(examples[i]))  # less padding
+    order = by_length(examples, range(len(examples)))  # less padding
     for start in range(0, len(order), size):
         batch = collate([examples[i] for i in order[start : start + size]])
         batch = {name: value.to(device) for name, value in batch.items() if name != "labels"}

@@ -302,7 +302,7 @@ def _make_on_images(method: Method, prompt: Mapping) -> None:
     from dplearn.experiments import image_text, images
 
     known = images if method.kind == "images" else image_text
-    if not prompt or method.name in known.METHODS:
+    if not prompt or (method.name in known.METHODS and not method.prompt):
         if method.name not in known.METHODS:
             raise ValueError(f"expected options of a prompt, or one of the names {list(known.METHODS)}")
         if prompt:

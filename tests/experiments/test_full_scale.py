@@ -1,0 +1,89 @@
+"""Studies at full scale, run by their own command on stand-ins: every method that a chapter prints a command for."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import standins
+from transformers import AutoModelForSeq2SeqLM
+
+from dplearn.experiments import costs, jobs, study
+
+SETS = ("vtab/dtd", "vtab/kitti_distance", "fgvc/cub", "coop/oxford_pets", "coop/dtd")
+MODELS = ("google/t5-small-lm-adapt", "google/vit-base-patch16-224-in21k", "openai/clip-vit-base-patch16")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A machine that has fetched everything already, small."""
+    folder = tmp_path_factory.mktemp("home")
+    standins.fill(folder, MODELS)
+    for name in SETS:
+        family, _, key = name.partition("/")
+        getattr(standins, family)(folder / family / key, 4)
+    return folder
+
+
+def run(home, *arguments, status=0):
+    """The command as a process of its own, offline."""
+    command = [sys.executable, "-m", "dplearn.experiments", *arguments]
+    done = subprocess.run(
+        command, cwd=home, env=standins.environment(home), capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+TRIED = [
+    ("vit-decisions", "*/vtab/dtd*/*"),
+    ("clip-decisions", "*/coop/pets*/*"),
+]
+
+
+@pytest.mark.parametrize(("name", "only"), TRIED)
+def test_every_method_of_a_full_study_runs_by_its_own_command(home, name, only):
+    said = run(home, "run", name, "--scale", "full", "--try", "2", "--jobs", "1", "--only", only)
+    (counts,) = re.findall(r"(\d+) of (\d+) methods run", said)
+    full = study.read(name, "full")
+    wanted = [job for job in jobs.first_of_each(full) if job.matches(only, None, None)]
+    assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 14
+    assert not (home / "runs").exists()  # nothing is kept
+
+
+def test_a_full_study_is_stopped_resumed_and_published_as_any_other(home, tmp_path):
+    """Real runs into the folder of the scale; the second time nothing is left to do."""
+    text = (study.FOLDER / "vit-decisions.toml").read_text()
+    path = tmp_path / "small.toml"
+    path.write_text(
+        re.sub(r"(?m)^steps = 1600", "steps = 2", text).replace(
+            "looks = { points = 4", "looks = { points = 1"
+        )
+    )
+    arguments = [str(path), "--scale", "full", "--runs", str(tmp_path / "runs"), "--purpose", "choice"]
+    only = ["--only", "VPT, shallow/vtab/kitti_distance*/*"]
+    assert "12 runs are known" not in run(home, "run", *arguments, *only)
+    rows = list((tmp_path / "runs" / "small-full").glob("*.json"))
+    assert len(rows) == 9
+    assert f"{len(rows)} runs are known, {len(rows)} of them done" in run(home, "resume", *arguments, *only)
+
+
+def test_a_plan_wants_neither_models_nor_data(tmp_path):
+    """On a machine that has nothing: hours, memory and downloads all the same."""
+    for name, _ in TRIED:
+        said = run(tmp_path, "plan", name, "--scale", "full", "--device", "a100")
+        full = study.read(name, "full")
+        assert all(backbone in said for backbone in full.backbones)
+        (weights,) = re.findall(r"weights to fetch: ([\d.]+) GB", said)
+        assert float(weights) == pytest.approx(costs.disk(full) / 1e9, abs=0.05) and float(weights) > 0
+
+
+def test_the_head_of_t5_11_is_its_own(home, monkeypatch):
+    """Its repository has a pickle with a head that is not the table of embeddings; transformers once tied the two."""
+    import torch
+
+    folder = home / "hub" / "models--google--t5-small-lm-adapt" / "snapshots" / standins.COMMIT
+    model, weights = AutoModelForSeq2SeqLM.from_pretrained(folder), torch.load(folder / "pytorch_model.bin")
+    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
+    assert torch.equal(model.shared.weight, weights["shared.weight"])
+    assert not model.config.scale_decoder_outputs
