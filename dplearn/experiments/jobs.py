@@ -121,6 +121,8 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
         spec["prompt"] = prompt
         if study.headroom and purpose == "report":
             spec["headroom"] = True
+    if method.kind in ("peft", "rival"):
+        spec[method.kind] = dict(getattr(method, method.kind))
     if method.kind in ("images", "image-text"):
         spec["named"] = method.name
     if method.control:

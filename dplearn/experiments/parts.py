@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from dplearn.controllers import LEARNED
+from dplearn.experiments import rivals
 
 SPLITS = ("test", "test_wordings")
 ALL = ("*",)
+TRAINED = ("prompt", "full fine-tuning", "images", "image-text", *rivals.RIVALS)  # kinds that have a grid
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Method:
     grid : name of the grid whose points it tries; None: "learned" where it learns a decision, else "fixed"; "none".
     seeds : of its reports; None: those of the study.
     of : patterns of method names, for the kind "best of".
+    peft, rival : the table of a method of that kind (:mod:`dplearn.experiments.rivals`).
     """
 
     name: str
@@ -33,6 +36,8 @@ class Method:
     grid: str | None = None
     seeds: tuple[int, ...] | None = None
     of: tuple[str, ...] = ()
+    peft: Mapping = field(default_factory=dict)
+    rival: Mapping = field(default_factory=dict)
     tasks: tuple[str, ...] = ALL
     conditions: tuple[str, ...] = ALL
     backbones: tuple[str, ...] = ALL
@@ -161,7 +166,7 @@ class Study:
         name = method.grid
         if name is None:
             usual = "learned" if self.learns(cell, method) else "fixed"
-            name = usual if method.kind in ("prompt", "full fine-tuning", "images", "image-text") else "none"
+            name = usual if method.kind in TRAINED else "none"
         if name == "none":
             return {}
         grids = self.grid | cell.condition.grid
@@ -175,6 +180,8 @@ class Study:
 
     def learns(self, cell: Cell, method: Method) -> bool:
         """Whether a method learns a decision: a position, a size or the weights of a pool."""
+        if method.kind in rivals.RIVALS:
+            return rivals.learns(method.kind, getattr(method, method.kind))
         if method.kind != "prompt":
             return False
         prompt = self.options(cell, method)[0]

@@ -32,6 +32,7 @@ from pathlib import Path
 
 from dplearn.checks import is_number, is_whole, shown
 from dplearn.config import OPTIONS, PromptConfig
+from dplearn.experiments import rivals
 from dplearn.experiments.parts import Cell, Choice, Condition, Margins, Method, Study, expanded
 
 FOLDER = Path(__file__).parent / "studies"
@@ -39,7 +40,7 @@ FOLDER = Path(__file__).parent / "studies"
 # "best of" is no run of its own: the method of a list that does best on validation.
 KINDS = (
     "prompt", "no prompt", "full fine-tuning", "majority", "bag of words", "MiniLM probe", "state probe",
-    "images", "image-text", "best of",
+    "images", "image-text", "best of", *rivals.RIVALS,
 )  # fmt: skip
 LEAST_CHOICE_SEEDS = 3
 
@@ -175,11 +176,22 @@ def _method(study: str, entry: Mapping) -> Method:
         raise ValueError(f"{where}: kind={kind!r}, expected one of {list(KINDS)}")
     if (kind == "best of") != ("of" in entry):
         raise ValueError(f"{where}: expected 'of', a list of methods, with kind 'best of' and with no other")
-    given = {key: entry[key] for key in ("name", "kind", "control", "grid") if key in entry}
+    _check_tables(where, kind, entry)
+    given = {key: entry[key] for key in ("name", "kind", "control", "grid", *rivals.RIVALS) if key in entry}
     given |= {
         key: tuple(entry[key]) for key in ("seeds", "of", "tasks", "conditions", "backbones") if key in entry
     }
     return Method(**given, **_with_each(where, entry))
+
+
+def _check_tables(where: str, kind: str, entry: Mapping) -> None:
+    """A rival has its table, and nobody else has one."""
+    for name in rivals.RIVALS:
+        if (name == kind) != isinstance(entry.get(name), dict) or (name != kind and name in entry):
+            raise ValueError(
+                f"{where}: {name}={shown(entry.get(name))}, expected a table with its type for a method of kind "
+                f"{name!r}, and none for others"
+            )
 
 
 # --- what a study has to keep to -------------------------------------------------------------------------------------
@@ -219,6 +231,8 @@ def _check(study: Study) -> None:
                 _check_prompt(study, cell, method)
             elif method.kind in ("images", "image-text"):
                 _check_on_images(study, cell, method)
+            elif method.kind in rivals.RIVALS:
+                _check_rival(study, cell, method)
     wanted = ({study.baseline} - {None}) | {baseline for baseline, _ in study.comparisons}
     if missing := wanted - seen:
         raise ValueError(
@@ -274,3 +288,12 @@ def _check_prompt(study: Study, cell: Cell, method: Method) -> None:
                 PromptConfig(**prompt | ({option: value} if option in OPTIONS else {}))
             except ValueError as error:
                 raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
+
+
+def _check_rival(study: Study, cell: Cell, method: Method) -> None:
+    """Nothing is said of a rival that is wrong, or that its runs would pass over."""
+    said = {**method.prompt, **method.settings, **study.grid_of(cell, method)}
+    try:
+        rivals.check(method.kind, getattr(method, method.kind), said)
+    except ValueError as error:
+        raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
