@@ -244,7 +244,7 @@ def fit(
     cross-entropy by split, trained parameters, seconds of training; and where the settings ask for them the
     "evaluations" during the run (:meth:`dplearn.experiments.evaluations.Evaluations.seen`).
     """
-    looks = evaluations(model, encode, settings, seed, scored)
+    looks = evaluations(model, settings, seed, scored)
     with tempfile.TemporaryDirectory() as folder:
         schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
         options |= {"optimizers": schedules, "callbacks": [*callbacks, *looks]}
@@ -269,18 +269,12 @@ def fit(
 
 
 def evaluations(
-    model: nn.Module,
-    encode: Callable[[str], Sequence[dict]],
-    settings: Settings,
-    seed: int,
-    scored: Callable[[str], tuple[dict, float]],
+    model: nn.Module, settings: Settings, seed: int, scored: Callable[[str], tuple[dict, float]]
 ) -> list[Evaluations]:
     """The callback that scores the whole validation split during a run, where the settings ask for it."""
 
     def score() -> float:
-        found = next(iter(scored("validation")[0].values()))
-        encode("train")  # an image-text model has the classes of the split that was encoded last
-        return found
+        return next(iter(scored("validation")[0].values()))
 
     keep, noisy = settings.keep, settings.noisy_evaluation
     every = settings.evaluate_every

@@ -25,7 +25,8 @@ class Method:
     grid : name of the grid whose points it tries; None: "learned" where it learns a decision, else "fixed"; "none".
     seeds : of its reports; None: those of the study.
     of : patterns of method names, for the kind "best of".
-    peft, rival : the table of a method of that kind (:mod:`dplearn.experiments.rivals`).
+    peft : the table of a method of that kind (:mod:`dplearn.experiments.rivals`).
+    rival : the same.
     """
 
     name: str

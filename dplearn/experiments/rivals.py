@@ -1,7 +1,7 @@
 """Methods of others beside our own prompts: what they are called in a study, and what can be said of each.
 
 A method of kind "peft" is one of the library of that name (:mod:`dplearn.experiments.rivals_peft`); one of kind "rival"
-is built from our own parts (:mod:`dplearn.experiments.rivals_prompts`). Both have a table, as in
+is built from our own parts (:mod:`dplearn.experiments.rivals_prompts`). Both have a table:
 
     kind = "peft"
     peft = { type = "lora", r = 8 }

@@ -5,8 +5,8 @@ linear layer without a bias, orthogonal at first, sees the masked mean of the in
 prompt with the largest p_k, and that prompt, times p_k, is inserted, so that the router has a gradient. While training,
 logits s become s (1 + e), e standard normal; the loss has their term for an even load, a = 0.01 times
 ``K sum_k mean(p_k) share(k)``. Departures: first vectors are rows of the vocabulary, as of all prompts here (theirs are
-standard normal), the rate is constant after the warm-up, nothing decays, and the answer is read among the label words
-instead of generated.
+standard normal), the router has the rate of controllers (theirs that of the prompts), rates are constant after the
+warm-up, nothing decays, and the answer is read among the label words instead of generated.
 
 CaPT (Liu et al., NeurIPS 2025, arXiv 2510.16670). From the paper's abstract: one vector, task-aware and
 instance-aware, at the earliest position. From summaries by others (we did not see its equations): a learned vector plus

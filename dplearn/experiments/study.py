@@ -20,6 +20,32 @@ A file has, in this order of reading:
   method for each; the name has them in braces, and ``each.named`` is for the name alone), ``grid``, and where it runs
   (``tasks``, ``conditions``, ``backbones``, patterns as of files).
 
+A method has a ``kind`` (``KINDS``); without one it is a prompt. Methods of others have a table instead of ``prompt``
+(:mod:`dplearn.experiments.rivals` lists types and options): of kind "peft" those of the library of that name, of kind
+"rival" those on our own parts:
+
+    [[method]]
+    name = "LoRA"
+    kind = "peft"
+    peft = { type = "lora", r = 8, target_modules = "all-linear" }
+    settings.optimizer = "adam"
+    grid = "small rates"
+
+    [[method]]
+    name = "SMoP"
+    kind = "rival"
+    rival = { type = "SMoP" }
+
+``[settings]`` as of the authors' protocol are 32 examples a step, the validation split scored every 500 steps, without
+and with the noise of sampled decisions, and the weights of the best score reported (the scores of all evaluations are
+in the row, so both prices can be told: :func:`dplearn.experiments.tables.prices`):
+
+    batch_size = 8
+    accumulate = 4
+    evaluate_every = 500
+    noisy_evaluation = true
+    keep = "best"
+
 A study that was recorded before these rules says so in ``exempt``.
 """
 
@@ -227,6 +253,8 @@ def _check(study: Study) -> None:
         seen |= {method.name for method in methods}
         _check_tries(study, cell, methods)
         for method in methods:
+            if method.kind in ("prompt", "full fine-tuning", *rivals.RIVALS):
+                _check_settings(study, cell, method)
             if method.kind == "prompt":
                 _check_prompt(study, cell, method)
             elif method.kind in ("images", "image-text"):
@@ -276,6 +304,20 @@ def _check_on_images(study: Study, cell: Cell, method: Method) -> None:
                 Settings(**settings | {option: value}).check_for_images()
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+
+
+def _check_settings(study: Study, cell: Cell, method: Method) -> None:
+    """The settings of a run on texts are valid, with every value of its grid."""
+    from dplearn.experiments.fitting import Settings
+
+    settings, axes = study.options(cell, method)[1], study.grid_of(cell, method)
+    tried = {option: values for option, values in axes.items() if option not in OPTIONS}
+    for option, values in ({"steps": [settings.get("steps", 1)]} | tried).items():
+        for value in values:
+            try:
+                Settings(**settings | {option: value})
+            except ValueError as error:
+                raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
 
 
 def _check_prompt(study: Study, cell: Cell, method: Method) -> None:
