@@ -265,7 +265,7 @@ def _learned(model: PromptedModel) -> list[str]:
 def _probabilities(model: PromptedModel, name: str, choice: Choice) -> Tensor:
     """(N, n), what is sampled from in training, or the weights of a mixture."""
     part = model.prompt.parts[name]
-    if isinstance(part, Mixture) and part.chooser is None:
+    if isinstance(part, Mixture) and part.mixing != "hard":
         return choice.weights.float()
     return choice.logits.float().softmax(-1)
 
@@ -290,7 +290,8 @@ def _first(
         n = made[name].logits.shape[1]
         even = torch.full((count, n), 1 / n)
         # Weights of a mixture have no option that evaluation takes; of equals it takes the last.
-        mixes = isinstance(model.prompt.parts[name], Mixture) and model.prompt.parts[name].chooser is None
+        part = model.prompt.parts[name]
+        mixes = isinstance(part, Mixture) and part.mixing != "hard"
         firsts[name] = (even, None if mixes else torch.full((count,), n - 1))
     return firsts
 

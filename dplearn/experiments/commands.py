@@ -70,7 +70,7 @@ def list_studies(options) -> int:
             state = [f"{done} runs here"] if done else []
             state += [f"{len(published['rows'])} published"] if published else []
             print(
-                f"{each.source:18} {counts['choice']:5} choices {counts['report']:5} reports  "
+                f"{each.source:28} {counts['choice']:5} choices {counts['report']:5} reports  "
                 f"{', '.join(state) or 'not run'}"
             )
             print(f"  {each.title}")

@@ -172,7 +172,7 @@ def _looks(spec: Mapping):
 
 
 def _prompt(spec: Mapping, options: Mapping) -> dict:
-    """A prompt, full fine-tuning or the bare backbone, on a text task."""
+    """A prompt, a rival, full fine-tuning or the bare backbone, on a text task."""
     from dplearn import zoo
     from dplearn.config import PromptConfig
     from dplearn.experiments import tuning
@@ -191,6 +191,12 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
     settings = _settings(spec, tuning.USUAL, options)
     if spec["kind"] == "full fine-tuning":
         return tuning.fine_tune(copy.deepcopy(backbone), tokenizer, task, settings, spec["seed"], **given)
+    if spec["kind"] in ("peft", "rival"):
+        from dplearn.experiments import rivals_peft, rivals_prompts
+
+        tune = rivals_peft.tune_peft if spec["kind"] == "peft" else rivals_prompts.tune_rival
+        table = spec[spec["kind"]]
+        return tune(backbone, tokenizer, task, table, settings, spec["seed"], looks=_looks(spec), **given)
     config = PromptConfig(**spec["prompt"])
     given |= {"looks": _looks(spec), "headroom": spec.get("headroom", False)}
     return tuning.tune_prompt(backbone, tokenizer, task, config, settings, spec["seed"], **given)
@@ -211,5 +217,5 @@ def answer_prefix(backbone, tokenizer) -> str:
 RUNS = {
     "bag of words": _probe, "MiniLM probe": _probe, "majority": _probe, "state probe": _state_probe,
     "images": _image, "image-text": _image,
-    "prompt": _prompt, "no prompt": _prompt, "full fine-tuning": _prompt,
+    "prompt": _prompt, "no prompt": _prompt, "full fine-tuning": _prompt, "peft": _prompt, "rival": _prompt,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -22,8 +22,9 @@ from transformers import (
 )
 from transformers.optimization import Adafactor
 
-from dplearn.checks import KeyOf, Number, OneOf, Whole
-from dplearn.choice import SCHEDULES, Chooser, schedule
+from dplearn.checks import Flag, KeyOf, Number, OneOf, Whole, shown
+from dplearn.choice import SCHEDULES, schedule
+from dplearn.experiments.evaluations import KEEPS, Evaluations, choosers_of
 from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
@@ -41,7 +42,7 @@ class Settings:
     """The budget and the optimizer of one run.
 
     steps : optimizer steps; 0 scores the untrained start.
-    batch_size : examples in each step.
+    batch_size : examples of one pass; times ``accumulate``, those of a step.
     learning_rate : of the prompt vectors (Adafactor without relative steps, as Lester et al. 2021), or of all
         weights in full fine-tuning (AdamW). On images AdamW is used for all (:mod:`dplearn.experiments.images`), and
         settings that only text models have (``OF_TEXTS``) are refused.
@@ -62,6 +63,12 @@ class Settings:
         where there are more vectors; None: as the prompt's ``init`` says.
     group_by_length : put inputs of like length into one batch, which has less padding then; for text.
     fit_summaries : standardize summaries over the whole training split before the first step, instead of as they come.
+    accumulate : passes whose gradients make one step; the loss of a step is the mean over all its examples.
+    evaluate_every : steps between two scores of the whole validation split, of which there is one after the last step
+        too (:mod:`dplearn.experiments.evaluations`); 0: none.
+    keep : which weights are reported: the "last", or those of the "best" of these scores, of equal ones the first.
+    noisy_evaluation : score a second time each time, with learned decisions sampled as in training, as the authors'
+        code does. Nothing else changes by it.
     """
 
     steps: int = 60
@@ -81,6 +88,10 @@ class Settings:
     fit_summaries: bool = False
     group_by_length: bool = False
     head_learning_rate: float | None = None
+    accumulate: int = 1
+    evaluate_every: int = 0
+    keep: str = "last"
+    noisy_evaluation: bool = False
 
     def __post_init__(self):
         OneOf(("adafactor", "adam"))("optimizer", self.optimizer)
@@ -89,6 +100,20 @@ class Settings:
         Whole(0)("vectors_first", self.vectors_first)
         if self.head_learning_rate is not None:
             Number()("head_learning_rate", self.head_learning_rate)
+        self._check_evaluations()
+
+    def _check_evaluations(self):
+        Whole()("accumulate", self.accumulate)
+        Whole(0)("evaluate_every", self.evaluate_every)
+        OneOf(KEEPS)("keep", self.keep)
+        Flag()("noisy_evaluation", self.noisy_evaluation)
+        for name, usual in (("keep", "last"), ("noisy_evaluation", False)):
+            value = getattr(self, name)
+            if value != usual and not self.evaluate_every:
+                raise ValueError(
+                    f"{name}={shown(value)} has no use with evaluate_every=0, expected {usual!r}, or steps between two "
+                    "evaluations"
+                )
 
     def check_for_images(self) -> None:
         """Raise ValueError where something is set that has no effect on a run on images; the message names it."""
@@ -122,9 +147,13 @@ class Settings:
 
     def optimizer_of(self, model: NamedPrompts) -> torch.optim.Optimizer:
         """The optimizer of a prompt: Adafactor without relative steps, or Adam; neither decays weights."""
+        return self.optimizer_over(self.groups(model))
+
+    def optimizer_over(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
+        """The same optimizer over any groups of parameters, each with its rate."""
         if self.optimizer == "adam":
-            return torch.optim.Adam(self.groups(model))
-        return Adafactor(self.groups(model), scale_parameter=False, relative_step=False, warmup_init=False)
+            return torch.optim.Adam(groups)
+        return Adafactor(groups, scale_parameter=False, relative_step=False, warmup_init=False)
 
     def temperatures(self, first: float) -> Callable[[int], float]:
         """The temperature at each step, from ``first`` on."""
@@ -147,6 +176,7 @@ def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **o
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=128,
+        gradient_accumulation_steps=settings.accumulate,
         max_grad_norm=settings.clip,
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
@@ -161,7 +191,30 @@ def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **o
     )
     trainer = Trainer(model=model, args=arguments, **options)
     trainer.remove_callback(PrinterCallback)  # a study prints its own table
+    if settings.accumulate > 1 and trainer.compute_loss_func is not None:
+        trainer.compute_loss_func = Share(trainer.compute_loss_func, trainer)
     return trainer
+
+
+class Share:
+    """The part that one of several passes has in the loss of a step: its mean, times its share of the examples.
+
+    The Trainer leaves this to a loss of one's own, and says how many label tokens all passes have: in a decoder-only
+    model, whose answer is one token, none (it does not count the first column). There all passes have equal shares.
+
+    Parameters
+    ----------
+    loss : the mean over a batch, called as the Trainer calls ``compute_loss_func``.
+    trainer : knows how many passes the step has.
+    """
+
+    def __init__(self, loss: Callable, trainer: Trainer):
+        self.mean, self.trainer = loss, trainer
+
+    def __call__(self, outputs, labels, num_items_in_batch=None):
+        tokens = 0 if num_items_in_batch is None else int(num_items_in_batch)
+        share = labels.numel() / tokens if tokens else 1 / self.trainer.current_gradient_accumulation_steps
+        return self.mean(outputs, labels) * share
 
 
 def fit(
@@ -173,6 +226,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     splits: Sequence[str],
     scored: Callable[[str], tuple[dict, float]],
+    callbacks: Iterable[TrainerCallback] = (),
     **options,
 ) -> dict:
     """Train a model on a task and score it.
@@ -183,21 +237,25 @@ def fit(
         and left in evaluation mode.
     encode : the examples of a split, by its name.
     scored : metrics and cross-entropy of a split, by its name.
-    options : of the Trainer.
+    callbacks : of the Trainer.
+    options : others of the Trainer.
 
     Returns a plain dict: task, seed, settings, losses (ten means over the run), scores by split and metric, the
-    cross-entropy by split, trained parameters, seconds of training.
+    cross-entropy by split, trained parameters, seconds of training; and where the settings ask for them the
+    "evaluations" during the run (:meth:`dplearn.experiments.evaluations.Evaluations.seen`).
     """
+    looks = evaluations(model, settings, seed, scored)
     with tempfile.TemporaryDirectory() as folder:
         schedules = (optimizer, get_constant_schedule_with_warmup(optimizer, settings.warmup))
-        trainer = trainer_of(
-            model, settings, seed, folder, train_dataset=encode("train"), optimizers=schedules, **options
-        )
+        options |= {"optimizers": schedules, "callbacks": [*callbacks, *looks]}
+        trainer = trainer_of(model, settings, seed, folder, train_dataset=encode("train"), **options)
         start = time.perf_counter()
         if settings.steps:
             trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - sum(look.seconds for look in looks)
         model.eval()
+        for look in looks:
+            look.restore()
         losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
         return {
             "task": task.name,
@@ -207,7 +265,20 @@ def fit(
             **scores_of(scored, splits),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
-        }
+        } | {name: value for look in looks for name, value in look.seen().items()}
+
+
+def evaluations(
+    model: nn.Module, settings: Settings, seed: int, scored: Callable[[str], tuple[dict, float]]
+) -> list[Evaluations]:
+    """The callback that scores the whole validation split during a run, where the settings ask for it."""
+
+    def score() -> float:
+        return next(iter(scored("validation")[0].values()))
+
+    keep, noisy = settings.keep, settings.noisy_evaluation
+    every = settings.evaluate_every
+    return [Evaluations(model, score, every, keep, noisy, seed)] if every else []
 
 
 def scores_of(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]) -> dict:
@@ -221,8 +292,7 @@ def scores_of(scored: Callable[[str], tuple[dict, float]], splits: Sequence[str]
 
 def annealed(model: nn.Module, temperatures: Callable[[int], float] | None = None) -> list[Annealing]:
     """The callbacks that set the temperature of a prompt's learned decisions, if it has any; None: it stays 1."""
-    learned = any(isinstance(module, Chooser) for module in model.modules())
-    return [Annealing(temperatures or schedule("constant"))] if learned else []
+    return [Annealing(temperatures or schedule("constant"))] if choosers_of(model) else []
 
 
 class VectorsFirst(TrainerCallback):

@@ -121,6 +121,8 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
         spec["prompt"] = prompt
     elif method.kind in ON_IMAGES:
         spec["named"] = method.name
+    elif method.kind in ("peft", "rival"):
+        spec[method.kind] = dict(getattr(method, method.kind))
     if method.kind == "prompt" and study.headroom and purpose == "report":
         spec["headroom"] = True
     if method.control:

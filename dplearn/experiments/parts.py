@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from dplearn.controllers import LEARNED
+from dplearn.experiments import rivals
 
 SPLITS = ("test", "test_wordings")
 ON_IMAGES = ("images", "image-text")
 WITHOUT_PROMPT = ("linear probe", "full fine-tuning", "zero-shot")  # methods on images, by name
 ALL = ("*",)
+TRAINED = ("prompt", "full fine-tuning", *ON_IMAGES, *rivals.RIVALS)  # kinds that have a grid
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Method:
     grid : name of the grid whose points it tries; None: "learned" where it learns a decision, else "fixed"; "none".
     seeds : of its reports; None: those of the study.
     of : patterns of method names, for the kind "best of".
+    peft : the table of a method of that kind (:mod:`dplearn.experiments.rivals`).
+    rival : the same.
     """
 
     name: str
@@ -35,6 +39,8 @@ class Method:
     grid: str | None = None
     seeds: tuple[int, ...] | None = None
     of: tuple[str, ...] = ()
+    peft: Mapping = field(default_factory=dict)
+    rival: Mapping = field(default_factory=dict)
     tasks: tuple[str, ...] = ALL
     conditions: tuple[str, ...] = ALL
     backbones: tuple[str, ...] = ALL
@@ -171,7 +177,7 @@ class Study:
         name = method.grid
         if name is None:
             usual = "learned" if self.learns(cell, method) else "fixed"
-            name = usual if method.kind in ("prompt", "full fine-tuning", "images", "image-text") else "none"
+            name = usual if method.kind in TRAINED else "none"
         if name == "none":
             return {}
         grids = self.grid | cell.condition.grid
@@ -185,6 +191,8 @@ class Study:
 
     def learns(self, cell: Cell, method: Method) -> bool:
         """Whether a method learns a decision: a position, a size or the weights of a pool."""
+        if method.kind in rivals.RIVALS:
+            return rivals.learns(method.kind, getattr(method, method.kind))
         if method.kind not in ("prompt", *ON_IMAGES):
             return False
         prompt = self.options(cell, method)[0]

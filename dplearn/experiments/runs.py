@@ -35,7 +35,7 @@ def learned_parts(model: nn.Module) -> dict[str, LearnedDecision | Mixture]:
 
 def distribution(part: LearnedDecision | Mixture, choice: Choice) -> Tensor:
     """π of a decision, (B, options): the weights of a mixture, or the softmax of the logits of a choice."""
-    mixed = isinstance(part, Mixture) and part.chooser is None
+    mixed = isinstance(part, Mixture) and part.mixing != "hard"
     return choice.weights if mixed else choice.logits.softmax(-1)
 
 
@@ -208,8 +208,9 @@ class ImageRun(Run):
 
 def right_shares(run: Run, splits: Sequence[str]) -> dict:
     """Share of examples at a right split, by the name of the (data) split, as a part of a row; of a task that knows the
-    right ones (``share_right`` of its module, from the types of its examples). Nothing on others."""
-    if share_right_of(run.task) is None:
+    right ones (``share_right`` of its module, from the types of its examples). Nothing on others, or without a prompt.
+    """
+    if share_right_of(run.task) is None or not isinstance(run.model, NamedPrompts):
         return {}
     shares = {split: run.right_share(run.encode(split), run.task.examples(split)) for split in splits}
     return {"right_split": shares}

@@ -12,8 +12,8 @@ BATCH, TOKENS = 128, 1024  # most examples and most tokens of a batch
 
 
 def batch_size(rows: Sequence[dict]) -> int:
-    """How many of these examples make a batch: at most 128, and fewer where they are long texts. A few that are sorted by
-    their length have little padding.
+    """How many of these examples make a batch: at most 128, and fewer where they are long texts. A few that are sorted
+    by their length have little padding.
 
     >>> batch_size([{"input_ids": [0] * 30}]), batch_size([{"input_ids": [0] * 256}])
     (34, 4)

@@ -21,6 +21,32 @@ A file has, in this order of reading:
   method for each; the name has them in braces, and ``each.named`` is for the name alone), ``grid``, and where it runs
   (``tasks``, ``conditions``, ``backbones``, patterns as of files).
 
+A method has a ``kind`` (``KINDS``); without one it is a prompt. Methods of others have a table instead of ``prompt``
+(:mod:`dplearn.experiments.rivals` lists types and options): of kind "peft" those of the library of that name, of kind
+"rival" those on our own parts:
+
+    [[method]]
+    name = "LoRA"
+    kind = "peft"
+    peft = { type = "lora", r = 8, target_modules = "all-linear" }
+    settings.optimizer = "adam"
+    grid = "small rates"
+
+    [[method]]
+    name = "SMoP"
+    kind = "rival"
+    rival = { type = "SMoP" }
+
+``[settings]`` as of the authors' protocol are 32 examples a step, the validation split scored every 500 steps, without
+and with the noise of sampled decisions, and the weights of the best score reported (the scores of all evaluations are
+in the row, so both prices can be told: :func:`dplearn.experiments.tables.prices`):
+
+    batch_size = 8
+    accumulate = 4
+    evaluate_every = 500
+    noisy_evaluation = true
+    keep = "best"
+
 A study that was recorded before these rules says so in ``exempt``.
 
 A study can be told at several scales: ``[scale.full]`` has entries of the same names, which stand in the place of those
@@ -37,6 +63,7 @@ from pathlib import Path
 
 from dplearn.checks import is_number, is_whole, shown
 from dplearn.config import OPTIONS, PromptConfig
+from dplearn.experiments import rivals
 from dplearn.experiments.parts import Cell, Choice, Condition, Margins, Method, Study, expanded
 
 FOLDER = Path(__file__).parent / "studies"
@@ -44,7 +71,7 @@ FOLDER = Path(__file__).parent / "studies"
 # "best of" is no run of its own: the method of a list that does best on validation.
 KINDS = (
     "prompt", "no prompt", "full fine-tuning", "majority", "bag of words", "MiniLM probe", "state probe",
-    "images", "image-text", "best of",
+    "images", "image-text", "best of", *rivals.RIVALS,
 )  # fmt: skip
 LEAST_CHOICE_SEEDS = 3
 
@@ -207,11 +234,22 @@ def _method(study: str, entry: Mapping) -> Method:
         raise ValueError(f"{where}: kind={kind!r}, expected one of {list(KINDS)}")
     if (kind == "best of") != ("of" in entry):
         raise ValueError(f"{where}: expected 'of', a list of methods, with kind 'best of' and with no other")
-    given = {key: entry[key] for key in ("name", "kind", "control", "grid") if key in entry}
+    _check_tables(where, kind, entry)
+    given = {key: entry[key] for key in ("name", "kind", "control", "grid", *rivals.RIVALS) if key in entry}
     given |= {
         key: tuple(entry[key]) for key in ("seeds", "of", "tasks", "conditions", "backbones") if key in entry
     }
     return Method(**given, **_with_each(where, entry))
+
+
+def _check_tables(where: str, kind: str, entry: Mapping) -> None:
+    """A rival has its table, and nobody else has one."""
+    for name in rivals.RIVALS:
+        if (name == kind) != isinstance(entry.get(name), dict) or (name != kind and name in entry):
+            raise ValueError(
+                f"{where}: {name}={shown(entry.get(name))}, expected a table with its type for a method of kind "
+                f"{name!r}, and none for others"
+            )
 
 
 # --- what a study has to keep to -------------------------------------------------------------------------------------
@@ -247,10 +285,14 @@ def _check(study: Study) -> None:
         seen |= {method.name for method in methods}
         _check_tries(study, cell, methods)
         for method in methods:
+            if method.kind in ("prompt", "full fine-tuning", *rivals.RIVALS):
+                _check_settings(study, cell, method)
             if method.kind == "prompt":
                 _check_prompt(study, cell, method)
             elif method.kind in ("images", "image-text"):
                 _check_on_images(study, cell, method)
+            elif method.kind in rivals.RIVALS:
+                _check_rival(study, cell, method)
     wanted = ({study.baseline} - {None}) | {baseline for baseline, _ in study.comparisons}
     if missing := wanted - seen:
         raise ValueError(
@@ -315,6 +357,20 @@ def _make_on_images(method: Method, prompt: Mapping) -> None:
         image_text.config_of(prompt, words=1, layers=4)
 
 
+def _check_settings(study: Study, cell: Cell, method: Method) -> None:
+    """The settings of a run on texts are valid, with every value of its grid."""
+    from dplearn.experiments.fitting import Settings
+
+    settings, axes = study.options(cell, method)[1], study.grid_of(cell, method)
+    tried = {option: values for option, values in axes.items() if option not in OPTIONS}
+    for option, values in ({"steps": [settings.get("steps", 1)]} | tried).items():
+        for value in values:
+            try:
+                Settings(**settings | {option: value})
+            except ValueError as error:
+                raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
+
+
 def _check_prompt(study: Study, cell: Cell, method: Method) -> None:
     """The prompt can be made, with every value of its grid."""
     prompt = study.options(cell, method)[0]
@@ -325,3 +381,12 @@ def _check_prompt(study: Study, cell: Cell, method: Method) -> None:
                 PromptConfig(**prompt | ({option: value} if option in OPTIONS else {}))
             except ValueError as error:
                 raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
+
+
+def _check_rival(study: Study, cell: Cell, method: Method) -> None:
+    """Nothing is said of a rival that is wrong, or that its runs would pass over."""
+    said = {**method.prompt, **method.settings, **study.grid_of(cell, method)}
+    try:
+        rivals.check(method.kind, getattr(method, method.kind), said)
+    except ValueError as error:
+        raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None

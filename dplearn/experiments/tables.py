@@ -17,6 +17,18 @@ from dplearn.experiments.verdicts import Verdict
 from dplearn.tasks.metrics import harmonic_mean
 
 
+class Price(NamedTuple):
+    """What another way to report a run would have gained, on validation, as means over ``runs`` runs.
+
+    many : the best of the scores during a run minus the last one.
+    noise : the best of the scores with sampled decisions minus the best without; None where nothing is sampled.
+    """
+
+    runs: int
+    many: float
+    noise: float | None
+
+
 class Line(NamedTuple):
     """One method on one task.
 
@@ -32,6 +44,7 @@ class Line(NamedTuple):
     to_90 : median step at which nine of ten validation answers were right, and in how many runs.
     passes : forward passes of the backbone in a training step.
     gap : mean over the runs of the loss (nats) at the best one split minus that as decided, on the trained prompt.
+    price : of reporting the best of many (noisy) scores; None where runs were not evaluated on their way.
     """
 
     method: str
@@ -52,6 +65,7 @@ class Line(NamedTuple):
     to_90: tuple[float, int] | None = None
     passes: int = 1
     gap: float | None = None
+    price: Price | None = None
 
 
 def lines_against(rows: Iterable[dict], task: str, baseline: str | None, split: str = "test") -> list[Line]:
@@ -102,7 +116,28 @@ def _line(method: str, group: list[dict], others: list[dict], is_baseline: bool,
         gap=_mean(
             group, lambda row: row["evidence"]["headroom"]["fixed"] - row["evidence"]["headroom"]["learned"]
         ),
+        price=price_of(group),
     )
+
+
+def prices(rows: Iterable[dict], task: str) -> dict[str, Price]:
+    """What the best of many scores, and of many noisy ones, is above the last one and the best one, by method: of the
+    methods of a record whose runs were evaluated on their way."""
+    found = {method: price_of(group) for method, group in reports(rows, task).items()}
+    return {method: price for method, price in found.items() if price is not None}
+
+
+def price_of(group: Sequence[dict]) -> Price | None:
+    """The prices of a method, over those of its runs that were evaluated on their way; None: there are none.
+
+    >>> row = {"evaluations": {"best": {"score": 0.5, "noisy": 0.75}, "last": {"score": 0.25, "noisy": 0.25}}}
+    >>> price_of([row])
+    Price(runs=1, many=0.25, noise=0.25)
+    """
+    runs = [row["evaluations"] for row in group if row.get("evaluations")]
+    many = _mean(runs, lambda run: run["best"]["score"] - run["last"]["score"])
+    noise = _mean(runs, lambda run: run["best"]["noisy"] - run["best"]["score"])
+    return None if many is None else Price(len(runs), many, noise)
 
 
 def _mean(group: Sequence[dict], value: Callable[[dict], float]) -> float | None:
@@ -263,6 +298,8 @@ def full(lines: Sequence[Line], verdict_of: Mapping[tuple[str, str], Verdict], b
         "at the most used, %": lambda line: _each(line, lambda e: f"{100 * e['share']:.0f}"),
         "dealt out, nats": lambda line: _each(line, lambda e: _number(e["cost"], "{:+.3f}")),
         "won by deciding, nats": lambda line: _number(line.gap, "{:+.3f}"),
+        "best minus last evaluation, %": lambda line: _number(line.price and line.price.many, "{:+.1f}", 100),
+        "best noisy minus best, %": lambda line: _number(line.price and line.price.noise, "{:+.1f}", 100),
         "steps to 90 %": lambda line: f"{line.to_90[0]:.0f} ({line.to_90[1]})" if line.to_90 else "",
         "chosen": _chosen,
         "passes": lambda line: str(line.passes),

@@ -62,7 +62,9 @@ def _answerable(backbone: nn.Module) -> nn.Module:
     return LastRow(backbone) if _answers_in_its_input(backbone) else backbone
 
 
-def _text(model, tokenizer, task: Task, answer_prefix: str, encode: Encode | None) -> tuple[Callable, dict]:
+def text_for(
+    model: nn.Module, tokenizer, task: Task, answer_prefix: str, encode: Encode | None
+) -> tuple[Callable, dict]:
     """How the splits of a text task are encoded for a model, each once, and what the Trainer needs for them."""
     loss = LabelWordLoss(task.word_ids(tokenizer, model))
     options = {"data_collator": DataCollatorForSeq2Seq(tokenizer, model), "compute_loss_func": loss}
@@ -73,9 +75,9 @@ def _text(model, tokenizer, task: Task, answer_prefix: str, encode: Encode | Non
     return cache(lambda split: encode(split, model)), options
 
 
-def _prompted(backbone, tokenizer, config: PromptConfig, settings: Settings) -> PromptedModel:
+def prompted_for(backbone: nn.Module, tokenizer, config: PromptConfig, settings: Settings) -> PromptedModel:
     """The model that a prompt method trains, on the device where it is trained."""
-    model = prompted(backbone, config, vectors=_words(backbone, tokenizer, config, settings.init_words))
+    model = prompted(backbone, config, vectors=words_of(backbone, tokenizer, config, settings.init_words))
     model.loss_outside = True  # the loss over label words adds what only the model knows of it
     model.prompt.vectors.requires_grad_(settings.train_vectors)
     return model.to(device())
@@ -108,11 +110,30 @@ def tune_prompt(
     (:mod:`dplearn.experiments.watching`).
     """
     set_seed(seed)
-    model = _prompted(backbone, tokenizer, config, settings)
+    model = prompted_for(backbone, tokenizer, config, settings)
+    return train_prompt(
+        model, tokenizer, task, settings, seed, splits, answer_prefix, encode, looks, headroom
+    )
+
+
+def train_prompt(
+    model: PromptedModel,
+    tokenizer,
+    task: Task,
+    settings: Settings = USUAL,
+    seed: int = 0,
+    splits: Sequence[str] = ("validation", "test"),
+    answer_prefix: str = "",
+    encode: Encode | None = None,
+    looks: Looks = LOOKS,
+    headroom: bool = False,
+) -> dict:
+    """Train the prompt of a model that is there and score it; parameters and row as of :func:`tune_prompt`."""
+    config = model.prompt_config
     if not any(parameter.requires_grad for parameter in model.parameters()):
         settings = replace(settings, steps=0)
-    encode, options = _text(model, tokenizer, task, answer_prefix, encode)
-    run = _run_of(model, task, encode, options, settings.bf16)
+    encode, options = text_for(model, tokenizer, task, answer_prefix, encode)
+    run = run_of(model, task, encode, options, settings.bf16)
     if settings.fit_summaries:
         model.fit_summaries(run.decided_about("train"), run.collate)
     objective = options["compute_loss_func"] = Objective(run.loss, model, settings.entropy_bonus)
@@ -124,12 +145,12 @@ def tune_prompt(
     return row | {"config": config.to_dict(), "passes": passes(config)}
 
 
-def _run_of(model: nn.Module, task: Task, encode: Callable, options: dict, bf16: bool = False) -> TextRun:
-    """A model at work, with what :func:`_text` gives for it."""
+def run_of(model: nn.Module, task: Task, encode: Callable, options: dict, bf16: bool = False) -> TextRun:
+    """A model at work, with what :func:`text_for` gives for it."""
     return TextRun(model, task, encode, options["data_collator"], bf16, options["compute_loss_func"])
 
 
-def _words(backbone, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
+def words_of(backbone: nn.Module, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
     """First values of a prompt that starts from words, ``config.shape`` times d; None where it does not."""
     if words is None:
         return None
@@ -169,9 +190,9 @@ def fine_tune(
     set_seed(seed)
     backbone.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
+    encode, options = text_for(backbone, tokenizer, task, answer_prefix, encode)
     model = _answerable(backbone)
-    run = _run_of(model, task, encode, options, settings.bf16)
+    run = run_of(model, task, encode, options, settings.bf16)
     return fit(model, task, encode, settings, seed, optimizer, splits, run.scored, **options)
 
 
@@ -184,7 +205,7 @@ def zero_shot(
     encode: Encode | None = None,
 ) -> dict:
     """Score the frozen backbone on the bare text, with no prompt at all. ``encode`` as in :func:`tune_prompt`."""
-    encode, options = _text(backbone, tokenizer, task, answer_prefix, encode)
+    encode, options = text_for(backbone, tokenizer, task, answer_prefix, encode)
     model = _answerable(backbone).to(device())
-    run = _run_of(model, task, encode, options)
+    run = run_of(model, task, encode, options)
     return {"task": task.name, "trained_parameters": 0} | scores_of(run.scored, splits)

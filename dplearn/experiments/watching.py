@@ -137,7 +137,8 @@ class Objective:
                 part.register_forward_hook(self._keep)
 
     def _keep(self, part, arguments, choice: Choice) -> None:
-        if choice.logits is not None and choice.logits.requires_grad:
+        # Not of a look at the run. (A view of a parameter requires a gradient even where none is recorded.)
+        if torch.is_grad_enabled() and choice.logits is not None and choice.logits.requires_grad:
             self._entropies.append(entropy(distribution(part, choice)).mean())
 
     def __call__(self, outputs, labels, num_items_in_batch=None):
@@ -185,7 +186,8 @@ def fit_and_watch(
     options : of the Trainer.
 
     Returns the row of ``fit`` with the curves, and where something is decided the report on it ("evidence") and the
-    share of examples at each position, for each split.
+    share of examples at each position, for each split. (Curves are of the run; scores, report and shares of the weights
+    that it keeps.)
     """
     model, reported = run.model, bool(learned_parts(run.model)) or headroom
     first = run.report(splits[0], looks.report) if reported else None

@@ -360,7 +360,12 @@ def test_errors_are_one_line_and_a_status(runs, capsys, tmp_path):
 def test_the_list_and_a_study_in_words(capsys, tmp_path):
     main(["list", "--runs", str(tmp_path)])
     text = capsys.readouterr().out
-    assert [line.split()[0] for line in text.splitlines()[::2]] == list(study.names())
+    told = [line[:28].strip() for line in text.splitlines()[::2]]
+    assert told == [
+        each
+        for name in study.names()
+        for each in (name, *(f"{name} --scale {x}" for x in study.read(name).scales))
+    ]
     assert "56 published" in text
     main(["show", "position"])
     text = capsys.readouterr().out

@@ -112,6 +112,18 @@ def test_a_run_that_is_watched_is_the_same_run(method):
     assert rows[0]["curves"]["loss"][1:] == pytest.approx(rows[0]["losses"], abs=1e-3)
 
 
+@pytest.mark.parametrize("method", ["position per class", "images"])
+def test_a_run_that_is_evaluated_is_the_same_run(method):
+    settings = replace(SETTINGS, steps=3)
+    looked = replace(settings, evaluate_every=1, noisy_evaluation=True)
+    plain, row = (image_text.tune(method, task(), each, 1) for each in (settings, looked))
+    for name in ("losses", "scores", "cross_entropy"):
+        assert plain[name] == row[name]
+    assert row["evaluations"]["steps"] == [1, 2, 3]
+    assert row["evaluations"]["last"]["score"] == next(iter(row["scores"]["validation"].values()))
+    assert ("noisy" in row["evaluations"]) == ("class" in method)
+
+
 def test_decisions_are_reported_for_each_class_or_each_image(monkeypatch):
     """How far they moved and how they are spread, against the model's own decisions at the end."""
     made, usual = [], image_text.prompted

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import statistics
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -311,6 +312,34 @@ def test_a_run_that_is_watched_is_the_same_run(method):
     learned = [name.removeprefix("entropy_") for name in rows[0]["curves"] if name.startswith("entropy_")]
     assert learned == list(rows[0].get("evidence", {"decisions": {}})["decisions"])
     assert bool(learned) == ("instance" in method)
+
+
+@pytest.mark.parametrize("method", ["linear probe", "position per instance, coded", "full fine-tuning"])
+def test_a_run_that_is_evaluated_is_the_same_run_and_keeps_its_best_weights(method):
+    rows, weights = [], []
+    settings = replace(SETTINGS, evaluate_every=1, noisy_evaluation=True)
+    for each in (SETTINGS, settings, replace(settings, keep="best")):
+        torch.manual_seed(1)
+        model = images.build(method, backbone())
+        rows.append(images.fit(model, task(), Processor(), each, 1))
+        weights.append(model.state_dict())
+    assert outcome(rows[0]) == outcome(rows[1])
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    found = rows[1]["evaluations"]
+    assert found["steps"] == [1, 2, 3] and ("noisy" in found) == ("instance" in method)
+    assert found["last"]["score"] == next(iter(rows[1]["scores"]["validation"].values()))
+    assert found["best"]["score"] == next(iter(rows[2]["scores"]["validation"].values()))
+
+
+def test_accumulated_images_make_the_step_of_a_whole_batch():
+    weights = []
+    for settings in (SETTINGS, replace(SETTINGS, batch_size=4, accumulate=2)):
+        torch.manual_seed(1)
+        model = images.build("VPT-shallow", backbone())
+        images.fit(model, task(), Processor(), settings, 1)
+        weights.append(model.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_curves_are_those_of_one_image_at_a_time_and_of_the_losses():

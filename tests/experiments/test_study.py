@@ -250,6 +250,7 @@ def test_filters_and_commands_name_the_same_runs(tmp_path):
         ("title = ", "titel = ", "try: 'titel' is unknown, expected some of"),
         ('title = "a try"', "", "try: 'title' is missing"),
         ("steps = 10", "stops = 10", "settings: 'stops' is unknown, expected some of .'steps'"),
+        ("steps = 10", "steps = 10\nkeep = 'best'", "method 'prefix' in .*keep='best' has no use with evaluate_every=0"),
         ("seeds = [1, 2]", "seeds = [1, 101]", "no seed in both"),
         ("seeds = [101, 102, 103]", "seeds = [101]", "choice.seeds=.101,., expected at least 3"),
         ("learning_rate = [0.1, 0.2, 0.3, 0.4]", "learning_rate = [0.1, 0.2]", "try .*expected equally many"),

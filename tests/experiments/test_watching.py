@@ -9,7 +9,7 @@ from test_experiments import WORDS, task, tokenizer
 from transformers import BertForSequenceClassification
 
 import dplearn as dp
-from dplearn.experiments import execution, fitting, runs, tuning
+from dplearn.experiments import evaluations, execution, fitting, records, runs, tables, tuning
 from dplearn.experiments.runs import some
 from dplearn.experiments.watching import Looks
 
@@ -269,3 +269,199 @@ def test_a_task_is_named_with_its_options(monkeypatch, tmp_path):
 
 def test_some_are_spread_evenly():
     assert some(range(100), 4) == [0, 25, 50, 75] and some(range(3), 4) == [0, 1, 2]
+
+
+# --- scores of the whole validation split on the way ---
+
+EVERY = {"steps": 7, "evaluate_every": 2, "noisy_evaluation": True}
+# Its answers change from step to step, and with the noise.
+LIVELY = {"learning_rate": 0.3, "optimizer": "adam", "warmup": 0}
+SPLITS = dp.PromptConfig(length=4, position="instance")
+HARD = dp.PromptConfig(length=2, position="instance", vector="instance", mixing="hard", pool_size=2)
+
+
+def lively(config=SPLITS, **more):
+    return tuned(config, backbone=tiny.t5(seed=5, dtype=torch.float32), **LIVELY | more)
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """The models that are trained, as they are in the end."""
+    seen, usual = [], tuning.prompted
+    monkeypatch.setattr(tuning, "prompted", lambda *a, **k: seen.append(usual(*a, **k)) or seen[-1])
+    return seen
+
+
+def parts_of(model):
+    return {name: value.clone() for name, value in model.prompt.state_dict().items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("estimator", ["straight-through", "score-function"])
+def test_a_run_that_is_evaluated_is_the_same_run(estimator, models):
+    config = dp.PromptConfig(length=4, position="instance", estimator=estimator)
+    plain = lively(config, steps=7)
+    rows = [lively(config, **EVERY), lively(config, steps=7, evaluate_every=7, keep="last")]
+    for row, model in zip(rows, models[1:], strict=True):
+        assert outcome(row) == outcome(plain) and row["curves"] == plain["curves"]
+        assert equal(parts_of(model), parts_of(models[0]))
+    assert "evaluations" not in plain
+    assert rows[1]["evaluations"]["steps"] == [7] and "noisy" not in rows[1]["evaluations"]
+
+
+def test_evaluations_are_scores_of_runs_that_stop_there(models):
+    row = lively(**EVERY)
+    found = row["evaluations"]
+    assert found["steps"] == [2, 4, 6, 7]
+    for step, score in zip(found["steps"], found["score"], strict=True):
+        assert score == lively(steps=step)["scores"]["validation"]["accuracy"]
+    for name in ("score", "noisy"):
+        assert found["best"][name] == max(found[name]) and found["last"][name] == found[name][-1]
+        assert found["best_step"][name] == found["steps"][found[name].index(max(found[name]))]
+    assert found["kept_step"] == 7 and found["last"]["score"] == row["scores"]["validation"]["accuracy"]
+    assert len(set(found["score"])) > 2 and found["noisy"] != found["score"]
+    for chooser in evaluations.choosers_of(models[0]):
+        assert not chooser.sample_in_evaluation and chooser.generator is None
+
+
+@pytest.mark.parametrize("config", [SPLITS, HARD])
+def test_noisy_scores_are_those_of_a_loop_by_hand(config, models):
+    """Decisions that are sampled, one batch after the other, from a generator of the seed and the step."""
+    found = lively(config, seed=5, **EVERY)["evaluations"]
+    data, tok = task(), tokenizer()
+    rows = sorted(data.encode(tok, "validation"), key=lambda row: len(row["input_ids"]))
+    labels = torch.tensor([[4, 3].index(row["labels"][-1]) for row in rows])
+    differ = 0
+    for step, noisy, score in zip(found["steps"], found["noisy"], found["score"], strict=True):
+        lively(config, seed=5, steps=step)
+        model = models[-1].eval()
+        generator = torch.Generator().manual_seed(1_000_003 * 5 + step)
+        for chooser in model.prompt.choosers().values():
+            chooser.sample_in_evaluation, chooser.generator = True, generator
+        batch = tok.pad([{"input_ids": row["input_ids"]} for row in rows], return_tensors="pt")
+        starts = torch.full((len(rows), 1), tiny.PAD)
+        with torch.no_grad():
+            logits = model(**batch, decoder_input_ids=starts).logits[:, -1, [4, 3]]
+        assert noisy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+        differ += noisy != score
+    assert differ  # the noise does something
+
+
+@pytest.mark.parametrize(("seed", "step"), [(1, 4), (2, 4), (5, 6)])
+def test_the_best_weights_are_those_of_the_first_best_score(seed, step, models):
+    row = lively(seed=seed, keep="best", **EVERY | {"steps": 9})
+    found = row["evaluations"]
+    best = found["steps"][found["score"].index(max(found["score"]))]
+    assert found["kept_step"] == best == found["best_step"]["score"]
+    assert row["scores"]["validation"]["accuracy"] == found["best"]["score"]
+    stopped = lively(seed=seed, steps=best)
+    assert equal(parts_of(models[0]), parts_of(models[1])) and outcome(row)[1:] == outcome(stopped)[1:]
+    assert row["evidence"] == stopped["evidence"]  # of the weights that are kept
+    assert best == step  # neither the first nor the last, and with seed 5 as good as later ones
+    lively(seed=seed, steps=9)
+    assert not equal(parts_of(models[0]), parts_of(models[2]))
+
+
+def test_other_methods_are_evaluated_too():
+    settings = fitting.Settings(**SETTINGS | EVERY | {"keep": "best", "learning_rate": 1e-2})
+    row = tuning.fine_tune(tiny.t5(dtype=torch.float32), tokenizer(), task(), settings, 1)
+    found = row["evaluations"]
+    assert found["steps"] == [2, 4, 6, 7] and "noisy" not in found
+    assert row["scores"]["validation"]["accuracy"] == found["best"]["score"] == max(found["score"])
+    prefix = tuned(dp.PromptConfig(length=2), **EVERY)["evaluations"]
+    assert "noisy" not in prefix and len(prefix["score"]) == 4
+    assert "evaluations" not in tuned(train_vectors=False, config=dp.PromptConfig(length=2), **EVERY)
+
+
+@pytest.mark.parametrize(
+    ("make", "cue"), [(tiny.t5, ""), (tiny.t5, "b g"), (tiny.llama, "b g"), (tiny.llama, "")]
+)
+@pytest.mark.parametrize("bonus", [0.0, 2.0])
+def test_half_batches_make_the_step_of_a_whole_one(make, cue, bonus, models):
+    """Losses, gradients and the bonus are means over all examples of a step. (At each position: its draws differ.)"""
+    config = dp.PromptConfig(length=2, position="task", estimator="exact")
+    backbone = make(dtype=torch.float32)
+    given = dict(config=config, backbone=backbone, answer_prefix=cue, entropy_bonus=bonus, steps=4, clip=0.05)
+    whole = tuned(batch_size=12, **given)
+    halves = tuned(batch_size=6, accumulate=2, **given)
+    for name, value in parts_of(models[0]).items():
+        torch.testing.assert_close(parts_of(models[1])[name], value, rtol=1e-3, atol=1e-4)
+    assert halves["losses"] == pytest.approx(whole["losses"], rel=1e-3)
+    assert halves["curves"]["loss"][1:] == pytest.approx(whole["curves"]["loss"][1:], rel=1e-3)
+    single = tuned(batch_size=6, **given)
+    assert single["losses"] != pytest.approx(whole["losses"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("make", "cue", "count"), [(tiny.t5, "", 60), (tiny.llama, "b g", 52)])
+def test_the_last_step_of_an_epoch_may_be_smaller(make, cue, count, models):
+    """Of 60 examples it has passes of eight and of four, of 52 one pass of four (where no label token is counted)."""
+    backbone = make(dtype=torch.float32)
+    given = dict(steps=4, clip=100.0, warmup=0, optimizer="adam", answer_prefix=cue, data=task(count))
+    for sizes in ({"batch_size": 8, "accumulate": 2}, {"batch_size": 16}):
+        tuned(dp.PromptConfig(length=2), backbone=backbone, **sizes, **given)
+    torch.testing.assert_close(models[0].prompt.vectors, models[1].prompt.vectors, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"accumulate": 0}, "accumulate=0 is not valid, expected an integer of at least 1"),
+        ({"evaluate_every": -1}, "evaluate_every=-1 is not valid"),
+        ({"evaluate_every": 5, "keep": "first"}, "keep='first' is unknown, expected 'last', 'best'"),
+        ({"keep": "best"}, "keep='best' has no use with evaluate_every=0, expected 'last', or steps"),
+        ({"noisy_evaluation": True}, "noisy_evaluation=True has no use with evaluate_every=0"),
+        (
+            {"evaluate_every": 5, "noisy_evaluation": 1},
+            "noisy_evaluation=1 is not valid, expected True or False",
+        ),
+    ],
+)
+def test_settings_of_evaluations_are_checked(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        fitting.Settings(**wrong)
+
+
+def made_up(method, seed, best, last, noisy=None, **more):
+    found = {"best": {"score": best}, "last": {"score": last}}
+    if noisy is not None:
+        found["best"]["noisy"] = noisy
+    row = {
+        "method": method,
+        "task": "t",
+        "seed": seed,
+        "purpose": "report",
+        "scores": {"test": {"accuracy": last}},
+    }
+    return row | {"evaluations": found} | more
+
+
+def test_prices_are_means_over_seeds():
+    rows = [
+        made_up("learned", 1, 0.8, 0.7, 0.85),
+        made_up("learned", 2, 0.9, 0.6, 0.8),
+        made_up("fixed", 1, 0.5, 0.5),
+        made_up("learned", 3, 1.0, 0.0, purpose="choice"),
+        made_up("learned", 3, 1.0, 0.0, task="another"),
+        {name: value for name, value in made_up("old", 1, 1, 1).items() if name != "evaluations"},
+    ]
+    found = tables.prices(rows, "t")
+    assert found.keys() == {"learned", "fixed"}
+    assert found["learned"] == (2, pytest.approx(0.2), pytest.approx(-0.025))
+    assert found["fixed"] == (1, 0.0, None)
+    text = tables.full(tables.lines_against(rows, "t", "fixed"), {}, "fixed")
+    head, _, *lines = [line.split(" | ") for line in text.splitlines()]
+    column = head.index("best minus last evaluation, %")
+    assert [line[column] for line in lines] == ["+20.0", "+0.0", ""]
+    assert [line[head.index("best noisy minus best, %")] for line in lines] == ["-2.5", "", ""]
+
+
+def test_records_of_before_have_no_prices_and_tables_all_the_same():
+    rows = records.load("position")["rows"]
+    name = rows[0]["task"]
+    assert tables.prices(rows, name) == {}
+    lines = tables.lines_against(rows, name, None)
+    assert all(line.price is None for line in lines)
+    assert "evaluation" not in tables.full(lines, {}, None)
