@@ -57,6 +57,7 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--only", metavar="METHOD/TASK/SEED", help="these runs alone; patterns as of files, METHOD alone: all"
     )
     add("--condition", help="runs of this condition alone (a pattern)")
+    add("--backbone", help="runs of this backbone alone (a pattern)")
     add("--purpose", choices=("choice", "report"), help="choices or reports alone")
     add("--published", action="store_true", help="the runs of the record that ships are done: add to them")
     add("--again", action="store_true", help="run what is recorded again and compare; writes nothing")

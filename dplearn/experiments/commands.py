@@ -139,7 +139,11 @@ def _plan_costs(one: Study, device: str) -> None:
 
 def _known(one: Study, options, rows) -> Iterable[Job]:
     known = jobs.jobs(one, rows)
-    return [job for job in known if job.matches(options.only, options.condition, options.purpose)]
+    return [
+        job
+        for job in known
+        if job.matches(options.only, options.condition, options.purpose, options.backbone)
+    ]
 
 
 def run(options) -> int:
@@ -176,7 +180,11 @@ def _try(one: Study, options, given: dict, workers) -> int:
 
     if options.trial < 1:
         raise ValueError(f"--try {options.trial}, expected at least 1 step")
-    wanted = [job for job in jobs.first_of_each(one) if job.matches(options.only, options.condition, None)]
+    wanted = [
+        job
+        for job in jobs.first_of_each(one)
+        if job.matches(options.only, options.condition, None, options.backbone)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         failed = Runner(
             lambda rows: wanted, Store(folder), workers, options=given | {"steps": options.trial}

@@ -204,7 +204,7 @@ def cost_of(job: Job) -> Cost:
     step, draws = _step_of(job, settings, all_weights), 1
     if "prompt" in spec:
         draws = passes(_config_of(spec))
-    steps = settings.steps if _trains(spec) else 0
+    steps = settings.steps * settings.accumulate if _trains(spec) else 0
     trained = steps * draws * step.training
     scored = _scored(job, settings) * step.forward / settings.batch_size
     # Float32 weights, their gradients and the two averages of Adam where all are trained.
@@ -254,7 +254,9 @@ def _scored(job: Job, settings: Settings) -> int:
     looks = Looks(**spec.get("looks", {}))
     validation, test = _sizes(spec["task"])
     whole = sum(validation if split == "validation" else test for split in spec["splits"])
-    return whole + (looks.points + 1) * min(looks.subset, validation)
+    evaluated = settings.steps // settings.evaluate_every if settings.evaluate_every else 0
+    evaluated *= 2 if settings.noisy_evaluation else 1
+    return whole + evaluated * validation + (looks.points + 1) * min(looks.subset, validation)
 
 
 @lru_cache(maxsize=64)
@@ -264,7 +266,8 @@ def _sizes(task: str) -> tuple[int, int]:
     family, key = name.split("+")[0].split("/", 1)
     if family == "superglue":
         train, test = SUPERGLUE[key.partition("?")[0]]
-        return (32 if "validation=" in query else round(0.2 * train)), test
+        held_out = 32 if "validation=" in query else round(0.2 * train)
+        return (test if "protocol=paper" in query else held_out), test
     if name in BENCHMARKS:
         return 200 if family == "vtab" else UNKNOWN // 2, BENCHMARKS[name].test or UNKNOWN
     from dplearn.experiments.execution import load_task

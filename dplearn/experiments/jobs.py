@@ -59,12 +59,15 @@ class Job:
         """The command that runs this job again, whether it is recorded or not."""
         return command_again(self.source, self.labels, self.spec["seed"], self.purpose)
 
-    def matches(self, only: str | None, condition: str | None, purpose: str | None) -> bool:
-        """Whether the job is among those asked for: patterns METHOD/TASK/SEED and CONDITION, and a purpose."""
+    def matches(
+        self, only: str | None, condition: str | None, purpose: str | None, backbone: str | None = None
+    ) -> bool:
+        """Whether the job is asked for: patterns METHOD/TASK/SEED, CONDITION and BACKBONE, and a purpose."""
         own = f"{self.labels['method']}/{self.labels['task']}/{self.spec['seed']}"
         return (
             (only is None or fnmatchcase(own, _pattern(only)))
             and (condition is None or fnmatchcase(self.labels["condition"], condition))
+            and (backbone is None or fnmatchcase(self.spec["backbone"] or "", backbone))
             and purpose in (None, self.purpose)
         )
 

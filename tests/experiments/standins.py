@@ -30,7 +30,7 @@ from dplearn.tasks.superglue import FORMATS, REVISION
 from dplearn.tasks.vision_benchmarks import BENCHMARKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ROWS = 10
+ROWS = {"train": 120, "validation": 20}
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -125,9 +125,9 @@ def superglue(home: Path) -> None:
             | {"label": ClassLabel(names=list(FORMATS[key].labels))}
         )
         for split in ("train", "validation"):
-            rows = {name: [" ".join(draw.choices(words, k=6)) for _ in range(ROWS * 2)] for name in columns}
-            rows["label"] = [i % len(FORMATS[key].labels) for i in range(ROWS * 2)]
-            numbers = range(ROWS * 2)
+            numbers = range(ROWS[split])
+            rows = {name: [" ".join(draw.choices(words, k=6)) for _ in numbers] for name in columns}
+            rows["label"] = [i % len(FORMATS[key].labels) for i in numbers]
             rows["idx"] = (
                 [{"paragraph": i // 4, "question": i // 2, "answer": i} for i in numbers]
                 if key == "multirc" else list(numbers)

@@ -11,7 +11,12 @@ from transformers import AutoModelForSeq2SeqLM
 from dplearn.experiments import costs, jobs, study
 
 SETS = ("vtab/dtd", "vtab/kitti_distance", "fgvc/cub", "coop/oxford_pets", "coop/dtd")
-MODELS = ("google/t5-small-lm-adapt", "google/vit-base-patch16-224-in21k", "openai/clip-vit-base-patch16")
+MODELS = (
+    "google/t5-small-lm-adapt",
+    "google/t5-large-lm-adapt",
+    "google/vit-base-patch16-224-in21k",
+    "openai/clip-vit-base-patch16",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +41,21 @@ def run(home, *arguments, status=0):
 
 
 TRIED = [
-    ("vit-decisions", "*/vtab/dtd*/*"),
-    ("clip-decisions", "*/coop/pets*/*"),
+    ("t5", "*/superglue/cb?total*/*", "google/t5-small*"),
+    ("t5-authors", "*/superglue/multirc*/*", "google/t5-large*"),
+    ("vit-decisions", "*/vtab/dtd*/*", "*"),
+    ("clip-decisions", "*/coop/pets*/*", "*"),
 ]
 
 
-@pytest.mark.parametrize(("name", "only"), TRIED)
-def test_every_method_of_a_full_study_runs_by_its_own_command(home, name, only):
-    said = run(home, "run", name, "--scale", "full", "--try", "2", "--jobs", "1", "--only", only)
+@pytest.mark.parametrize(("name", "only", "backbone"), TRIED)
+def test_every_method_of_a_full_study_runs_by_its_own_command(home, name, only, backbone):
+    asked = ["--only", only, "--backbone", backbone]
+    said = run(home, "run", name, "--scale", "full", "--try", "2", "--jobs", "1", *asked)
     (counts,) = re.findall(r"(\d+) of (\d+) methods run", said)
     full = study.read(name, "full")
-    wanted = [job for job in jobs.first_of_each(full) if job.matches(only, None, None)]
-    assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 14
+    wanted = [job for job in jobs.first_of_each(full) if job.matches(only, None, None, backbone)]
+    assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 6
     assert not (home / "runs").exists()  # nothing is kept
 
 
@@ -70,7 +78,7 @@ def test_a_full_study_is_stopped_resumed_and_published_as_any_other(home, tmp_pa
 
 def test_a_plan_wants_neither_models_nor_data(tmp_path):
     """On a machine that has nothing: hours, memory and downloads all the same."""
-    for name, _ in TRIED:
+    for name, *_ in TRIED:
         said = run(tmp_path, "plan", name, "--scale", "full", "--device", "a100")
         full = study.read(name, "full")
         assert all(backbone in said for backbone in full.backbones)
