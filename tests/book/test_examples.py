@@ -319,6 +319,24 @@ def test_what_the_paper_map_says_of_learned_numbers_is_in_the_record(tmp_path):
     equal = "no difference larger than 1.0"
     assert said["task", "free"] == said["instance", "free"] == said["task", "at a cost"] == equal
     assert f"make {equal}; a number per input at a cost: {said['instance', 'at a cost']}. " in line
+    cell, rows = next(
+        (cell, rows)
+        for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one)
+        if cell.task == "docs/signature"
+    )
+    found = commands._verdicts(one, cell, rows)
+    grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+    assert {len(group) for group in grouped.values()} == {3}
+    few, many = (
+        f"{100 * statistics.mean(records.headline(row) for row in grouped[(f'{n} vectors',)]):.1f} %"
+        for n in (1, 16)
+    )
+    assert f"where one vector has {few} and sixteen have {many}, " in line
+    others = [("instance", "free"), ("task", "at a cost"), ("instance", "at a cost")]
+    assert found["best fixed number", "number per task, free"].sentence().startswith("not learned")
+    needed = [found["best fixed number", f"number per {l}, {p}"].sentence() for l, p in others]
+    seeds = [re.fullmatch(r"cannot tell \(would need about (\d+) seeds\)", each)[1] for each in needed]
+    assert "cannot tell (would need about {}, {} and {} seeds). ".format(*seeds) in line
 
 
 def test_what_the_paper_map_says_of_pools_is_in_the_record(tmp_path):
