@@ -52,6 +52,12 @@ def work(spec, options):
     }
 
 
+def gpu_after(seconds):
+    """(the GPU that this process was given, its number), after a while in which the others start."""
+    time.sleep(seconds)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
+
+
 class Threads:
     """Workers in this process."""
 

@@ -202,7 +202,7 @@ def tune(
 
     @cache
     def pixels(split: str):
-        return images.encoded(task, processor, split)
+        return task.encode(processor, split, in_memory=images.KEPT)
 
     if method == PROBE:
         run, splits = _probe_run(clip, task, pixels), [split for split in splits if split != NEW]

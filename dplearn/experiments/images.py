@@ -53,13 +53,6 @@ METHODS = (PROBE, *PROMPTS, FULL, "VPT-shallow" + RANDOM)
 SETTINGS = Settings(steps=400, learning_rate=1e-2, controller_learning_rate=None)
 
 
-def encoded(task: ImageTask, processor, split: str) -> Sequence[dict]:
-    """The examples of a split, encoded once and held in memory where that takes at most ``KEPT`` bytes."""
-    examples = task.encode(processor, split, in_memory=True)
-    size = len(examples) * examples[0]["pixel_values"].nbytes
-    return examples if size <= KEPT else task.encode(processor, split)
-
-
 def config_of(method: str | Mapping, layers: int) -> PromptConfig | None:
     """The prompt of a method on a backbone of so many layers; None where the method has none.
 
@@ -151,7 +144,7 @@ def fit(
     def encode(split: str):
         if probe:
             return model.cache_images(task.encode(processor, split))
-        return encoded(task, processor, split)
+        return task.encode(processor, split, in_memory=KEPT)
 
     return train_and_watch(ImageRun(model, task, encode, bf16=settings.bf16), settings, seed, splits, looks)
 

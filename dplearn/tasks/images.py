@@ -92,12 +92,20 @@ class ImageSplit(Sequence):
 class EncodedImages(Sequence):
     """A split as `transformers.Trainer` takes it: {"pixel_values": tensor (channels, H, W), "labels": int}.
 
-    The processor runs when an example is asked for, or once for all of them with `in_memory`.
+    The processor runs when an example is asked for, or once for all of them with `in_memory`: True, or the most bytes
+    that all of them may take.
     """
 
-    def __init__(self, split: ImageSplit, processor, in_memory: bool = False):
+    def __init__(self, split: ImageSplit, processor, in_memory: bool | int = False):
         self.split, self.processor = split, processor
-        self._pixels = [self._encode(i) for i in range(len(split))] if in_memory else None
+        self._pixels = self._all(in_memory) if in_memory and len(split) else None
+
+    def _all(self, most: bool | int) -> list | None:
+        """All images, encoded; None where they take more than so many bytes, all like the first one."""
+        first = self._encode(0)
+        if most is not True and first.nbytes * len(self.split) > most:
+            return None
+        return [first, *(self._encode(i) for i in range(1, len(self.split)))]
 
     def _encode(self, index: int):
         return self.processor(images=self.split[index]["image"], return_tensors="pt")["pixel_values"][0]
@@ -184,12 +192,13 @@ class ImageTask:
             )
         return self.splits[split]
 
-    def encode(self, processor, split: str, in_memory: bool = False) -> EncodedImages:
+    def encode(self, processor, split: str, in_memory: bool | int = False) -> EncodedImages:
         """The split for `transformers.Trainer`: dicts with "pixel_values" and "labels".
 
         processor  an image processor, or a processor with one inside (CLIP's); it resizes and normalises.
                    Without torchvision transformers uses its Pillow version, `backend="pil"` asks for it
-        in_memory  True keeps the encoded images: for small sets that are read many times
+        in_memory  True keeps the encoded images: for small sets that are read many times. A number: where they take
+                   at most so many bytes; larger sets are encoded as they are read
         """
         return EncodedImages(self.examples(split), processor, in_memory)
 

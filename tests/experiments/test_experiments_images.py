@@ -132,6 +132,20 @@ def test_scores_are_those_of_one_image_at_a_time():
     assert row["losses"] == []
 
 
+def test_a_set_that_is_too_large_is_encoded_as_it_is_read():
+    """The limit is on bytes: at it all images are kept, one byte below it none is, and both give the same pixels."""
+    data, calls = task(), []
+    for spare in (0, -1):
+        processor = Processor()
+        size = len(data.examples("train")) * data.encode(processor, "train")[0]["pixel_values"].nbytes
+        processor.calls = 0
+        rows = data.encode(processor, "train", in_memory=size + spare)
+        pixels = [torch.stack([row["pixel_values"] for row in rows]) for _ in range(2)]
+        assert torch.equal(*pixels)
+        calls.append(processor.calls)
+    assert calls == [len(rows), 1 + 2 * len(rows)]
+
+
 def test_each_image_is_encoded_once():
     processor, data = Processor(), task()
     images.fit(images.build("position per instance before positions", backbone()), data, processor, SETTINGS)

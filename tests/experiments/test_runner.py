@@ -13,6 +13,7 @@ import pytest
 from project import ROOT
 
 from dplearn.experiments import store as stores
+from dplearn.experiments import workers
 from dplearn.experiments.runner import Runner, clock
 from dplearn.experiments.store import Store
 from dplearn.experiments.workers import Local
@@ -212,3 +213,21 @@ def test_a_claim_of_a_process_of_this_machine_that_is_gone_is_taken_over_at_once
     (tmp_path / "c.claim").write_text("")  # created, and not written yet
     store = Store(tmp_path)
     assert [store.claim(key) for key in "abc"] == [True, False, False]
+
+
+def test_each_process_has_a_gpu_of_its_own_where_there_are_several(monkeypatch):
+    """In turn; those that the machine was told to show, and none where there is one or none."""
+    monkeypatch.setattr(workers, "gpus", lambda: ["2", "5"])
+    local = workers.Local(3)
+    try:
+        barrier = [local.submit(fake_runs.gpu_after, 0.5) for _ in range(3)]
+        found = [future.result() for future in barrier]
+    finally:
+        local.close()
+    assert sorted(gpu for gpu, _ in found) == ["2", "2", "5"] and len({pid for _, pid in found}) == 3
+    for machine in ([], ["0"]):
+        monkeypatch.setattr(workers, "gpus", lambda machine=machine: machine)
+        assert workers.Local(2)._devices(None) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    assert workers.gpus() == ["1", "3"]

@@ -281,3 +281,54 @@ def test_losses_are_recorded_to_the_last_step():
     losses = json.loads((zoo.FOLDER / "t5-mini" / "losses.json").read_text())
     assert losses[-1]["step"] == stages.total_steps(pretraining.STAGES)
     assert losses[-1]["loss"] < losses[0]["loss"] / 5
+
+
+# --- models elsewhere ---
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("t5-mini", "T5ForConditionalGeneration"),
+        ("llama-mini", "LlamaForCausalLM"),
+        ("clip-mini", "CLIPModel"),
+        ("vit-mini", "ViTForImageClassification"),
+    ],
+)
+def test_a_folder_is_loaded_as_what_its_config_says(tmp_path, name, expected):
+    """Its weights are those of the shelf, its name is its path, and what prepares inputs comes along."""
+    model, processor = zoo.load(name)
+    folder = tmp_path / "mine"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    again, other = zoo.load(str(folder))
+    assert type(again).__name__ == expected and not again.training and type(other) is type(processor)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+
+
+def test_labels_of_models_elsewhere(tmp_path):
+    model, processor = zoo.load("vit-mini")
+    model.save_pretrained(tmp_path / "vit")
+    processor.save_pretrained(tmp_path / "vit")
+    assert zoo.load(str(tmp_path / "vit"), num_labels=7)[0].config.num_labels == 7
+    for labels, message in ((1, "num_labels=1: expected an integer of at least 2"), ("7", "num_labels='7'")):
+        with pytest.raises(ValueError, match=message):
+            zoo.load(str(tmp_path / "vit"), num_labels=labels)
+    model, tokenizer = zoo.load("t5-mini")
+    model.save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="num_labels=7: expected None, .* has no classification head"):
+        zoo.load(str(tmp_path / "t5"), num_labels=7)
+
+
+def test_an_encoder_elsewhere_is_bare_or_a_classifier(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=64
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    zoo.load("t5-mini")[1].save_pretrained(tmp_path / "bert")
+    assert type(zoo.load(str(tmp_path / "bert"))[0]).__name__ == "BertModel"
+    assert type(zoo.load(str(tmp_path / "bert"), num_labels=3)[0]).__name__ == "BertForSequenceClassification"
