@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -202,6 +203,7 @@ def _about_the_head(report, base):
 
 def _processor(folder, kind):
     """What turns data into a model's inputs. Images go through Pillow, with or without torchvision."""
+    _check_sentencepiece(folder)
     # By name: AutoImageProcessor itself wants torchvision in some versions.
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
@@ -217,6 +219,22 @@ def _processor(folder, kind):
         if kind != "clip"
         else CLIPProcessor(CLIPImageProcessorPil.from_pretrained(folder), tokenizer)
     )
+
+
+def _check_sentencepiece(source) -> None:
+    """Raise ModuleNotFoundError where a tokenizer comes as a SentencePiece model alone and cannot be read here."""
+    from transformers.utils import cached_file
+
+    def has(name: str) -> bool:
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False) is not None
+
+    if find_spec("sentencepiece") and find_spec("google.protobuf"):
+        return
+    if has("spiece.model") and not has("tokenizer.json"):
+        raise ModuleNotFoundError(
+            f"the tokenizer of {str(source)!r} is a SentencePiece model, which needs two more packages: pip install "
+            "sentencepiece protobuf (the extra 'hub')"
+        )
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def _running(parser: argparse.ArgumentParser) -> None:
     add("--again", action="store_true", help="run what is recorded again and compare; writes nothing")
     add(
         "--try", dest="trial", type=int, metavar="STEPS",
-        help="see that everything runs: one run of each method in each table, so many steps, nothing is kept",
+        help="see that everything runs: each method and each table once, so many steps; nothing is kept",
     )  # fmt: skip
     add("--bf16", action="store_true", help="bfloat16 matrix products; faster where the processor has them")
 

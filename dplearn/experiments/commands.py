@@ -152,6 +152,7 @@ def run(options) -> int:
     from dplearn.experiments.workers import Cluster, Local
 
     one = study_of(options)
+    _check_trial(options)
     given = {"bf16": True} if options.bf16 else {}
     if options.again:
         return _again(one, options, given)
@@ -175,22 +176,29 @@ def run(options) -> int:
 
 
 def _try(one: Study, options, given: dict, workers) -> int:
-    """One short run of each method in each table, on files and models as the study wants them; 1 where some failed."""
+    """Short runs of each method and in each table, on files and models as the study wants them; 1 where some failed."""
     from dplearn.experiments.runner import Runner
 
+    def wanted(job: Job) -> bool:
+        return job.matches(options.only, options.condition, None, options.backbone)
+
+    tried = jobs.trials(one, wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        given = given | {"steps": options.trial}
+        failed = Runner(lambda rows: tried, Store(folder), workers, options=given).run()
+    print(f"{len(tried) - len(failed)} of {len(tried)} runs end")
+    return 1 if failed or not tried else 0
+
+
+def _check_trial(options) -> None:
+    """Raise ValueError where a trial is asked for together with what it would pass over."""
+    if options.trial is None:
+        return
     if options.trial < 1:
         raise ValueError(f"--try {options.trial}, expected at least 1 step")
-    wanted = [
-        job
-        for job in jobs.first_of_each(one)
-        if job.matches(options.only, options.condition, None, options.backbone)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        failed = Runner(
-            lambda rows: wanted, Store(folder), workers, options=given | {"steps": options.trial}
-        ).run()
-    print(f"{len(wanted) - len(failed)} of {len(wanted)} methods run")
-    return 1 if failed or not wanted else 0
+    for name in ("again", "published", "purpose"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} has no effect with --try, expected one of them")
 
 
 def resume(options) -> int:
@@ -303,7 +311,8 @@ def _again_lines(one: Study, groups: Mapping[str, list[dict]]) -> Iterable[str]:
         if row is not None:
             # The best of a list is one of the list.
             labels = row | {"method": row.get("chosen", {}).get("method", row["method"])}
-            yield jobs.command_again(one.source, labels, row["seed"], "report")
+            backbone = row.get("backbone") if len(one.backbones) > 1 else None
+            yield jobs.command_again(one.source, labels, row["seed"], "report", backbone)
 
 
 def _in_words(said: Verdict) -> str:

@@ -121,12 +121,16 @@ def parameters_of(name: str) -> int:
 
 
 @lru_cache(maxsize=256)
-def step_of(name: str, batch: int, rows: int, classes: int = 0, all_weights: bool = False) -> Step:
+def step_of(
+    name: str, batch: int, rows: int, classes: int = 0, all_weights: bool = False, images: bool = True
+) -> Step:
     """One batch of a backbone.
 
     rows : of each input, the prompt's among them.
     classes : texts that an image-text model reads beside the images, each of ``CLASS_TOKENS`` rows and the prompt's.
     all_weights : whether they are trained, or a prompt in front of them.
+    images : of an image-text model, whether images are read in a step, with a gradient: not where their features are
+        kept.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,7 +145,7 @@ def step_of(name: str, batch: int, rows: int, classes: int = 0, all_weights: boo
     with torch.device("meta"):
         counter = FlopCounterMode(display=False)
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            answer = _answer(model, batch, rows, classes)
+            answer = _answer(model, batch, rows, classes, images)
             forward = counter.get_total_flops()
             answer.float().sum().backward()
         total = counter.get_total_flops()
@@ -149,11 +153,11 @@ def step_of(name: str, batch: int, rows: int, classes: int = 0, all_weights: boo
     return Step(forward, total, sum(saved.values()))
 
 
-def _answer(model: nn.Module, batch: int, rows: int, classes: int) -> Tensor:
+def _answer(model: nn.Module, batch: int, rows: int, classes: int, images: bool) -> Tensor:
     """What a loss is made of, from embedded inputs that want a gradient, as those behind a prompt do."""
     kind = model.config.model_type
     if kind == "clip":
-        return _clip_answer(model, batch, classes, rows)
+        return _clip_answer(model, batch, classes, rows, images)
     width = model.config.hidden_size if kind == "vit" else model.get_input_embeddings().weight.shape[1]
     inputs = torch.empty(batch, rows, width, requires_grad=True)
     if kind == "vit":
@@ -178,15 +182,17 @@ def _through(body: nn.Module, rows: Tensor) -> Tensor:
     return rows
 
 
-def _clip_answer(model: nn.Module, batch: int, classes: int, rows: int) -> Tensor:
-    """Texts of the classes with a gradient; images without one: no prompt stands in front of them."""
+def _clip_answer(model: nn.Module, batch: int, classes: int, rows: int, images: bool) -> Tensor:
+    """Similarities of images and texts, both with a gradient; without ``images`` those of kept features, or of one text
+    where there are no classes."""
     text, vision = model.config.text_config, model.config.vision_config
-    images = torch.empty(batch, (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
-    texts = torch.empty(classes, rows, text.hidden_size, requires_grad=True)
-    with torch.no_grad():
-        seen = _through(model.vision_model, images)[:, 0]
-    read = _through(model.text_model, texts)[:, -1]
-    return model.text_projection(read) @ model.visual_projection(seen).T
+    texts = torch.empty(max(classes, 1), rows, text.hidden_size, requires_grad=True)
+    read = model.text_projection(_through(model.text_model, texts)[:, -1])
+    if not images:
+        return read @ torch.empty(batch, read.shape[1]).T
+    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    pixels = torch.empty(batch, patches, vision.hidden_size, requires_grad=True)
+    return read @ model.visual_projection(_through(model.vision_model, pixels)[:, 0]).T
 
 
 # --- the runs of a study ---------------------------------------------------------------------------------------------
@@ -206,10 +212,26 @@ def cost_of(job: Job) -> Cost:
         draws = passes(_config_of(spec))
     steps = settings.steps * settings.accumulate if _trains(spec) else 0
     trained = steps * draws * step.training
-    scored = _scored(job, settings) * step.forward / settings.batch_size
-    # Float32 weights, their gradients and the two averages of Adam where all are trained.
-    weights = parameters_of(name) * (16 if all_weights else 4)
+    scored = _scored(job, settings) * _forward_of(job, step, settings.batch_size)
+    # Float32 weights; where all are trained their gradients, the two averages of Adam, and the copy that stays as it
+    # was. Half precision keeps a copy of the weights.
+    weights = parameters_of(name) * ((20 if all_weights else 4) + (2 if settings.bf16 else 0))
     return Cost(1, trained + scored, weights + draws * step.saved * (0.5 if settings.bf16 else 1))
+
+
+def _reads_images(spec: Mapping, all_weights: bool) -> bool:
+    """Of an image-text model: whether a step reads images, whose features are kept else."""
+    return all_weights or spec.get("prompt", {}).get("towers") in ("vision", "both", "coupled")
+
+
+def _forward_of(job: Job, step: Step, batch: int) -> float:
+    """FLOPs of scoring one example: a forward pass, of an image-text model that of one image."""
+    if job.spec["kind"] != "image-text":
+        return step.forward / batch
+    with_image, without = (
+        step_of(job.spec["backbone"], 1, CLASS_TOKENS, 1, images=each) for each in (True, False)
+    )
+    return with_image.forward - without.forward
 
 
 def _config_of(spec: Mapping) -> PromptConfig:
@@ -230,7 +252,8 @@ def _step_of(job: Job, settings: Settings, all_weights: bool) -> Step:
         return step_of(spec["backbone"], settings.batch_size, rows, 0, all_weights)
     if spec["kind"] == "image-text":
         classes = -(-_benchmark(spec["task"]).classes // 2)
-        return step_of(spec["backbone"], settings.batch_size, CLASS_TOKENS, classes, all_weights)
+        images = _reads_images(spec, all_weights)
+        return step_of(spec["backbone"], settings.batch_size, CLASS_TOKENS, classes, all_weights, images)
     config = config_of(spec["backbone"])
     rows = (config.image_size // config.patch_size) ** 2 + 1 + length
     return step_of(spec["backbone"], settings.batch_size, rows, 0, all_weights)
@@ -280,8 +303,7 @@ def costs(study: Study) -> dict[tuple[str, str], Cost]:
     """(backbone, method) -> what its runs cost, over all tables, before any axis is widened."""
     found: dict[tuple[str, str], Cost] = {}
     choices = [job for job in jobs.jobs(study, {}) if job.purpose == "choice"]
-    reports = [(job, jobs.seeds_of_job(study, job)) for job in jobs.first_of_each(study)]
-    for job, times in [*((job, 1) for job in choices), *reports]:
+    for job, times in [*((job, 1) for job in choices), *jobs.first_of_each(study)]:
         one = cost_of(job)
         key = job.spec["backbone"] or "no backbone", job.labels["method"]
         found[key] = found.get(key, Cost(0, 0.0, 0.0)) + Cost(times, one.flops * times, one.memory)

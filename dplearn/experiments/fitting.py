@@ -189,6 +189,8 @@ def trainer_of(model: nn.Module, settings: Settings, seed: int, folder: str, **o
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # a run has one GPU: copies of a model on several would see other batches
     trainer = Trainer(model=model, args=arguments, **options)
     trainer.remove_callback(PrinterCallback)  # a study prints its own table
     if settings.accumulate > 1 and trainer.compute_loss_func is not None:

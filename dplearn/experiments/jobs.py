@@ -11,13 +11,14 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
 from dplearn.checks import is_number
 from dplearn.config import OPTIONS
+from dplearn.experiments import rivals
 from dplearn.experiments.parts import ON_IMAGES, Cell, Method, Study, among
 from dplearn.experiments.records import headline
 
@@ -30,12 +31,14 @@ class Job:
     """One run. ``labels`` say where it stands in its study, ``spec`` what is done, ``tried`` with which values.
 
     source : by what the study is called on the command line, its name or the path of its file.
+    several : whether the study has other backbones too.
     """
 
     labels: Mapping
     spec: Mapping
     tried: Mapping = field(default_factory=dict)
     source: str = ""
+    several: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -57,7 +60,8 @@ class Job:
 
     def command(self) -> str:
         """The command that runs this job again, whether it is recorded or not."""
-        return command_again(self.source, self.labels, self.spec["seed"], self.purpose)
+        backbone = self.spec["backbone"] if self.several else None
+        return command_again(self.source, self.labels, self.spec["seed"], self.purpose, backbone)
 
     def matches(
         self, only: str | None, condition: str | None, purpose: str | None, backbone: str | None = None
@@ -72,8 +76,9 @@ class Job:
         )
 
 
-def command_again(source: str, labels: Mapping, seed: int, purpose: str) -> str:
-    """The command that runs one job of a study again, by the job's labels, seed and purpose.
+def command_again(source: str, labels: Mapping, seed: int, purpose: str, backbone: str | None = None) -> str:
+    """The command that runs one job of a study again, by the job's labels, seed and purpose, and in a study of several
+    backbones by that.
 
     >>> command_again("gates", {"method": "prefix", "task": "world/color", "condition": ""}, 1, "report")
     "python -m dplearn.experiments run gates --only 'prefix/world/color/1' --purpose report --again"
@@ -82,6 +87,8 @@ def command_again(source: str, labels: Mapping, seed: int, purpose: str) -> str:
     parts = ["python -m dplearn.experiments run", source, f"--only {only!r}"]
     if labels["condition"]:
         parts.append(f"--condition {labels['condition']!r}")
+    if backbone:
+        parts.append(f"--backbone {backbone!r}")
     return " ".join([*parts, f"--purpose {purpose}", "--again"])
 
 
@@ -125,7 +132,9 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
     elif method.kind in ON_IMAGES:
         spec["named"] = method.name
     elif method.kind in ("peft", "rival"):
-        spec[method.kind] = dict(getattr(method, method.kind))
+        spec[method.kind] = rivals.with_length(
+            method.kind, getattr(method, method.kind), prompt.get("length")
+        )
     if method.kind == "prompt" and study.headroom and purpose == "report":
         spec["headroom"] = True
     if method.control:
@@ -134,7 +143,7 @@ def job_of(study: Study, cell: Cell, method: Method, seed: int, purpose: str, va
     given = {"cue": cue, "max_length": study.max_length, "looks": dict(study.looks) or None}
     spec |= {name: value for name, value in given.items() if value is not None}
     labels = {"study": study.name, "method": method.name, "condition": cell.condition.name, "task": cell.task}
-    return Job(labels, spec, values, study.source)
+    return Job(labels, spec, values, study.source, len(study.backbones) > 1)
 
 
 def choice_jobs(study: Study, cell: Cell, method: Method, values: Mapping) -> list[Job]:
@@ -284,27 +293,28 @@ def jobs(study: Study, rows: Mapping[str, Mapping]) -> list[Job]:
     return list({job.key: job for job in (*choices.values(), *reports)}.values())
 
 
-def seeds_of_job(study: Study, job: Job) -> int:
-    """How many seeds the reports of a job's method have."""
-    methods = [method for cell in study.cells() for method in study.methods_in(cell)]
-    return len(seeds_of(study, next(each for each in methods if each.name == job.labels["method"])))
+def first_of_each(study: Study) -> list[tuple[Job, int]]:
+    """A report of each method in each table, with the first seed and the first values of its grid; and how many seeds
+    the method has."""
+    found = []
+    for cell in study.cells():
+        for method in study.methods_in(cell):
+            if method.kind != "best of":
+                seeds, values = seeds_of(study, method), points_of(study.grid_of(cell, method))[0]
+                found.append((job_of(study, cell, method, seeds[0], "report", values), len(seeds)))
+    return found
 
 
-def first_of_each(study: Study) -> list[Job]:
-    """A report of each method in each table, with the first seed and the first values of its grid."""
-    return [
-        job_of(
-            study,
-            cell,
-            method,
-            seeds_of(study, method)[0],
-            "report",
-            points_of(study.grid_of(cell, method))[0],
-        )
-        for cell in study.cells()
-        for method in study.methods_in(cell)
-        if method.kind != "best of"
-    ]
+def trials(study: Study, wanted: Callable[[Job], bool]) -> list[Job]:
+    """Of the wanted among :func:`first_of_each` so many that each method of each backbone is there, and each table."""
+    kept, seen = [], set()
+    for job in (job for job, _ in first_of_each(study) if wanted(job)):
+        backbone, labels = job.spec["backbone"], job.labels
+        new = {(backbone, labels["method"]), (backbone, labels["task"], labels["condition"])} - seen
+        if new:
+            kept.append(job)
+            seen |= new
+    return kept
 
 
 def count(study: Study) -> dict[str, int]:

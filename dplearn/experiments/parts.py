@@ -45,6 +45,13 @@ class Method:
     conditions: tuple[str, ...] = ALL
     backbones: tuple[str, ...] = ALL
 
+    def runs_in(self, cell: Cell) -> bool:
+        """Whether the method is one of a cell's."""
+        places = (
+            (cell.task, self.tasks), (cell.backbone, self.backbones), (cell.condition.name, self.conditions)
+        )  # fmt: skip
+        return all(among(*place) for place in places)
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -141,10 +148,7 @@ class Study:
         """The methods that run in a cell, each with the options that it has there."""
         methods: dict[str, Method] = {}
         for method in self.methods:
-            places = {cell.task: method.tasks, cell.backbone: method.backbones}
-            if not all(
-                among(*place) for place in (*places.items(), (cell.condition.name, method.conditions))
-            ):
+            if not method.runs_in(cell):
                 continue
             for one in expanded(method, self.prompt | cell.condition.prompt | method.prompt):
                 if one.name in methods:
@@ -163,6 +167,11 @@ class Study:
             (prompt, "length", self.prompt | cell.condition.prompt),
         ):
             if isinstance(options.get(name), str):  # "4x": four times what the others have
+                if name not in usual:
+                    raise ValueError(
+                        f"{self.name}: method {method.name!r}: {name}={options[name]!r}, expected a number: the study "
+                        f"has no {name} for all"
+                    )
                 options[name] = round(float(options[name].removesuffix("x")) * usual[name])
         if method.kind == "prompt":
             prompt["position"] = split_of(prompt.get("position", "prefix"), prompt.get("length", 20))

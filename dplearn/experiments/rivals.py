@@ -113,6 +113,17 @@ def options_of(kind: str, given: Mapping) -> dict:
     return {"type": given["type"]} | {name: given.get(name, option.default) for name, option in known.items()}
 
 
+def with_length(kind: str, table: Mapping, length: int | None) -> dict:
+    """The table of a method, with as many virtual tokens as the study's prompts have vectors, where it names no number.
+
+    >>> with_length("peft", {"type": "prefix-tuning"}, 8), with_length("peft", {"type": "lora"}, 8)
+    ({'type': 'prefix-tuning', 'num_virtual_tokens': 8}, {'type': 'lora'})
+    """
+    has = "num_virtual_tokens" in RIVALS[kind].get(table.get("type"), {})
+    own = {"num_virtual_tokens": length} if has and length is not None else {}
+    return {**table, **{name: value for name, value in own.items() if name not in table}}
+
+
 def check(kind: str, table: Mapping, others: Mapping) -> None:
     """Raise ValueError where a study says something wrong of a rival, or something that its runs would pass over.
 

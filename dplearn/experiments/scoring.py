@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-BATCH, TOKENS = 128, 1024  # most examples and most tokens of a batch
+BATCH = 128  # most examples of a batch
+TOKENS = {
+    "cpu": 1024,
+    "cuda": 32768,
+}  # and most tokens of it: a processor gains by little padding, a GPU by much work
 
 
 def batch_size(rows: Sequence[dict]) -> int:
@@ -18,8 +22,8 @@ def batch_size(rows: Sequence[dict]) -> int:
     >>> batch_size([{"input_ids": [0] * 30}]), batch_size([{"input_ids": [0] * 256}])
     (34, 4)
     """
-    longest = max(_tokens(row) for row in rows)
-    return max(1, min(BATCH, TOKENS // max(longest, 1)))
+    longest, kind = max(_tokens(row) for row in rows), "cuda" if torch.cuda.is_available() else "cpu"
+    return max(1, min(BATCH, TOKENS[kind] // max(longest, 1)))
 
 
 def by_length(rows: Sequence[dict], chosen: Sequence[int]) -> list[int]:

@@ -279,6 +279,7 @@ def _check(study: Study) -> None:
             f'{study.name}: choice.seeds=[] and a method "best of", expected choice seeds: they tell what is best on '
             "validation"
         )
+    _check_places(study)
     seen = set()
     for cell in study.cells():
         methods = study.methods_in(cell)
@@ -298,6 +299,19 @@ def _check(study: Study) -> None:
         raise ValueError(
             f"{study.name}: {sorted(missing)} is compared with and is no method, of {sorted(seen)}"
         )
+
+
+def _check_places(study: Study) -> None:
+    """Every method runs somewhere, and choices are made on tasks that there are."""
+    for method in study.methods:
+        if not any(method.runs_in(cell) for cell in study.cells()):
+            raise ValueError(
+                f"{study.name}: method {method.name!r} runs in no table, expected tasks, conditions and backbones of "
+                "the study"
+            )
+    for task in study.choice.tasks:
+        if task not in study.tasks:
+            raise ValueError(f"{study.name}: choice.tasks has {task!r}, expected some of {list(study.tasks)}")
 
 
 def _check_tries(study: Study, cell: Cell, methods: Sequence[Method]) -> None:

@@ -8,7 +8,6 @@ vector where k < l and behind text where k = l, which is a difference of its own
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,15 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from dplearn import files, shelf
+from dplearn import shelf
 from dplearn.checks import refuse, whole
 from dplearn.config import PromptConfig
+from dplearn.experiments import records
 from dplearn.loading import prompted
 from dplearn.tasks import Task, load
 
 TASKS = ("cb", "rte", "wic", "boolq")
+COMMAND = "--data superglue"  # in a record, without the path of a machine
 
 
 @torch.no_grad()
@@ -162,7 +163,7 @@ def main(arguments=None) -> None:
                 task.name.ljust(16), repr(cue).ljust(9), *(str(row[c]).rjust(15) for c in COLUMNS), flush=True
             )
             if options.out:
-                files.write(options.out, json.dumps({"rows": rows}, indent=1).encode())
+                records.save(options.out, rows, f"python -m dplearn.experiments.untrained_places {COMMAND}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ with the published lists give exactly these: CoOp's split_zhou_*.json, VPT's tra
 the train800.txt, val200.txt and test.txt in which VTAB-1k is passed on. Numbers of classes, sizes and templates are
 those of the code of VTAB (github.com/google-research/task_adaptation), VPT (KMnP/vpt) and CoOp (KaiyangZhou/CoOp).
 CoOp has no validation set for ImageNet and none is made of its test set here. Class names are those of the data; CoOp's
-for ImageNet, StanfordCars and SUN397 are worded differently: its lists have them, or pass `class_names`.
+for StanfordCars and SUN397 are worded differently: its lists have them, or pass `class_names`. Folders of ImageNet are
+called by numbers; the list classnames.txt that CoOp passes on has their names.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +94,8 @@ def load(
     benchmark, family = BENCHMARKS[name], name.partition("/")[0]
     sizes = check_sizes(family, sizes)
     data = _data(name, path, hub, columns, cache_dir)
+    if class_names is None and any(re.fullmatch(r"n\d{8}", each) for each in data.names):
+        class_names = _words_of(name, data.names, path)
     data = with_class_names(name, benchmark, data, class_names)
     if family == "vtab":
         splits, note = vtab(name, data.splits, sizes, seed)
@@ -100,6 +104,23 @@ def load(
     note += departures(name, benchmark, data.names, splits)
     source = f"{name} from {data.origin}, {note}, names and labels sha256 {digest_of(data.names, splits)}"
     return ImageTask(name, data.names, splits, metric, source, benchmark.template)
+
+
+def _words_of(name: str, numbers: Sequence[str], path: str | Path | None) -> list[str]:
+    """Class names of ImageNet's folders, which are called by numbers: of CoOp's list classnames.txt beside them."""
+    file = None if path is None else Path(path) / "classnames.txt"
+    if file is None or not file.is_file():
+        raise ValueError(
+            f"{name}: classes are called {numbers[0]!r}, which no text encoder knows: expected CoOp's classnames.txt "
+            "in the folder, or class_names="
+        )
+    words = dict(line.split(maxsplit=1) for line in file.read_text("utf-8").splitlines() if line.strip())
+    missing = [number for number in numbers if number not in words]
+    if missing:
+        raise ValueError(
+            f"{file.name} has no name for {missing[0]!r}, expected one for each folder of {name}"
+        )
+    return [words[number].strip() for number in numbers]
 
 
 def _data(name: str, path, hub, columns, cache_dir) -> Data:

@@ -449,6 +449,36 @@ def test_what_is_said_of_headroom_and_gain_is_in_the_records(tmp_path):
     assert p > 0.05  # "says little"
 
 
+def test_what_is_said_of_a_real_model_is_in_the_record(tmp_path):
+    """Postfix and prefix on SmolLM2, on the page and in the paper map; and what a place per input did there."""
+    one = study.read("smollm2-place")
+    page = " ".join((ROOT / "book" / "at-work.md").read_text().split())
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| A learned position per instance improves"))
+    cell, rows = next(iter(commands._cells(SimpleNamespace(runs=tmp_path), one)))
+    assert cell.task.startswith("superglue/cb")
+    found, decided = commands._verdicts(one, cell, rows), "per instance, score-function"
+    grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+    scores = {m: [records.headline(row) for row in group] for (m,), group in grouped.items()}
+    names = ("postfix", "prefix", decided)
+    assert {len(scores[name]) for name in names} == {3}
+    told = {
+        name: f"{statistics.mean(scores[name]):.3f} ± {statistics.stdev(scores[name]):.3f}" for name in names
+    }
+    verdict = found["prefix", "postfix"].sentence()
+    assert (
+        f"the postfix had {told['postfix']} of the test right and the prefix {told['prefix']}: {verdict}."
+        in page
+    )
+    did = tables.evidence_over(grouped[(decided,)])["position"]
+    against = [found[baseline, decided].sentence() for baseline in ("prefix", "surround", "postfix")]
+    seeds = [re.fullmatch(r"cannot tell \(would need about (\d+) seeds\)", each)[1] for each in against]
+    assert (
+        f"moved by {did['moved']:.2f}, and dealt out to other inputs it costs {did['cost']:.2f} nats" in line
+    )
+    assert "cannot tell (would need about {}, {} and {} seeds)".format(*seeds) in line
+
+
 def test_what_is_said_of_defaults_is_in_the_record():
     """Every sentence on what was tried besides."""
     rows = records.by(records.load("decisions")["rows"], "condition", "method")

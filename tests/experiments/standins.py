@@ -30,6 +30,7 @@ from dplearn.tasks.superglue import FORMATS, REVISION
 from dplearn.tasks.vision_benchmarks import BENCHMARKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WORDS = "a red ball in the garden near anna who keeps it".split()
 ROWS = {"train": 120, "validation": 20}
 
 
@@ -58,9 +59,10 @@ def copy_of(name: str, folder: Path, *files: str) -> None:
 
 
 def t5(home: Path, name: str) -> None:
-    """T5 1.1 as its repository has it: pickled weights, a head of its own, `tie_word_embeddings` false."""
+    """T5 1.1 as its repository has it: pickled weights, a head of its own, `tie_word_embeddings` false, and a tokenizer
+    that is a SentencePiece model alone."""
     folder = snapshot(home, name)
-    shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 4096}
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 256}
     config = T5Config(
         **shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0
     )
@@ -72,7 +74,24 @@ def t5(home: Path, name: str) -> None:
         "architectures": ["T5ForConditionalGeneration"],
     }
     (folder / "config.json").write_text(json.dumps(entries, default=str))
-    copy_of("t5-mini", folder, "tokenizer.json", "tokenizer_config.json")
+    sentencepiece(folder / "spiece.model")
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "extra_ids": 100}
+    entries = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512} | special
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+
+
+def sentencepiece(path: Path) -> None:
+    """A SentencePiece model of few words, with T5's numbers for padding, end and unknown words."""
+    from sentencepiece import SentencePieceTrainer
+
+    text = [
+        f"{' '.join(WORDS)} yes no maybe hypothesis : premise : sentence1 : question : answer : paragraph : word"
+    ] * 50
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_prefix=str(path.with_suffix("")), vocab_size=100, hard_vocab_limit=False,
+        user_defined_symbols=["▁yes", "▁no", "▁maybe"], pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    path.with_suffix(".vocab").unlink()
 
 
 def vit(home: Path, name: str) -> None:
@@ -115,7 +134,6 @@ def superglue(home: Path) -> None:
     from datasets import ClassLabel, Dataset, Features, Value
 
     source = home / "made" / "super_glue"
-    words = "a red ball in the garden near anna who keeps it".split()
     draw, configs = random.Random(0), []
     for key, columns in COLUMNS.items():
         idx = {name: Value("int32") for name in ("paragraph", "question", "answer")}
@@ -126,7 +144,7 @@ def superglue(home: Path) -> None:
         )
         for split in ("train", "validation"):
             numbers = range(ROWS[split])
-            rows = {name: [" ".join(draw.choices(words, k=6)) for _ in numbers] for name in columns}
+            rows = {name: [" ".join(draw.choices(WORDS, k=6)) for _ in numbers] for name in columns}
             rows["label"] = [i % len(FORMATS[key].labels) for i in numbers]
             rows["idx"] = (
                 [{"paragraph": i // 4, "question": i // 2, "answer": i} for i in numbers]

@@ -49,6 +49,17 @@ def test_all_weights_cost_half_as_much_again_and_weights_of_hub_models_are_their
         assert costs.parameters_of(name) / 1e6 == pytest.approx(number, rel=0.005)
 
 
+def test_images_are_counted_where_a_step_reads_them():
+    """A prompt in the texts alone: kept features cost nothing in a step. Both towers: both passes, each with a gradient."""
+    name = "openai/clip-vit-base-patch16"
+    text, both = (costs.step_of(name, 8, 24, 10, images=each) for each in (False, True))
+    rows, d, inner, layers = 8 * 197, 768, 3072, 12
+    vision = 2 * rows * layers * (4 * d * d + 2 * d * inner) + 8 * 2 * 2 * layers * 197 * 197 * d
+    assert both.forward - text.forward == pytest.approx(vision, rel=0.01)
+    assert (both.training - text.training) / vision == pytest.approx(2, rel=0.05)
+    assert both.saved > 2 * text.saved
+
+
 def test_a_plan_adds_up_and_multiplies_by_seeds_and_draws():
     one = study.read("smollm2-place")
     found = costs.costs(one)
@@ -58,7 +69,7 @@ def test_a_plan_adds_up_and_multiplies_by_seeds_and_draws():
         found["smollm2-135m-instruct", "prefix"],
         found["smollm2-135m-instruct", "per task, score-function"],
     )
-    job = next(job for job in jobs.first_of_each(one) if job.labels["method"] == "prefix")
+    job = next(job for job, _ in jobs.first_of_each(one) if job.labels["method"] == "prefix")
     step = costs.step_of("smollm2-135m-instruct", 4, 132)
     assert learned.flops - fixed.flops == pytest.approx(
         2 * 5 * 60 * step.training

@@ -52,9 +52,9 @@ TRIED = [
 def test_every_method_of_a_full_study_runs_by_its_own_command(home, name, only, backbone):
     asked = ["--only", only, "--backbone", backbone]
     said = run(home, "run", name, "--scale", "full", "--try", "2", "--jobs", "1", *asked)
-    (counts,) = re.findall(r"(\d+) of (\d+) methods run", said)
+    (counts,) = re.findall(r"(\d+) of (\d+) runs end", said)
     full = study.read(name, "full")
-    wanted = [job for job in jobs.first_of_each(full) if job.matches(only, None, None, backbone)]
+    wanted = jobs.trials(full, lambda job: job.matches(only, None, None, backbone))
     assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 6
     assert not (home / "runs").exists()  # nothing is kept
 
@@ -84,6 +84,26 @@ def test_a_plan_wants_neither_models_nor_data(tmp_path):
         assert all(backbone in said for backbone in full.backbones)
         (weights,) = re.findall(r"weights to fetch: ([\d.]+) GB", said)
         assert float(weights) == pytest.approx(costs.disk(full) / 1e9, abs=0.05) and float(weights) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("t5", 80), ("t5-authors", 80), ("vit-decisions", 24), ("clip-decisions", 24)]
+)
+def test_no_run_wants_more_memory_than_the_study_says(name, most):
+    """By arithmetic, weights and what waits for the backward pass; the file names the GPU."""
+    full = study.read(name, "full")
+    assert f"GPU of {most} GB" in full.text or name == "t5-authors"
+    assert max(cost.memory for cost in costs.costs(full).values()) / 1e9 < 0.9 * most
+
+
+def test_methods_of_others_have_as_many_vectors_as_ours():
+    """At each scale, unless their table says another number."""
+    for scale, length in ((None, 5), ("full", 20)):
+        found = {job.labels["method"]: job.spec for job, _ in jobs.first_of_each(study.read("t5", scale))}
+        assert found["prefix"]["prompt"]["length"] == length
+        for method in ("P-tuning", "prefix tuning"):
+            assert found[method]["peft"]["num_virtual_tokens"] == length
+        assert "num_virtual_tokens" not in found["LoRA"]["peft"]
 
 
 def test_the_head_of_t5_11_is_its_own(home, monkeypatch):

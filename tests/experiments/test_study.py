@@ -264,6 +264,9 @@ def test_filters_and_commands_name_the_same_runs(tmp_path):
         ("{estimator}", "{estimate}", "name='learned, {estimate}' has {estimate}"),
         ('of = ["prefix", "k = *"]', "", "expected 'of', a list of methods"),
         ("[settings]", "[settings", "try.toml is no TOML"),
+        ('conditions = ["l = 2"]', 'conditions = ["l = 3"]', "method 'longer' runs in no table"),
+        ("[choice]", '[choice]\ntasks = ["world/colour"]', "choice.tasks has 'world/colour', expected some of"),
+        ("[settings]\nsteps = 10", "[settings]", "steps='4x', expected a number: the study has no steps for all"),
         ('name = "prefix"', 'name = "prefix"\ngrid = "none such"', "has no grid 'none such', expected one of"),
     ],
 )  # fmt: skip
@@ -335,7 +338,7 @@ backbones = ["google/t5-small-lm-adapt"]
 settings.steps = 20000
 report.seeds = [7]
 [[scale.full.condition]]
-name = "l = 20"
+name = "l = 2"
 prompt.length = 20
 """
 )
@@ -350,7 +353,7 @@ def test_a_study_at_another_scale_has_the_entries_of_the_scale_in_the_place_of_i
     assert {job.key for job in jobs.jobs(own, {})} == {job.key for job in jobs.jobs(plain, {})}
     assert (full.name, full.source) == ("try-full", f"{path} --scale full")
     assert full.backbones == ("google/t5-small-lm-adapt",) and full.tasks == own.tasks
-    assert [one.name for one in full.conditions] == ["l = 20"] and full.seeds == (7,)
+    assert [one.prompt for one in full.conditions] == [{"length": 20}] and full.seeds == (7,)
     assert full.settings == {"steps": 20000} and full.grid == own.grid and full.choice == own.choice
     with pytest.raises(ValueError, match=r"try: scale='larger', expected one of \['full'\]"):
         study.read(path, "larger")

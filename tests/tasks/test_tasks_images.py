@@ -848,3 +848,32 @@ def test_bad_folders_are_named(tmp_path, small_sets):
 
 def test_a_benchmark_needs_no_options():
     assert Benchmark(3) == Benchmark(3, None, "a photo of a {}.", False, (), {})
+
+
+def test_folders_of_imagenet_get_their_words_from_coops_list(tmp_path):
+    """A folder is called n01440764; texts need "tench". Without the list, or with one that lacks a folder, an error."""
+    names = {
+        "n01440764": "tench",
+        "n01443537": "goldfish, gold",
+        "n01484850": "great white shark",
+        "n01491361": "x",
+    }
+    for split in ("train", "test"):
+        for number in names:
+            folder = tmp_path / split / number
+            folder.mkdir(parents=True)
+            for picture in "abcdef":
+                Image.new("RGB", (8, 8)).save(folder / f"{picture}.png")
+
+    def loaded():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # four classes are not the benchmark's thousand
+            return load("coop/imagenet", path=tmp_path)
+
+    with pytest.raises(ValueError, match="classes are called 'n01440764', which no text encoder knows"):
+        loaded()
+    (tmp_path / "classnames.txt").write_text("".join(f"{number} {word}\n" for number, word in names.items()))
+    assert list(loaded().class_names) == list(names.values())
+    (tmp_path / "classnames.txt").write_text("n01440764 tench\n")
+    with pytest.raises(ValueError, match="classnames.txt has no name for 'n01443537'"):
+        loaded()
