@@ -226,6 +226,7 @@ def test_settings_that_runs_on_images_do_not_have_are_all_known():
     assert set(fitting.OF_TEXTS) == set(OF_TEXTS)
     named = {field.name for field in dataclasses.fields(Settings)} - set(OF_TEXTS)
     common = {"steps", "batch_size", "warmup", "clip", "bf16"}
+    common |= {"accumulate", "evaluate_every", "keep", "noisy_evaluation"}
     assert named == common | {"learning_rate", "controller_learning_rate", "head_learning_rate"}
 
 
