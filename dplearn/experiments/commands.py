@@ -270,6 +270,8 @@ def table(options) -> int:
     split = options.split or split_of(one)
     _head(one)
     for cell, rows in _cells(options, one):
+        # A method may have nothing to say on a split, as a linear probe on classes that it never saw.
+        rows = [row for row in rows if row["purpose"] == "choice" or split in row["scores"]]
         verdicts = _verdicts(one, cell, rows, split)
         names = tables.reports(rows, cell.task)
         baseline = one.baseline if one.baseline in names else None

@@ -449,6 +449,41 @@ def test_what_is_said_of_headroom_and_gain_is_in_the_records(tmp_path):
     assert p > 0.05  # "says little"
 
 
+def test_what_the_paper_map_says_of_clip_is_in_the_record(tmp_path):
+    one = study.read("clip-decisions")
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| The gains hold for vision-language models"))
+    ((cell, rows),) = commands._cells(SimpleNamespace(runs=tmp_path), one)
+    found = commands._verdicts(one, cell, rows)
+    grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
+    runs = {method: group for (method,), group in grouped.items()}
+    assert {len(group) for group in runs.values()} == {10}
+    means = {m: f"{100 * statistics.mean(map(records.headline, group)):.1f} %" for m, group in runs.items()}
+    assert f"the best fixed place has {means['best fixed place']} on base classes" in line
+    for words, level in (("a place per task", "task"), ("a place per class", "instance")):
+        score, straight = (
+            found["best fixed place", f"place per {level}, {estimator}"].sentence()
+            for estimator in ("score-function", "straight-through")
+        )
+        assert f"{words}, score function: {score}; straight-through: {straight}; " in line
+        for estimator in ("score-function", "straight-through"):
+            did = tables.evidence_over(runs[f"place per {level}, {estimator}"])["position"]
+            assert did["moved"] > one.verdict.moved
+    moved = tables.evidence_over(runs["pool per class"])["vector"]["moved"]
+    assert (
+        f"A pool per class has {means['pool per class']}, but its mixture moved by {moved:.2f} (not learned)"
+        in line
+    )
+    pool = found["one prompt, as many parameters", "pool per image"].sentence()
+    assert f"a pool per image against one prompt with as many parameters: {pool}. " in line
+
+
+def test_a_table_of_new_classes_leaves_out_what_never_sees_them(tmp_path, capsys):
+    commands.table(SimpleNamespace(study="clip-decisions", scale=None, runs=tmp_path, split="test_new"))
+    said = capsys.readouterr().out
+    assert "| zero-shot | 10 |" in said and "| linear probe |" not in said
+
+
 def test_what_is_said_of_a_real_model_is_in_the_record(tmp_path):
     """Postfix and prefix on SmolLM2, on the page and in the paper map; and what a place per input did there."""
     one = study.read("smollm2-place")
