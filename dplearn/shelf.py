@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -149,9 +148,13 @@ def _from_folder(folder: Path, name: str, dtype, num_labels: int | None):
 
 def check_labels(name, kind, num_labels) -> None:
     """Raise ValueError where a backbone cannot have a head for so many labels."""
+    _check_head(name, kind in ("vit", "bert"), num_labels)
+
+
+def _check_head(name, has_head: bool, num_labels) -> None:
     if num_labels is None:
         return
-    if kind not in ("vit", "bert"):
+    if not has_head:
         raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
     if not is_whole(num_labels, 2):
         raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
@@ -203,7 +206,6 @@ def _about_the_head(report, base):
 
 def _processor(folder, kind):
     """What turns data into a model's inputs. Images go through Pillow, with or without torchvision."""
-    _check_sentencepiece(folder)
     # By name: AutoImageProcessor itself wants torchvision in some versions.
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
@@ -223,12 +225,12 @@ def _processor(folder, kind):
 
 def _check_sentencepiece(source) -> None:
     """Raise ModuleNotFoundError where a tokenizer comes as a SentencePiece model alone and cannot be read here."""
-    from transformers.utils import cached_file
+    from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
     def has(name: str) -> bool:
         return cached_file(source, name, _raise_exceptions_for_missing_entries=False) is not None
 
-    if find_spec("sentencepiece") and find_spec("google.protobuf"):
+    if is_sentencepiece_available() and is_protobuf_available():
         return
     if has("spiece.model") and not has("tokenizer.json"):
         raise ModuleNotFoundError(
@@ -294,10 +296,8 @@ def _from_elsewhere(name, dtype, num_labels: int | None):
 
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     cls, takes_labels = class_of(config, num_labels)
-    if num_labels is not None and not takes_labels:
-        raise ValueError(f"num_labels={num_labels!r}: expected None, {name} has no classification head")
-    if num_labels is not None and not is_whole(num_labels, 2):
-        raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
+    _check_head(name, takes_labels, num_labels)
+    _check_sentencepiece(name)
     with _no_progress_bar():
         if num_labels is None:
             model = cls.from_pretrained(name, dtype=dtype, trust_remote_code=False)

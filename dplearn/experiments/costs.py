@@ -29,8 +29,8 @@ from dplearn.experiments.tuning import passes
 from dplearn.experiments.watching import Looks
 from dplearn.tasks.vision_benchmarks import BENCHMARKS
 
-# Bfloat16 FLOP/s, dense, by the makers, and the share of it that steps of this kind reach by assumption. The last is
-# what was measured with one thread of the processor that the records of this package name, in float32.
+# Bfloat16 FLOP/s, dense, by the makers, times the share of it that such steps reach: an assumption. The last is float32
+# on one thread of the processor of the recorded benchmarks, measured there (group "peft").
 RATES = {
     "h100": 989e12 * 0.3, "h200": 989e12 * 0.3, "a100": 312e12 * 0.35, "l40s": 362e12 * 0.3, "cpu": 8e10,
 }  # fmt: skip

@@ -29,9 +29,8 @@ from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.images import ImageTask
 
 LENGTH, POOL = 8, 4
-KEPT = (
-    2 * 2**30
-)  # bytes of encoded images of a split that are held in memory; larger splits are read as they are wanted
+# Bytes of encoded images of a split that are held in memory; larger splits are read as they are wanted.
+KEPT = 2 * 2**30
 RANDOM = ", random layers"  # at the end of a method's name: the same on layers that were never trained
 PROBE, FULL = "linear probe", "full fine-tuning"
 BEFORE, ESTIMATOR = {"entry": "before-positions"}, {"estimator": "straight-through"}

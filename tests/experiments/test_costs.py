@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dplearn import zoo
-from dplearn.experiments import costs, jobs, study
+from dplearn.experiments import costs, jobs, records, study
 
 
 def test_flops_of_a_causal_model_are_those_of_its_matrices_and_its_attention():
@@ -58,6 +58,16 @@ def test_images_are_counted_where_a_step_reads_them():
     assert both.forward - text.forward == pytest.approx(vision, rel=0.01)
     assert (both.training - text.training) / vision == pytest.approx(2, rel=0.05)
     assert both.saved > 2 * text.saved
+
+
+def test_the_assumed_speed_of_a_processor_is_that_of_a_measured_step():
+    """The benchmark's training step of a Llama of SmolLM2's shape, 4 inputs of 100 tokens behind 20 vectors."""
+    groups = {row["group"]: row["figures"] for row in records.load("benchmarks")["rows"]}
+    (figure,) = (
+        each for each in groups["peft"] if each["name"].startswith("llama") and "prefix" in each["name"]
+    )
+    rate = costs.step_of("smollm2-135m-instruct", 4, 120).training / (figure["ms"][0] / 1e3)
+    assert costs.RATES["cpu"] == pytest.approx(rate, rel=0.25)
 
 
 def test_a_plan_adds_up_and_multiplies_by_seeds_and_draws():

@@ -332,3 +332,18 @@ def test_an_encoder_elsewhere_is_bare_or_a_classifier(tmp_path):
     zoo.load("t5-mini")[1].save_pretrained(tmp_path / "bert")
     assert type(zoo.load(str(tmp_path / "bert"))[0]).__name__ == "BertModel"
     assert type(zoo.load(str(tmp_path / "bert"), num_labels=3)[0]).__name__ == "BertForSequenceClassification"
+
+
+def test_a_tokenizer_that_cannot_be_read_here_says_what_it_needs(tmp_path, monkeypatch):
+    """A SentencePiece model alone, without the two packages; with tokenizer.json nothing more is needed."""
+    model, tokenizer = zoo.load("t5-mini")
+    model.save_pretrained(tmp_path / "t5")
+    (tmp_path / "t5" / "spiece.model").write_bytes(b"")
+    for name in ("is_sentencepiece_available", "is_protobuf_available"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"transformers.utils.{name}", lambda: False)
+            with pytest.raises(ModuleNotFoundError, match="pip install sentencepiece protobuf"):
+                zoo.load(str(tmp_path / "t5"))
+    tokenizer.save_pretrained(tmp_path / "t5")
+    monkeypatch.setattr("transformers.utils.is_sentencepiece_available", lambda: False)
+    assert zoo.load(str(tmp_path / "t5"))[1].get_vocab() == tokenizer.get_vocab()
