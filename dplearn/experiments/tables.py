@@ -1,6 +1,7 @@
 """Tables of records: one line for each method, with its spread over seeds and its difference from a baseline.
 
-:func:`lines_against` is the one comparison; :func:`markdown`, :func:`full` and :func:`base_to_new` write it down.
+:func:`lines_against` is the one comparison; :func:`columns`, :func:`markdown`, :func:`full` and :func:`base_to_new`
+write it down.
 """
 
 from __future__ import annotations
@@ -274,13 +275,16 @@ def markdown(lines: Sequence[Line], baseline: str) -> str:
     return "\n".join(rows)
 
 
-def full(lines: Sequence[Line], verdict_of: Mapping[tuple[str, str], Verdict], baseline: str | None) -> str:
-    """The lines as a wide Markdown table: scores, verdicts against the baseline, evidence of learning, cost.
+def columns(
+    lines: Sequence[Line], verdict_of: Mapping[tuple[str, str], Verdict], baseline: str | None
+) -> dict[str, list[str]]:
+    """The lines in words: the name of a column -> its cell for each line.
 
-    Columns that no line has anything for are left out. Differences are in points, with their half-width at Holm's
-    level, which is the detectable effect at this number of seeds.
+    Scores, verdicts against the baseline, evidence of learning, cost. Columns that no line has anything for are left
+    out. Differences are in points, with their half-width at Holm's level, which is the detectable effect at this number
+    of seeds.
     """
-    columns: dict[str, Callable[[Line], str]] = {
+    cells: dict[str, Callable[[Line], str]] = {
         "method": lambda line: line.method,
         "seeds": lambda line: str(line.runs),
         "parameters": lambda line: f"{line.parameters:,}",
@@ -305,8 +309,13 @@ def full(lines: Sequence[Line], verdict_of: Mapping[tuple[str, str], Verdict], b
         "passes": lambda line: str(line.passes),
         "seconds": lambda line: f"{line.seconds:.0f}",
     }
-    cells = {name: [cell(line) for line in lines] for name, cell in columns.items()}
-    cells = {name: column for name, column in cells.items() if any(column)}
+    found = {name: [cell(line) for line in lines] for name, cell in cells.items()}
+    return {name: column for name, column in found.items() if any(column)}
+
+
+def full(lines: Sequence[Line], verdict_of: Mapping[tuple[str, str], Verdict], baseline: str | None) -> str:
+    """All :func:`columns` of the lines as a wide Markdown table."""
+    cells = columns(lines, verdict_of, baseline)
     rows = ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
     rows += ["| " + " | ".join(row) + " |" for row in zip(*cells.values())]
     return "\n".join(rows)

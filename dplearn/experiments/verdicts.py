@@ -85,6 +85,18 @@ class Verdict(NamedTuple):
             words = self.kind
         return f"{words}: {self.note}" if self.note else words
 
+    def told(self, unit: float = 100.0, digits: int = 1) -> str:
+        """The sentence without its note, with the difference and its interval where the sentence does not name them.
+
+        >>> gain = Difference(0.013, 0.04, 5, 0.03, 0.05, 0.4)
+        >>> Verdict("cannot tell", gain, 0.01, 40).told()
+        'cannot tell (would need about 40 seeds): +1.3 ± 4.0'
+        """
+        words, gain = self._replace(note="").sentence(unit, digits), self.difference
+        if gain is None or gain.seeds < 2 or self.kind in ("better", "worse"):
+            return words
+        return f"{words}: {gain.mean * unit:+.{digits}f} ± {gain.half * unit:.{digits}f}"
+
 
 def half_width(spread: float, seeds: int, level: float = ALPHA) -> float:
     """Half-width of Student's interval for a mean of so many values with this standard deviation.

@@ -1,0 +1,132 @@
+"""Published records as the book reads them: one table of a study with its verdicts, in words.
+
+table = recorded.table("instance", "docs/signature")
+pd.DataFrame(table.rows("mean ± sd, %", "verdict")).T
+print(recorded.made("instance"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dplearn.checks import shown
+from dplearn.experiments import records, study, tables
+from dplearn.experiments.parts import Cell, Study
+from dplearn.experiments.tables import Line
+from dplearn.experiments.verdicts import Verdict
+
+
+class Table(NamedTuple):
+    """One table of a study; without lines where nothing of it was run.
+
+    cell : backbone, condition and task.  split : what the scores are of.  baseline : the usual one of its verdicts.
+    lines : by method.  verdicts : by (baseline, method).  runs : the reported ones, by method.
+    """
+
+    study: Study
+    cell: Cell
+    split: str
+    baseline: str | None
+    lines: Mapping[str, Line]
+    verdicts: Mapping[tuple[str, str], Verdict]
+    runs: Mapping[str, list[dict]]
+
+    def rows(self, *names: str) -> dict[str, dict[str, str]]:
+        """Cells by method and column, for a data frame: all columns, or those that are named.
+
+        They are those of :func:`dplearn.experiments.tables.columns`, and :meth:`told` as "against ..." the baseline.
+
+        Raises
+        ------
+        ValueError : the table has no column of this name.
+        """
+        cells = tables.columns(list(self.lines.values()), self.verdicts, self.baseline)
+        told = {method: self.verdicts.get((self.baseline, method)) for method in self.lines}
+        cells[f"against {self.baseline}"] = ["" if each is None else each.told() for each in told.values()]
+        for name in names:
+            if name not in cells and self.lines:
+                raise ValueError(f"names={shown(name)}, expected columns of the table: {', '.join(cells)}")
+        wanted = names or [name for name in cells if name != "method"]
+        return {
+            method: {name: cells[name][number] for name in wanted} for number, method in enumerate(self.lines)
+        }
+
+    def score(self, method: str) -> str:
+        """Mean ± standard deviation over the seeds, in percent."""
+        line = self.lines[method]
+        return f"{100 * line.mean:.1f}\u00a0±\u00a0{100 * line.spread:.1f}"
+
+    def told(self, method: str, baseline: str | None = None) -> str:
+        """What may be said of a method against a baseline (None: the usual one), with its interval in points."""
+        return self.verdicts[baseline or self.baseline, method].told()
+
+    def seeds(self, method: str) -> int:
+        """How many seeds were reported of a method; 0: it was not run."""
+        return len(self.runs.get(method, ()))
+
+
+def table(
+    name: str,
+    task: str,
+    condition: str = "",
+    split: str = "test",
+    baseline: str | None = None,
+    backbone: str | None = None,
+) -> Table:
+    """A table of a study's published record.
+
+    Parameters
+    ----------
+    name : of the study.
+    task, condition, backbone : which table; the backbone is needed where a study has several.
+    split : of the scores; methods without it are left out.
+    baseline : of the differences and verdicts in the rows; None: the study's own.
+
+    Raises
+    ------
+    ValueError : the study has no such table.
+    """
+    one = study.read(name)
+    cells = [
+        cell for cell in one.cells()
+        if (cell.task, cell.condition.name) == (task, condition) and backbone in (None, cell.backbone)
+    ]  # fmt: skip
+    if len(cells) != 1:
+        titles = [cell.title for cell in one.cells()]
+        raise ValueError(
+            f"study {name!r} has {len(cells)} tables of task={task!r}, condition={condition!r}, "
+            f"backbone={backbone!r}, expected one of {titles}"
+        )
+    cell, record = cells[0], records.load(name) or {"rows": []}
+    rows = [
+        row for row in record["rows"]
+        if row["task"] == task and row.get("condition", condition) == condition
+        and row.get("backbone") in (None, cell.backbone) and (row["purpose"] == "choice" or split in row["scores"])
+    ]  # fmt: skip
+    runs = tables.reports(rows, task)
+    used = baseline or one.baseline
+    lines = tables.lines_against(rows, task, used if used in runs else None, split)
+    limits = one.verdict.margin, one.verdict.moved
+    verdicts = tables.judged(rows, task, one.pairs(cell), *limits, split)
+    return Table(one, cell, split, used, {line.method: line for line in lines}, verdicts, runs)
+
+
+def made(name: str) -> str:
+    """Who made a record: its command, date, device, seeds and versions; and what it does not keep to.
+
+    >>> made("instance").splitlines()[0]
+    'python -m dplearn.experiments run instance'
+    """
+    one, record = study.read(name), records.load(name)
+    if record is None:
+        return f"python -m dplearn.experiments run {name}\nnot run"
+    by = record["provenance"]
+    devices = sorted({maker["device"] for maker in record.get("makers", [])}) or [by.get("device", "")]
+    seeds = sorted({row["seed"] for row in record["rows"] if row["purpose"] == "report"})
+    words = [f"python -m dplearn.experiments run {name}"]
+    words.append(f"{by['date']} · {', '.join(devices)} · seeds {seeds[0]} to {seeds[-1]}")
+    words.append(" · ".join(f"{each} {by[each]}" for each in ("dplearn", "torch", "transformers")))
+    if one.exempt:
+        words.append(f"not by the protocol: {one.exempt}")
+    return "\n".join(words)

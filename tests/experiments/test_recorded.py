@@ -1,0 +1,65 @@
+"""Recorded tables against numbers that are taken from the files by hand."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+import dplearn
+from dplearn.experiments import recorded, records
+
+RECORDS = Path(dplearn.__file__).parent / "experiments" / "records"
+
+
+def by_hand(study, task, method, condition=""):
+    """Scores on test by seed, from the file as it is."""
+    rows = json.loads((RECORDS / f"{study}.json").read_text())["rows"]
+    return {
+        row["seed"]: row["scores"]["test"]["accuracy"]
+        for row in rows
+        if (row["task"], row["method"], row["purpose"], row["condition"])
+        == (task, method, "report", condition)
+    }
+
+
+def test_scores_and_differences_are_those_of_the_file():
+    table = recorded.table("estimators-place", "place/mixed", "given")
+    for method in ("prefix", "per instance, score-function"):
+        mine = by_hand("estimators-place", "place/mixed", method, "given")
+        mean, spread = statistics.mean(mine.values()), statistics.stdev(mine.values())
+        assert table.score(method) == f"{100 * mean:.1f}\u00a0±\u00a0{100 * spread:.1f}"
+        assert table.rows()[method]["mean ± sd, %"] == table.score(method)
+        assert table.seeds(method) == len(mine)
+
+    learned, fixed = "per instance, score-function", "best fixed split"
+    first, second = (by_hand("estimators-place", "place/mixed", name, "given") for name in (learned, fixed))
+    gain = statistics.mean(first[seed] - second[seed] for seed in first)
+    assert table.told(learned, fixed).startswith(f"better by {100 * gain:.1f} ± ")
+    assert table.rows()[learned][f"against {fixed}"] == table.told(learned)
+
+
+def test_a_method_without_a_score_on_the_split_is_left_out():
+    base, new = (
+        recorded.table("clip-decisions", "images/icons", split=split) for split in ("test", "test_new")
+    )
+    assert "linear probe" in base.lines and "linear probe" not in new.lines
+
+
+@pytest.mark.parametrize("asked", [("no/such",), ("place/mixed", "no such"), ("place/mixed",)])
+def test_a_table_that_a_study_does_not_have_is_refused(asked):
+    with pytest.raises(ValueError, match="estimators-place.*expected one of.*place/mixed, given"):
+        recorded.table("estimators-place", *asked)
+
+
+def test_a_column_that_a_table_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="names='speed', expected columns.*mean ± sd"):
+        recorded.table("instance", "docs/signature").rows("speed")
+
+
+def test_what_was_not_run_says_so(monkeypatch):
+    monkeypatch.setattr(records, "load", lambda name: None)
+    assert recorded.made("instance").splitlines() == ["python -m dplearn.experiments run instance", "not run"]
+    table = recorded.table("instance", "docs/signature")
+    assert (table.lines, table.rows(), table.runs, table.seeds("prefix")) == ({}, {}, {}, 0)
+    assert {verdict.kind for verdict in table.verdicts.values()} == {"not run"}
