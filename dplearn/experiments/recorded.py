@@ -61,6 +61,19 @@ class Table(NamedTuple):
         """What may be said of a method against a baseline (None: the usual one), with its interval in points."""
         return self.verdicts[baseline or self.baseline, method].told()
 
+    def in_nats(self) -> dict[tuple[str, str], str]:
+        """The verdicts by cross-entropy instead, a family of its own: "better" has fewer nats. The margin is the same
+        number, of nats; pairs of which a run has no cross-entropy are left out."""
+        pairs = [
+            pair for pair in self.verdicts
+            if all(row.get("cross_entropy") for name in pair for row in self.runs.get(name, ()))
+        ]  # fmt: skip
+        rows = [row for group in self.runs.values() for row in group]
+        limits = self.study.verdict.margin, self.study.verdict.moved
+        value = records.log_likelihood
+        found = tables.judged(rows, self.cell.task, pairs, *limits, self.split, value)
+        return {pair: verdict.told(1.0, 2) for pair, verdict in found.items()}
+
     def seeds(self, method: str) -> int:
         """How many seeds were reported of a method; 0: it was not run."""
         return len(self.runs.get(method, ()))

@@ -10,7 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -160,9 +160,20 @@ def headline(row: dict, split: str = "test") -> float:
     return next(iter(row["scores"][split].values()))
 
 
-def paired(rows: Iterable[dict], others: Iterable[dict], split: str = "test") -> list[float]:
-    """Differences of the first metric, rows minus others, at the seeds that both have, in the order of the seeds."""
-    scores, baseline = ({row["seed"]: headline(row, split) for row in some} for some in (rows, others))
+def log_likelihood(row: dict, split: str = "test") -> float:
+    """Minus the cross-entropy of a row's split, in nats: like a score, more is better."""
+    return -row["cross_entropy"][split]
+
+
+def paired(
+    rows: Iterable[dict],
+    others: Iterable[dict],
+    split: str = "test",
+    value: Callable[[dict, str], float] = headline,
+) -> list[float]:
+    """Differences of the first metric (or another ``value``), rows minus others, at the seeds that both have, in the
+    order of the seeds."""
+    scores, baseline = ({row["seed"]: value(row, split) for row in some} for some in (rows, others))
     return [scores[seed] - baseline[seed] for seed in sorted(scores.keys() & baseline.keys())]
 
 

@@ -216,6 +216,7 @@ def judged(
     margin: float,
     least: float,
     split: str = "test",
+    value: Callable[[dict, str], float] = headline,
 ) -> dict[tuple[str, str], Verdict]:
     """The verdicts of one table, a family for Holm: (baseline, method) -> verdict.
 
@@ -223,10 +224,11 @@ def judged(
     ----------
     margin : differences up to this do not matter.
     least : total variation below which a decision was not learned.
+    value : what is compared of each run; more is better.
     """
     groups = reports(rows, task)
     gains = {
-        pair: paired(groups[pair[1]], groups[pair[0]], split)
+        pair: paired(groups[pair[1]], groups[pair[0]], split, value)
         for pair in pairs
         if pair[0] in groups and pair[1] in groups
     }

@@ -63,3 +63,15 @@ def test_what_was_not_run_says_so(monkeypatch):
     table = recorded.table("instance", "docs/signature")
     assert (table.lines, table.rows(), table.runs, table.seeds("prefix")) == ({}, {}, {}, 0)
     assert {verdict.kind for verdict in table.verdicts.values()} == {"not run"}
+
+
+def test_verdicts_in_nats_are_those_of_paired_differences_of_the_file():
+    table = recorded.table("instance", "docs/signature")
+    learned, fixed = "per instance, score-function", "best fixed split"
+    first, second = (
+        {row["seed"]: row["cross_entropy"]["test"] for row in table.runs[name]} for name in (learned, fixed)
+    )
+    saved = statistics.mean(second[seed] - first[seed] for seed in first)  # nats; fewer are better
+    told = table.in_nats()[fixed, learned]
+    assert f"{saved:+.2f} ± " in told or f" by {abs(saved):.2f} ± " in told
+    assert told.startswith("worse") <= (saved < 0) and told.startswith("better") <= (saved > 0)
