@@ -111,17 +111,25 @@ def table(
             f"study {name!r} has {len(cells)} tables of task={task!r}, condition={condition!r}, "
             f"backbone={backbone!r}, expected one of {titles}"
         )
-    cell, record = cells[0], records.load(name) or {"rows": []}
+    return _table(one, cells[0], records.load(name), split, baseline)
+
+
+def all_tables(name: str, split: str = "test") -> list[Table]:
+    """The tables of a study's published record, in the order of the study."""
+    one, record = study.read(name), records.load(name)
+    return [_table(one, cell, record, split) for cell in one.cells()]
+
+
+def _table(one: Study, cell: Cell, record: dict | None, split: str, baseline: str | None = None) -> Table:
     rows = [
-        row for row in record["rows"]
-        if row["task"] == task and row.get("condition", condition) == condition
+        row for row in (record or {"rows": []})["rows"]
+        if row["task"] == cell.task and row.get("condition", cell.condition.name) == cell.condition.name
         and row.get("backbone") in (None, cell.backbone) and (row["purpose"] == "choice" or split in row["scores"])
     ]  # fmt: skip
-    runs = tables.reports(rows, task)
-    used = baseline or one.baseline
-    lines = tables.lines_against(rows, task, used if used in runs else None, split)
+    runs, used = tables.reports(rows, cell.task), baseline or one.baseline
+    lines = tables.lines_against(rows, cell.task, used if used in runs else None, split)
     limits = one.verdict.margin, one.verdict.moved
-    verdicts = tables.judged(rows, task, one.pairs(cell), *limits, split)
+    verdicts = tables.judged(rows, cell.task, one.pairs(cell), *limits, split)
     return Table(one, cell, split, used, {line.method: line for line in lines}, verdicts, runs)
 
 
