@@ -144,7 +144,9 @@ def made(name: str) -> str:
         return f"python -m dplearn.experiments run {name}\nnot run"
     by = record["provenance"]
     devices = sorted({maker["device"] for maker in record.get("makers", [])}) or [by.get("device", "")]
-    seeds = sorted({row["seed"] for row in record["rows"] if row["purpose"] == "report"})
+    reported = records.by([row for row in record["rows"] if row["purpose"] == "report"], "method").values()
+    # Baselines without any luck have one seed of their own.
+    seeds = sorted({row["seed"] for group in reported if len(group) > 1 for row in group})
     words = [f"python -m dplearn.experiments run {name}"]
     words.append(f"{by['date']} · {', '.join(devices)} · seeds {seeds[0]} to {seeds[-1]}")
     words.append(" · ".join(f"{each} {by[each]}" for each in ("dplearn", "torch", "transformers")))
