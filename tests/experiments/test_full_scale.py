@@ -43,6 +43,7 @@ def run(home, *arguments, status=0):
 TRIED = [
     ("t5", "*/superglue/cb?total*/*", "google/t5-small*"),
     ("t5-authors", "*/superglue/multirc*/*", "google/t5-large*"),
+    ("multi-task", "*", "google/t5-large*"),
     ("vit-decisions", "*/vtab/dtd*/*", "*"),
     ("clip-decisions", "*/coop/pets*/*", "*"),
 ]
@@ -87,7 +88,8 @@ def test_a_plan_wants_neither_models_nor_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("t5", 80), ("t5-authors", 80), ("vit-decisions", 24), ("clip-decisions", 24)]
+    ("name", "most"),
+    [("t5", 80), ("t5-authors", 80), ("multi-task", 80), ("vit-decisions", 24), ("clip-decisions", 24)],
 )
 def test_no_run_wants_more_memory_than_the_study_says(name, most):
     """By arithmetic, weights and what waits for the backward pass; the file names the GPU."""
