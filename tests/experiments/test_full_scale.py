@@ -1,5 +1,6 @@
 """Studies at full scale, run by their own command on stand-ins: every method that a chapter prints a command for."""
 
+import json
 import re
 import subprocess
 import sys
@@ -30,11 +31,16 @@ def home(tmp_path_factory):
     return folder
 
 
-def run(home, *arguments, status=0):
+def run(home, *arguments, status=0, **variables):
     """The command as a process of its own, offline."""
     command = [sys.executable, "-m", "dplearn.experiments", *arguments]
     done = subprocess.run(
-        command, cwd=home, env=standins.environment(home), capture_output=True, text=True, timeout=280
+        command,
+        cwd=home,
+        env=standins.environment(home) | {name: str(value) for name, value in variables.items()},
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -58,6 +64,46 @@ def test_every_method_of_a_full_study_runs_by_its_own_command(home, name, only, 
     wanted = jobs.trials(full, lambda job: job.matches(only, None, None, backbone))
     assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 6
     assert not (home / "runs").exists()  # nothing is kept
+
+
+SMALL = [
+    ("t5", "*/world/color/*"),
+    ("t5-authors", "*/world/color/*"),
+    ("ablations", "*"),
+    ("vit-decisions", "*/images/icons-classes/*"),
+    ("clip-decisions", "*"),
+]
+
+
+@pytest.mark.parametrize(("name", "only"), SMALL)
+def test_every_method_of_the_same_study_runs_on_what_ships(tmp_path, name, only):
+    """The command without `--scale`, as the chapters print it."""
+    said = run(tmp_path, "run", name, "--try", "1", "--jobs", "1", "--only", only)
+    (counts,) = re.findall(r"(\d+) of (\d+) runs end", said)
+    wanted = jobs.trials(study.read(name), lambda job: job.matches(only, None, None, None))
+    assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 6
+
+
+def test_every_method_of_the_study_on_a_real_model_runs_on_files_of_its_format(tmp_path):
+    """FewGLUE's files, and a language model that ships in the place of the one that is fetched by pip."""
+    for folder, labels in (
+        ("CB", ("entailment", "contradiction", "neutral")),
+        ("RTE", ("entailment", "not_entailment")),
+    ):
+        (tmp_path / folder).mkdir()
+        for number, name in enumerate(("train", "dev32", "val")):
+            rows = [
+                {"premise": f"the ball is red {i} .", "hypothesis": f"it is red {number} .", "label": labels[i % len(labels)], "idx": i}
+                for i in range(32 if name != "val" else 12)
+            ]  # fmt: skip
+            (tmp_path / folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (study.FOLDER / "smollm2-place.toml").read_text()
+    path = tmp_path / "real.toml"
+    path.write_text(text.replace("smollm2-135m-instruct", "llama-mini"))
+    said = run(tmp_path, "run", str(path), "--try", "2", "--jobs", "1", SUPERGLUE=tmp_path)
+    (counts,) = re.findall(r"(\d+) of (\d+) runs end", said)
+    wanted = jobs.trials(study.read(str(path)), lambda job: True)
+    assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 11
 
 
 def test_a_full_study_is_stopped_resumed_and_published_as_any_other(home, tmp_path):
