@@ -1,10 +1,14 @@
 """The commands of studies, on a small study with made-up runs: tables, verdicts, figures, publication, running again."""
 
 import json
+import re
 import shlex
+import subprocess
+import sys
 from concurrent.futures import Future
 
 import pytest
+import torch
 from test_study import TEXT, finished, read
 
 from dplearn.experiments import commands, execution, jobs, records, study, tables, verdicts
@@ -404,3 +408,23 @@ def test_a_study_without_a_test_split_is_read_on_its_own(tmp_path, capsys):
 def validated(row):
     """The headline on validation."""
     return headline(row, "validation")
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback():
+    """As `| head` does; without a buffer, so that the second line finds the pipe closed."""
+    command = [sys.executable, "-u", "-m", "dplearn.experiments", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_the_package_says_what_can_be_done():
+    """Every command that `python -m dplearn` prints is one that its module has."""
+    said = subprocess.run(
+        [sys.executable, "-m", "dplearn"], capture_output=True, text=True, check=True
+    ).stdout
+    printed = re.findall(r"python -m dplearn\.(zoo|experiments) (\w+)", said)
+    known = {"experiments": commands.COMMANDS, "zoo": ("list", "card", "check", "pretrain")}
+    assert len(printed) >= 6 and all(verb in known[module] for module, verb in printed)
+    assert f"torch {torch.__version__}" in said

@@ -1,0 +1,33 @@
+"""`python -m dplearn`: what can be done from the command line, and what is installed."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+COMMANDS = {
+    "python -m dplearn.zoo list": "small pretrained backbones that ship, and real ones by pip",
+    "python -m dplearn.zoo card NAME": "how a backbone was made, and what it can show",
+    "python -m dplearn.experiments list": "the studies of the book, and what was run of each",
+    "python -m dplearn.experiments show STUDY": "what a study compares, before anything runs",
+    "python -m dplearn.experiments plan STUDY": "its runs, hours, memory and downloads",
+    "python -m dplearn.experiments run STUDY": "run it; stopped, it goes on where it was",
+    "python -m dplearn.experiments verdict STUDY": "what its runs allow to say",
+}
+OPTIONAL = "datasets", "peft", "accelerate", "scikit-learn", "matplotlib"
+
+
+def main() -> None:
+    """Print the commands and the versions."""
+    found = {}
+    for name in ("dplearn", "torch", "transformers", *OPTIONAL):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    print("dplearn: prompts that learn where they stand, how long they are and what they say\n")
+    width = max(map(len, COMMANDS))
+    for command, words in COMMANDS.items():
+        print(f"  {command:{width}}  {words}")
+    print("\n" + ", ".join(f"{name} {each}" for name, each in found.items()))
+
+
+if __name__ == "__main__":
+    main()
