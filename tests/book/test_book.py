@@ -118,6 +118,13 @@ def test_notebook_is_in_the_normal_form(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_fits_the_page(path):
+    """A cell shows 88 columns; what is longer is cut at the right, also where the formatter leaves it (in strings)."""
+    long = [line for cell in code_cells(path) for line in cell.source.splitlines() if len(line) > 88]
+    assert not long
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_figures_have_words(path):
     problems = {n: figure_problems(cell) for n, cell in enumerate(code_cells(path), start=1)}
     assert not {n: lines for n, lines in problems.items() if lines}
