@@ -129,7 +129,7 @@ def findings(sources: Iterable[Source]) -> list[Finding]:
 
 
 def counts(found: Sequence[Finding]) -> dict[str, int]:
-    """How many findings are of each kind of verdict, in the order of :data:`~dplearn.experiments.verdicts.KINDS`."""
+    """How many findings are of each kind of verdict, in the order of ``verdicts.KINDS``."""
     of = Counter(each.verdict.kind for each in found)
     return {kind: of[kind] for kind in KINDS}
 

@@ -92,13 +92,15 @@ def table(
     Parameters
     ----------
     name : of the study.
-    task, condition, backbone : which table; the backbone is needed where a study has several.
+    task : of the table.
+    condition : of the table.
     split : of the scores; methods without it are left out.
     baseline : of the differences and verdicts in the rows; None: the study's own.
+    backbone : needed where a study has several for this task.
 
     Raises
     ------
-    ValueError : the study has no such table.
+    ValueError : the study has no such table, or several.
     """
     one = study.read(name)
     cells = [

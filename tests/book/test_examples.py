@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, pipeline
 
 import dplearn as dp
-from dplearn.experiments import commands, predictions, records, study, tables
+from dplearn.experiments import commands, predictions, recorded, records, study, tables
 
 
 def examples(name):
@@ -517,6 +517,15 @@ def test_what_is_said_of_a_real_model_is_in_the_record(tmp_path):
         f"moved by {did['moved']:.2f}, and dealt out to other inputs it costs {did['cost']:.2f} nats" in line
     )
     assert "cannot tell (would need about {}, {} and {} seeds)".format(*seeds) in line
+
+    rte = recorded.table(one.name, one.tasks[1])
+    most, did = rte.lines["most frequent label"].mean, rte.lines[decided].evidence["position"]
+    assert all(each.mean < most for name, each in rte.lines.items() if name != "most frequent label")
+    assert (
+        f"has {100 * most:.1f} % of the test, and the place per input, which moved by {did['moved']:.2f}, "
+        in line
+    )
+    assert f"costs {did['cost']:.2f} nats dealt out" in line
 
 
 def test_what_is_said_of_defaults_is_in_the_record():
