@@ -80,7 +80,9 @@ CLAIMS: Mapping[str, tuple[Source, ...]] = {
         Source("multi-task", "mixture per task", MANY),
     ),
     "It holds for vision models": (
-        Source("vit-decisions", "place per *", PLACE),
+        Source("vit-decisions", "place per *-*", PLACE),
+        # A coded place leaves the patches, as the plain prompt behind the positions does.
+        Source("vit-decisions", "place per image, coded", "VPT, shallow"),
         Source("vit-decisions", "pool per image", MANY),
     ),
     "It holds for models of images and texts": (
