@@ -483,6 +483,24 @@ def test_what_the_paper_map_says_of_clip_is_in_the_record(tmp_path):
     assert f"a pool per image against one prompt with as many parameters: {pool}. " in line
 
 
+def test_what_the_paper_map_says_of_vit_is_in_the_record():
+    lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| The gains hold for vision models"))
+    found = [recorded.table("vit-decisions", task) for task in ("images/digits", "images/icons-classes")]
+    assert {each.seeds("VPT, shallow") for each in found} == {5} and "five seeds" in line
+    decided, coded = "place per image, score-function", "place per image, coded"
+    moved = [f"{each.lines[decided].evidence['position']['moved']:.2f}" for each in found]
+    drawn = [f"{100 * each.lines['place drawn for each image'].mean:.1f}" for each in found]
+    assert f"moved by {' and '.join(moved)}, " in line and f"leave {' and '.join(drawn)} %" in line
+    pairs = [
+        ("best fixed place", decided, "it is {} in images/digits and {} in images/icons-classes."),
+        ("VPT, shallow", coded, "against the plain prompt: {}, and {}."),
+        ("one prompt, as many parameters", "pool per image", "with as many parameters: {}, and {}."),
+    ]
+    for baseline, method, words in pairs:
+        assert words.format(*(each.verdicts[baseline, method].sentence() for each in found)) in line
+
+
 def test_a_table_of_new_classes_leaves_out_what_never_sees_them(tmp_path, capsys):
     commands.table(SimpleNamespace(study="clip-decisions", scale=None, runs=tmp_path, split="test_new"))
     said = capsys.readouterr().out
