@@ -136,7 +136,16 @@ def parameter_groups(
     Parameters
     ----------
     head_lr : learning rate of a trained head; None is the controllers' rate.
+
+    Raises
+    ------
+    ValueError : a head that is to be trained would get the rate 0 of the controllers, unsaid.
     """
+    if head_lr is None and controller_lr == 0 and model.prompt.parameters_by_group()["head"]:
+        raise ValueError(
+            "controller_lr=0 would be the rate of the trained head too, expected a head_lr of its own: 0 if the head is "
+            "to stay as it is"
+        )
     rates = (prompt_lr, controller_lr, controller_lr if head_lr is None else head_lr)
     groups = model.prompt.parameters_by_group().values()
     return [{"params": group, "lr": rate} for group, rate in zip(groups, rates) if group]

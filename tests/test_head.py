@@ -505,6 +505,15 @@ def test_parameter_groups_have_one_for_the_head():
     assert [group["lr"] for group in groups] == [0.3, 0.01] and len(groups[1]["params"]) == 2
 
 
+def test_a_head_does_not_get_the_rate_zero_of_decisions_that_stay():
+    """A control whose decisions are not learned: its head would not have learned either, and nothing would have said so."""
+    model = make(tiny.vit())
+    with pytest.raises(ValueError, match="controller_lr=0 .*trained head.*head_lr"):
+        dp.parameter_groups(model, 0.3, 0.0)
+    assert [group["lr"] for group in dp.parameter_groups(model, 0.3, 0.0, 0.01)] == [0.3, 0.01]
+    assert dp.parameter_groups(make(tiny.vit(), head="frozen"), 0.3, 0.0)[0]["lr"] == 0.3
+
+
 # --- the Trainer ---
 
 
