@@ -143,7 +143,7 @@ def parameter_groups(
     """
     if head_lr is None and controller_lr == 0 and model.prompt.parameters_by_group()["head"]:
         raise ValueError(
-            "controller_lr=0 would be the rate of the trained head too, expected a head_lr of its own: 0 if the head is "
+            "controller_lr=0 would be the rate of the trained head too, expected a head_lr of its own: 0 if it is "
             "to stay as it is"
         )
     rates = (prompt_lr, controller_lr, controller_lr if head_lr is None else head_lr)

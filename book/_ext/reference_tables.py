@@ -1,6 +1,6 @@
 """Sphinx extension: put tables that the code or a record knows into the pages that describe them.
 
-`<!-- the options -->` on the page API reference is replaced by the options of PromptConfig, as the package declares
+`<!-- the options -->` on the page The prompt of the API reference is replaced by the options of PromptConfig, as the package declares
 them (dplearn.config.option_rows). `<!-- the architectures -->` on the page Backbones is replaced by what came of every
 text architecture of transformers, from the record that the test of all of them writes. Without a record the page says
 "not run".
@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-PAGES = {"book/api": "<!-- the options -->", "book/backbones": "<!-- the architectures -->"}
+PAGES = {"book/api/prompt": "<!-- the options -->", "book/backbones": "<!-- the architectures -->"}
 RECORD = Path("tests", "backbones", "architectures.json")
 NOT_RUN = "This test was not run: there is no record of it in this copy."
 OPTIONS = ("Option", "Expected", "Meaning")
@@ -104,7 +104,7 @@ def insert_tables(app, docname, source):
     """Replace the mark of a page; a new record makes Sphinx read the page again."""
     if docname not in PAGES:
         return
-    if docname == "book/api":
+    if docname == "book/api/prompt":
         from dplearn.config import option_rows
 
         text = options(option_rows())
