@@ -33,6 +33,7 @@ class Source(NamedTuple):
 
 FIXED, PLACE = "best fixed split", "best fixed place"
 MANY = "one prompt, as many parameters"
+FULL = 0.99  # a share of right answers that leaves nothing to win by a margin of a point
 CONTROLS = ("place/none",)  # nothing can be won there, by construction
 # Without "l = 8", where the decision's vectors were given no rate that is fast enough: "one grid" is that table again.
 LENGTHS = "given", "l = [124]", "l = 8, one grid"
@@ -141,12 +142,13 @@ def standing(found: Sequence[Finding]) -> str:
 
     "observed" : better somewhere, and nowhere worse.  "mixed" : better somewhere and worse elsewhere.
     "not reproduced" : nowhere better, though the decision was learned and a difference above the margin is ruled out,
-    or it was worse.  "not tested" : everything else, also where nothing was run.
+    or it was worse.  "not tested" : everything else, also where nothing was run. Where the baseline has (nearly) all
+    answers right, nothing could be won, and a finding does not count.
 
     >>> standing([])
     'not tested'
     """
-    of = counts(found)
+    of = counts([each for each in found if each.other is None or each.other.mean < FULL])
     if of["better"]:
         return "mixed" if of["worse"] else "observed"
     return "not reproduced" if of["worse"] or of["no difference"] else "not tested"

@@ -11,9 +11,10 @@ from dplearn.experiments.verdicts import KINDS, Difference, Verdict
 ALL = {name: claims.findings(sources) for name, sources in claims.CLAIMS.items()}
 
 
-def case(*kinds):
+def case(*kinds, mean=0.5):
     gain = Difference(0.1, 0.05, 3, 0.02, 0.05, 0.01)
-    return [SimpleNamespace(verdict=Verdict(kind, gain, 0.01)) for kind in kinds]
+    other = SimpleNamespace(mean=mean)
+    return [SimpleNamespace(verdict=Verdict(kind, gain, 0.01), other=other) for kind in kinds]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,11 @@ def test_what_findings_allow_to_say(kinds, expected):
     found = case(*kinds)
     assert claims.standing(found) == expected
     assert claims.counts(found) == {kind: kinds.count(kind) for kind in KINDS}
+
+
+def test_where_nothing_could_be_won_nothing_follows():
+    assert claims.standing(case("no difference", mean=1.0)) == "not tested"
+    assert claims.standing(case("no difference", mean=1.0) + case("better")) == "observed"
 
 
 @pytest.mark.parametrize(
