@@ -493,7 +493,7 @@ def test_what_the_paper_map_says_of_vit_is_in_the_record():
     drawn = [f"{100 * each.lines['place drawn for each image'].mean:.1f}" for each in found]
     assert f"moved by {' and '.join(moved)}, " in line and f"leave {' and '.join(drawn)} %" in line
     pairs = [
-        ("best fixed place", decided, "it is {} in images/digits and {} in images/icons-classes."),
+        ("best fixed place", decided, "in images/digits: {}, and in images/icons-classes: {}."),
         ("VPT, shallow", coded, "against the plain prompt: {}, and {}."),
         ("one prompt, as many parameters", "pool per image", "with as many parameters: {}, and {}."),
     ]
