@@ -1,9 +1,9 @@
 """Sphinx extension: put tables that the code or a record knows into the pages that describe them.
 
-`<!-- the options -->` on the page The prompt of the API reference is replaced by the options of PromptConfig, as the package declares
-them (dplearn.config.option_rows). `<!-- the architectures -->` on the page Backbones is replaced by what came of every
-text architecture of transformers, from the record that the test of all of them writes. Without a record the page says
-"not run".
+`<!-- the options -->` on the page The prompt of the API reference is replaced by the options of PromptConfig, as the
+package declares them (dplearn.config.option_rows). `<!-- the architectures -->` on the page Backbones is replaced by
+what came of every text architecture of transformers, from the record that the test of all of them writes. Without a
+record the page says "not run".
 """
 
 import collections

@@ -147,7 +147,7 @@ def test_every_notebook_is_a_page_and_every_page_exists():
     assert len(files) == len(set(files))
     assert [name for name in files if source_of(name) is None] == []
     assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(files)
-    assert {f"book/{path.stem}" for path in PAGES} <= set(files)
+    assert {str(path.relative_to(ROOT).with_suffix("")) for path in PAGES} <= set(files)
 
 
 def test_map_says_what_exists():
