@@ -15,7 +15,8 @@ PLACEHOLDER = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|TBD|lorem ipsum)\b|\?\?\?|\bX
 def toc_files():
     """The pages in _toc.yml, in order, without suffix."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    return [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    return [toc["root"]] + [each["file"] for one in chapters for each in (one, *one.get("sections", ()))]
 
 
 def source_of(name):
