@@ -224,14 +224,21 @@ def _reads_images(spec: Mapping, all_weights: bool) -> bool:
     return all_weights or spec.get("prompt", {}).get("towers") in ("vision", "both", "coupled")
 
 
+def _texts_by_image(spec: Mapping) -> bool:
+    """Of an image-text model: whether the texts are read once for each image, which decides about their prompt."""
+    return spec.get("prompt", {}).get("summary") == "image"
+
+
 def _forward_of(job: Job, step: Step, batch: int) -> float:
-    """FLOPs of scoring one example: a forward pass, of an image-text model that of one image."""
+    """FLOPs of scoring one example: a forward pass, of an image-text model that of one image, and of the texts where
+    each image has its own."""
     if job.spec["kind"] != "image-text":
         return step.forward / batch
     with_image, without = (
         step_of(job.spec["backbone"], 1, CLASS_TOKENS, 1, images=each) for each in (True, False)
     )
-    return with_image.forward - without.forward
+    one = with_image.forward - without.forward
+    return one + step.forward / batch if _texts_by_image(job.spec) else one
 
 
 def _config_of(spec: Mapping) -> PromptConfig:
@@ -251,9 +258,11 @@ def _step_of(job: Job, settings: Settings, all_weights: bool) -> Step:
         rows = spec.get("max_length", LONGEST) + length
         return step_of(spec["backbone"], settings.batch_size, rows, 0, all_weights)
     if spec["kind"] == "image-text":
-        classes = -(-_benchmark(spec["task"]).classes // 2)
+        texts = -(-_benchmark(spec["task"]).classes // 2)
+        if _texts_by_image(spec):
+            texts *= settings.batch_size
         images = _reads_images(spec, all_weights)
-        return step_of(spec["backbone"], settings.batch_size, CLASS_TOKENS, classes, all_weights, images)
+        return step_of(spec["backbone"], settings.batch_size, CLASS_TOKENS, texts, all_weights, images)
     config = config_of(spec["backbone"])
     rows = (config.image_size // config.patch_size) ** 2 + 1 + length
     return step_of(spec["backbone"], settings.batch_size, rows, 0, all_weights)

@@ -60,6 +60,15 @@ def test_images_are_counted_where_a_step_reads_them():
     assert both.saved > 2 * text.saved
 
 
+def test_texts_are_counted_for_each_image_where_images_decide_about_them():
+    """32 images of a batch: 32 times the texts in a step, nearly as many numbers that wait, and texts again in each score."""
+    by_method = {job.labels["method"]: job for job in jobs.jobs(study.read("clip-decisions"), {})}
+    by_class, by_image = (costs.cost_of(by_method[f"pool per {who}"]) for who in ("class", "image"))
+    weights = 4 * costs.parameters_of("clip-mini")
+    assert 20 < (by_image.memory - weights) / (by_class.memory - weights) <= 32
+    assert by_image.flops > 15 * by_class.flops
+
+
 def test_the_assumed_speed_of_a_processor_is_that_of_a_measured_step():
     """The benchmark's training step of a Llama of SmolLM2's shape, 4 inputs of 100 tokens behind 20 vectors."""
     groups = {row["group"]: row["figures"] for row in records.load("benchmarks")["rows"]}
