@@ -1,5 +1,9 @@
-"""`python -m dplearn`: what can be done from the command line, and what is installed."""
+"""`python -m dplearn`: what can be done from the command line, and what is installed; and what all commands share."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
@@ -12,6 +16,16 @@ COMMANDS = {
     "python -m dplearn.experiments verdict STUDY": "what its runs allow to say",
 }
 OPTIONAL = "datasets", "peft", "accelerate", "scikit-learn", "matplotlib"
+
+
+@contextmanager
+def reader_may_stop() -> Iterator[None]:
+    """Ends a command in silence where whoever reads its output has read enough, as `| head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 def main() -> None:
@@ -30,4 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with reader_may_stop():
+        main()

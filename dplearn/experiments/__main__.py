@@ -5,9 +5,9 @@ each, so that a stopped study goes on, and so that several processes or machines
 """
 
 import argparse
-import os
 import sys
 
+from dplearn.__main__ import reader_may_stop
 from dplearn.experiments import commands
 
 
@@ -76,9 +76,6 @@ def main(arguments=None) -> None:
     except (ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except BrokenPipeError:  # whoever reads has read enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     except KeyboardInterrupt:
         print("stopped; finished runs are kept, `resume` goes on", file=sys.stderr)
         status = 130
@@ -87,4 +84,5 @@ def main(arguments=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with reader_may_stop():
+        main()

@@ -239,11 +239,7 @@ def _cells(options, one: Study) -> Iterable[tuple[Cell, list[dict]]]:
     """The tables of a study with their rows; cells without a reported run are left out."""
     rows = labelled_rows(options, one)
     for cell in one.cells():
-        own = [
-            row for row in rows
-            if row["task"] == cell.task and row.get("condition", cell.condition.name) == cell.condition.name
-            and row.get("backbone") in (None, cell.backbone)
-        ]  # fmt: skip
+        own = [row for row in rows if cell.holds(row)]
         if any(row["purpose"] == "report" for row in own):
             yield cell, own
 

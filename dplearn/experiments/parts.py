@@ -104,6 +104,14 @@ class Cell:
         """In words, for a heading."""
         return ", ".join(part for part in (self.task, self.condition.name, self.backbone) if part)
 
+    def holds(self, row: Mapping) -> bool:
+        """Whether a run belongs to this table; older records do not say which condition or backbone a run had."""
+        return (
+            row["task"] == self.task
+            and row.get("condition", self.condition.name) == self.condition.name
+            and row.get("backbone") in (None, self.backbone)
+        )
+
 
 @dataclass(frozen=True)
 class Study:

@@ -55,7 +55,7 @@ class Table(NamedTuple):
     def score(self, method: str) -> str:
         """Mean ± standard deviation over the seeds, in percent."""
         line = self.lines[method]
-        return f"{100 * line.mean:.1f}\u00a0±\u00a0{100 * line.spread:.1f}"
+        return tables.percent(line.mean, line.spread)
 
     def told(self, method: str, baseline: str | None = None) -> str:
         """What may be said of a method against a baseline (None: the usual one), with its interval in points."""
@@ -125,8 +125,7 @@ def all_tables(name: str, split: str = "test") -> list[Table]:
 def _table(one: Study, cell: Cell, record: dict | None, split: str, baseline: str | None = None) -> Table:
     rows = [
         row for row in (record or {"rows": []})["rows"]
-        if row["task"] == cell.task and row.get("condition", cell.condition.name) == cell.condition.name
-        and row.get("backbone") in (None, cell.backbone) and (row["purpose"] == "choice" or split in row["scores"])
+        if cell.holds(row) and (row["purpose"] == "choice" or split in row["scores"])
     ]  # fmt: skip
     runs, used = tables.reports(rows, cell.task), baseline or one.baseline
     lines = tables.lines_against(rows, cell.task, used if used in runs else None, split)

@@ -272,7 +272,7 @@ def markdown(lines: Sequence[Line], baseline: str) -> str:
         "|---|---|---|---|",
     ]
     for line in lines:
-        cells = line.method, f"{line.parameters:,}", _percent(line.mean, line.spread), _gain(line.difference)
+        cells = line.method, f"{line.parameters:,}", percent(line.mean, line.spread), _gain(line.difference)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -290,7 +290,7 @@ def columns(
         "method": lambda line: line.method,
         "seeds": lambda line: str(line.runs),
         "parameters": lambda line: f"{line.parameters:,}",
-        "mean ± sd, %": lambda line: _percent(line.mean, line.spread),
+        "mean ± sd, %": lambda line: percent(line.mean, line.spread),
         "cross-entropy": lambda line: _number(line.cross_entropy, "{:.3f}"),
         "at a third of the steps, %": lambda line: _number(line.third, "{:.1f}", 100),
         "right split, %": lambda line: _number(line.right, "{:.1f}", 100),
@@ -346,7 +346,7 @@ def _holm(verdict: Verdict | None) -> str:
     gain = None if verdict is None else verdict.difference
     if gain is None:
         return ""
-    return _percent(gain.mean, gain.half, "+") if gain.seeds > 1 else f"{100 * gain.mean:+.1f}"
+    return percent(gain.mean, gain.half, "+") if gain.seeds > 1 else f"{100 * gain.mean:+.1f}"
 
 
 def _said(verdict: Verdict | None) -> str:
@@ -382,13 +382,17 @@ def base_to_new(rows: Iterable[dict], task: str, methods: Sequence[str], baselin
 
 def _spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation of one run, in percent."""
-    return _percent(statistics.mean(values), statistics.stdev(values))
+    return percent(statistics.mean(values), statistics.stdev(values))
 
 
-def _percent(value: float, spread: float, sign: str = "") -> str:
-    # Spaces that do not break: a narrow column would split the two numbers.
+def percent(value: float, spread: float, sign: str = "") -> str:
+    """A share and its spread in percent, joined by spaces that do not break: a narrow column would split them.
+
+    >>> percent(0.5, 0.0123).replace("\\u00a0", " ")
+    '50.0 ± 1.2'
+    """
     return f"{100 * value:{sign}.1f}\u00a0±\u00a0{100 * spread:.1f}"
 
 
 def _gain(difference: tuple[float, float] | None) -> str:
-    return "" if difference is None else _percent(*difference, "+")
+    return "" if difference is None else percent(*difference, "+")

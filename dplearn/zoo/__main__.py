@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from dplearn import packaged
+from dplearn.__main__ import reader_may_stop
 
 from . import card, folder_of, names, shipped
 from .vision_recipes import RECIPES
@@ -99,4 +100,7 @@ def _pretrain(name, folder, processes):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = 0
+    with reader_may_stop():
+        status = main()
+    sys.exit(status)

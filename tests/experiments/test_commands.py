@@ -410,9 +410,10 @@ def validated(row):
     return headline(row, "validation")
 
 
-def test_a_reader_that_stops_reading_gets_no_traceback():
+@pytest.mark.parametrize("words", [["dplearn"], ["dplearn.zoo", "list"], ["dplearn.experiments", "list"]])
+def test_a_reader_that_stops_reading_gets_no_traceback(words):
     """As `| head` does; without a buffer, so that the second line finds the pipe closed."""
-    command = [sys.executable, "-u", "-m", "dplearn.experiments", "list"]
+    command = [sys.executable, "-u", "-m", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline()
         process.stdout.close()
