@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -12,3 +14,10 @@ def tool(name, folder="_tools"):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def toc_files():
+    """The pages in _toc.yml, in order, without suffix; sections follow the page that they belong to."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    return [toc["root"]] + [each["file"] for one in chapters for each in (one, *one.get("sections", ()))]

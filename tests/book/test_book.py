@@ -4,19 +4,11 @@ import re
 
 import nbformat
 import pytest
-import yaml
-from project import ROOT, tool
+from project import ROOT, toc_files, tool
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 PLACEHOLDER = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|TBD|lorem ipsum)\b|\?\?\?|\bX" r"XX\b", re.IGNORECASE)
-
-
-def toc_files():
-    """The pages in _toc.yml, in order, without suffix."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
-    return [toc["root"]] + [each["file"] for one in chapters for each in (one, *one.get("sections", ()))]
 
 
 def source_of(name):

@@ -1,6 +1,6 @@
 """The built pages in a real browser: what only a browser sees.
 
-Headless Chromium opens every page of _build/html, on a desktop and on a phone, in the light and in the dark theme.
+Headless Chromium opens every page of _build/html, on a desktop, on a phone and on paper, in the light and in the dark.
 Checked are: all mathematics is drawn and has no error, the console is silent, nothing is asked of another host, no
 page is wider than a phone, and text can be read on its ground. The second half shows that each check can fail.
 
@@ -12,9 +12,8 @@ import http.server
 import threading
 
 import pytest
-import yaml
 from chromium import missing
-from project import ROOT
+from project import ROOT, toc_files
 
 SITE = ROOT / "_build" / "html"
 VIEWS = {
@@ -22,6 +21,10 @@ VIEWS = {
     "desktop-dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
     "phone-light": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light"},
     "phone-dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+    "paper-dark": {
+        "viewport": {"width": 760, "height": 1000},
+        "color_scheme": "dark",
+    },  # printed from a dark screen
 }
 
 # Runs in the page, once its mathematics is typeset; returns a list of problems in words.
@@ -95,9 +98,7 @@ async () => {
 
 def pages():
     """Addresses of the pages below the site's root: the book's, from _toc.yml, and those that Sphinx adds."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    names = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    return [f"{name}.html" for name in names] + ["genindex.html", "search.html"]
+    return [f"{name}.html" for name in toc_files()] + ["genindex.html", "search.html"]
 
 
 class Silent(http.server.SimpleHTTPRequestHandler):
@@ -123,6 +124,8 @@ def problems_of(browser, address, page_name, view, change=None):
     """Open one page in one view; returns the problems found. change: a function of the HTML, applied on the way."""
     problems = []
     page = browser.new_page(**VIEWS[view])
+    if view.startswith("paper"):
+        page.emulate_media(media="print")
     page.on(
         "console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None
     )
