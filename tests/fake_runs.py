@@ -2,7 +2,8 @@
 
     python tests/fake_runs.py FOLDER LOG COUNT SECONDS threads|processes [STALE]
 
-Each run adds a line "key pid" to the file LOG when it starts.
+Each run adds a line "key pid" to the file LOG when it starts. It does not end while the file LOG.hold is there: a test
+that does something in the middle of a run need not guess how long that takes on a machine with other things to do.
 """
 
 import os
@@ -41,9 +42,17 @@ def known_of(all_jobs):
     return lambda rows: all_jobs if all(job.key in rows for job in choices) else choices
 
 
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
 def work(spec, options):
     with open(spec["log"], "a") as file:  # one short line: appended in one piece
         file.write(f"{spec['seed']} {os.getpid()}\n")
+    wait_for(lambda: not os.path.exists(spec["log"] + ".hold"))
     time.sleep(spec["seconds"])
     return {
         "seed": spec["seed"],
@@ -52,9 +61,10 @@ def work(spec, options):
     }
 
 
-def gpu_after(seconds):
-    """(the GPU that this process was given, its number), after a while in which the others start."""
-    time.sleep(seconds)
+def gpu_of_each(folder, count):
+    """(the GPU that this process was given, its number), once ``count`` processes are here: each answers once."""
+    (folder / str(os.getpid())).touch()
+    wait_for(lambda: len(list(folder.iterdir())) == count)
     return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
 
 

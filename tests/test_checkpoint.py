@@ -390,7 +390,10 @@ def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path):
             while not (tmp_path / checkpoint.CONFIG).exists():
                 assert first.poll() is None
                 time.sleep(0.01)
-            for moment in range(20):  # stop, read what lies there, go on
+            end, moment = time.monotonic() + 60, 0
+            # Stop, read what lies there, go on: 20 times, and until it has been seen to write something new.
+            while moment < 20 or (versions[-1] == versions[0] and time.monotonic() < end):
+                moment += 1
                 time.sleep(0.003 + 0.0017 * moment)
                 os.kill(first.pid, signal.SIGSTOP)
                 saved = checkpoint.read(tmp_path)

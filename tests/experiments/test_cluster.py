@@ -26,12 +26,13 @@ def kill_one():
     while not lines():
         time.sleep(0.02)
     os.kill(lines()[0][1], signal.SIGKILL)
+    os.unlink(log + ".hold")
 
 if __name__ == "__main__":
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with LocalCluster(**options, memory_limit=0) as cluster:
         threading.Thread(target=kill_one, daemon=True).start()
-        known = fake_runs.known_of(fake_runs.jobs(8, 0.5, log))
+        known = fake_runs.known_of(fake_runs.jobs(8, 0.1, log))
         workers = Cluster(cluster.scheduler_address)
         failed = Runner(known, Store(folder), workers, fake_runs.work, say=lambda text: None, look=0.05).run()
     rows = Store(folder).rows().values()
@@ -42,6 +43,7 @@ if __name__ == "__main__":
 def test_the_run_of_a_killed_worker_runs_elsewhere_and_nothing_is_in_the_record_twice(tmp_path):
     script = tmp_path / "cluster.py"
     script.write_text(SCRIPT)
+    (tmp_path / "log.hold").touch()  # no run ends before one of the workers is killed
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     command = [sys.executable, str(script), str(tmp_path / "runs"), str(tmp_path / "log")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

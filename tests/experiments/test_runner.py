@@ -10,6 +10,7 @@ from collections import Counter
 
 import fake_runs
 import pytest
+from fake_runs import wait_for
 from project import ROOT
 
 from dplearn.experiments import store as stores
@@ -44,11 +45,11 @@ def begun(log):
     return [tuple(map(int, line.split())) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
+def hold_runs(log):
+    """No run of this log ends before this file is removed."""
+    hold = log.with_name(log.name + ".hold")
+    hold.touch()
+    return hold
 
 
 def is_alive(pid):
@@ -62,13 +63,15 @@ def is_alive(pid):
 def test_two_runners_share_a_study_and_nothing_is_lost_or_done_twice(tmp_path, runner_process):
     """Before, each rewrote one file with what it knew: 24 jobs ran, 4 twice, 12 of 20 rows survived."""
     folder, log = tmp_path / "runs", tmp_path / "log"
+    hold = hold_runs(log)
     both = [runner_process(folder, log, 20, 0.1, "threads") for _ in range(2)]
+    wait_for(lambda: len({pid for _, pid in begun(log)}) == 2)  # both did something
+    hold.unlink()
     assert [process.wait(120) for process in both] == [0, 0]
     rows = Store(folder).rows()
     assert sorted(row["seed"] for row in rows.values()) == list(range(20))
     assert rows.keys() == {job.key for job in fake_runs.jobs(20, 0.1, log)}
     assert Counter(seed for seed, _ in begun(log)) == Counter(range(20))
-    assert len({pid for _, pid in begun(log)}) == 2  # both did something
     assert sorted(path.suffix for path in folder.iterdir()) == [".json"] * 20
 
 
@@ -97,8 +100,8 @@ def test_a_killed_runner_loses_the_run_under_way_alone_and_leaves_no_worker(tmp_
 def test_a_run_whose_worker_is_killed_starts_again(tmp_path):
     """The pool of processes breaks with one of them; the runner makes a new one."""
     folder, log, said = tmp_path / "runs", tmp_path / "log", []
-    known = fake_runs.known_of(fake_runs.jobs(3, 0.5, log))
-    killed = []
+    known = fake_runs.known_of(fake_runs.jobs(3, 0, log))
+    hold, killed = hold_runs(log), []
 
     def say(text):
         said.append(text)
@@ -110,6 +113,8 @@ def test_a_run_whose_worker_is_killed_starts_again(tmp_path):
                 wait_for(lambda: begun(log))
                 killed.append(begun(log)[0][1])
                 os.kill(killed[0], signal.SIGKILL)
+                wait_for(lambda: not is_alive(killed[0]))
+                hold.unlink()
             return future
 
     assert Runner(known, Store(folder), Killing(1), fake_runs.work, say=say, look=0.05).run() == []
@@ -215,12 +220,12 @@ def test_a_claim_of_a_process_of_this_machine_that_is_gone_is_taken_over_at_once
     assert [store.claim(key) for key in "abc"] == [True, False, False]
 
 
-def test_each_process_has_a_gpu_of_its_own_where_there_are_several(monkeypatch):
+def test_each_process_has_a_gpu_of_its_own_where_there_are_several(tmp_path, monkeypatch):
     """In turn; those that the machine was told to show, and none where there is one or none."""
     monkeypatch.setattr(workers, "gpus", lambda: ["2", "5"])
     local = workers.Local(3)
     try:
-        barrier = [local.submit(fake_runs.gpu_after, 0.5) for _ in range(3)]
+        barrier = [local.submit(fake_runs.gpu_of_each, tmp_path, 3) for _ in range(3)]
         found = [future.result() for future in barrier]
     finally:
         local.close()
