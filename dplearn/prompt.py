@@ -204,7 +204,7 @@ class DynamicPrompt(nn.Module):
         ------
         ValueError : a given decision is none of this prompt's, or no option of it.
         """
-        made = self._given(given or {}, summary)
+        made = self.given(given or {}, summary.shape[0], summary.device)
         if self.needs_summary and summary.ndim != 2:
             raise ValueError(
                 "summary=None, expected a (batch, width) tensor: something is decided per instance"
@@ -214,9 +214,14 @@ class DynamicPrompt(nn.Module):
         parts = self.parts.items()
         return {name: made[name] if name in made else part(summary, task, sampling) for name, part in parts}
 
-    def _given(self, given: dict[str, object], summary: Tensor) -> dict[str, Choice]:
-        """Decisions that were made elsewhere, checked."""
-        batch, device, made = summary.shape[0], summary.device, {}
+    def given(self, given: dict[str, object], batch: int, device: torch.device | str) -> dict[str, Choice]:
+        """Decisions that were made elsewhere, as choices of so many instances on a device; see :meth:`decide`.
+
+        Raises
+        ------
+        ValueError : a decision is none of this prompt's, or no option of it.
+        """
+        made = {}
         for name, value in given.items():
             if not self.takes(name):
                 raise ValueError(

@@ -21,11 +21,10 @@ from dplearn import shelf
 from dplearn.config import PromptConfig
 from dplearn.experiments import jobs
 from dplearn.experiments.execution import LONGEST, TEXTS
-from dplearn.experiments.fitting import Settings
+from dplearn.experiments.fitting import Settings, passes
 from dplearn.experiments.images import LENGTH
 from dplearn.experiments.jobs import Job
 from dplearn.experiments.parts import Study
-from dplearn.experiments.tuning import passes
 from dplearn.experiments.watching import Looks
 from dplearn.tasks.vision_benchmarks import BENCHMARKS
 

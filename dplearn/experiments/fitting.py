@@ -24,6 +24,8 @@ from transformers.optimization import Adafactor
 
 from dplearn.checks import Flag, KeyOf, Number, OneOf, Whole, shown
 from dplearn.choice import SCHEDULES, schedule
+from dplearn.config import DECISIONS, PromptConfig
+from dplearn.estimators import ESTIMATORS
 from dplearn.experiments.evaluations import KEEPS, Evaluations, choosers_of
 from dplearn.named_prompts import NamedPrompts
 from dplearn.tasks.base import Task
@@ -308,3 +310,14 @@ class VectorsFirst(TrainerCallback):
             for name, parameter in getattr(model, "module", model).trainable_parameters().items():
                 if not name.endswith("vectors"):
                     parameter.grad = None
+
+
+def passes(config: PromptConfig) -> int:
+    """Forward passes of the backbone in one training step: the options that an estimator tries."""
+    row, learned = ESTIMATORS[config.estimator], [n for n, d in DECISIONS.items() if d.sampled(config)]
+    if not row.compares_losses or not learned:
+        return 1
+    if row.joint:
+        return config.samples or row.usual_samples
+    options = config.pool_size if learned == ["vector"] else config.length + 1
+    return min(config.samples or options, options)

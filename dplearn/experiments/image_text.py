@@ -24,6 +24,7 @@ from dplearn.evidence import evidence
 from dplearn.experiments import images
 from dplearn.experiments.fitting import Settings, device
 from dplearn.experiments.runs import ImageRun, distribution, learned_parts, some
+from dplearn.experiments.scoring import BATCH
 from dplearn.experiments.watching import LOOKS, Looks
 from dplearn.image_text import PromptedCLIP
 from dplearn.loading import prompted
@@ -35,6 +36,7 @@ from dplearn.tasks.images import NEW, ImageTask
 POOL = 4
 DEEPEST = 9  # layers with vectors of their own, where a tower has more (Khattak et al., 2023)
 WORDS = "a photo of a "  # what a prompt starts from where a template has no words in front of the class
+DEALS = 5  # ways to give classes, or images, the decisions of others
 NOISE = 0.01  # around the words, where they start several prompts that have to become different
 ZERO_SHOT, PROBE, FULL = "zero-shot", "linear probe", "full fine-tuning"
 # The prompts by name; the words of the template are their first vectors, so l = 3 ("an icon of").
@@ -151,14 +153,55 @@ class ImageTextRun(ImageRun):
     def report(
         self, split: str, count: int, since: DecisionReport | None = None, headroom: bool = False
     ) -> DecisionReport:
-        """As of any run, without losses: how far decisions moved, and how classes or images are spread over them."""
+        """As of any run: how far decisions moved, how classes or images are spread over them, and (not at the start)
+        what dealing them out to others costs: the loss of images whose own decision went to another image, or the mean
+        over some ways to give each class the decision of another one.
+        """
         rows = self.encode(split)
-        made, learned, pis = self.choices([rows[i] for i in some(rows, count)]), {}, {}
+        chosen = some(rows, count)
+        rows = [rows[i] for i in chosen]
+        made, learned, pis, own = self.choices(rows), {}, {}, None
+        if since is not None:
+            own = self._losses(rows, {})
         for name, part in learned_parts(self.model).items():
             pis[name] = distribution(part, made[name]).float()
-            first = (None, None) if since is None else (since.probabilities[name], since.chosen[name])
-            learned[name] = evidence(pis[name], made[name].index, *first)
+            told = {}
+            if since is not None:
+                told = {"own": own, "dealt": self._dealt(rows, name, made[name])}
+                told |= {"first": since.probabilities[name], "first_chosen": since.chosen[name]}
+                if self.fields:
+                    told["labels"] = self.labels(split)[chosen]
+            learned[name] = evidence(pis[name], made[name].index, **told)
         return DecisionReport(learned, None, pis, {name: made[name].index for name in learned})
+
+    def _dealt(self, rows: Sequence[dict], name: str, choice: Choice) -> Tensor:
+        """(N,) losses of images with one decision dealt to the next image, or class; the mean over several turns."""
+        count = len(choice.index)
+        turns = some(range(1, count), DEALS) if count > 1 else [0]
+        dealt = []
+        for turn in turns:
+            moved = Choice(*(None if value is None else value.roll(turn + 1, 0) for value in choice))
+            dealt.append(self._losses(rows, {name: moved}))
+        return torch.stack(dealt).mean(0)
+
+    @torch.no_grad()
+    def _losses(self, rows: Sequence[dict], decisions: dict[str, Choice]) -> Tensor:
+        """(N,) cross-entropies of images, in evaluation, with decisions that were made elsewhere."""
+        losses, each, device = [], bool(self.fields), self.model.device
+        with evaluating(self.model):
+            for start in range(0, len(rows), BATCH):
+                batch = self.collate(rows[start : start + BATCH])
+                labels = batch.pop("labels")
+                owners = slice(start, start + BATCH) if each else slice(None)
+                given = {
+                    name: Choice(*(None if value is None else value[owners].to(device) for value in choice))
+                    for name, choice in decisions.items()
+                }
+                moved = {field: value.to(device) for field, value in batch.items()}
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                    logits = self.model(**moved, decisions=given).logits
+                losses.append(cross_entropy(logits.cpu().double(), labels, reduction="none"))
+        return torch.cat(losses)
 
 
 def _for_each(made: dict[str, Choice], count: int) -> dict[str, Choice]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, set_seed
 from dplearn import zoo
 from dplearn.backbones import heads
 from dplearn.config import PromptConfig
-from dplearn.experiments.fitting import Settings, device
+from dplearn.experiments.fitting import Settings, device, passes
 from dplearn.experiments.runs import ImageRun, Run
 from dplearn.experiments.watching import LOOKS, Looks, OwnLoss, fit_and_watch
 from dplearn.linear_probe import LinearProbe
@@ -114,6 +114,7 @@ def train_and_watch(
         loss.hook.remove()
     if isinstance(run.model, NamedPrompts):
         row["config"] = run.model.prompt_config.to_dict()
+        row["passes"] = passes(run.model.prompt_config)
     return row
 
 

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from dplearn.config import PromptConfig
 from dplearn.controllers import LEARNED
 from dplearn.evidence import ONE_FOR_ALL
 from dplearn.experiments import verdicts
@@ -113,12 +114,21 @@ def _line(method: str, group: list[dict], others: list[dict], is_baseline: bool,
         tries=group[0].get("tries", 1),
         edges=tuple(group[0].get("edges", ())),
         to_90=(statistics.median(reached), len(reached)) if reached else None,
-        passes=group[0].get("passes", 1),
+        passes=_passes(group[0]),
         gap=_mean(
             group, lambda row: row["evidence"]["headroom"]["fixed"] - row["evidence"]["headroom"]["learned"]
         ),
         price=price_of(group),
     )
+
+
+def _passes(row: dict) -> int:
+    """Passes of the backbone in one step; rows of images once had none, but the prompt that says how many."""
+    if "passes" in row or not row.get("config"):
+        return row.get("passes", 1)
+    from dplearn.experiments.fitting import passes
+
+    return passes(PromptConfig(**row["config"]))
 
 
 def prices(rows: Iterable[dict], task: str) -> dict[str, Price]:

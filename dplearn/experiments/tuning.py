@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, set_seed
 
 from dplearn.backbones.rows import last_real, take_rows, token_positions
-from dplearn.config import DECISIONS, PromptConfig
-from dplearn.estimators import ESTIMATORS
-from dplearn.experiments.fitting import Settings, VectorsFirst, device, fit, scores_of
+from dplearn.config import PromptConfig
+from dplearn.experiments.fitting import Settings, VectorsFirst, device, fit, passes, scores_of
 from dplearn.experiments.runs import TextRun
 from dplearn.experiments.watching import LOOKS, Looks, Objective, fit_and_watch
 from dplearn.loading import prompted
@@ -160,17 +159,6 @@ def words_of(backbone: nn.Module, tokenizer, config: PromptConfig, words: str | 
     rows = backbone.get_input_embeddings()(torch.tensor(ids, device=backbone.device)).detach().float().cpu()
     count = math.prod(config.shape)
     return rows.repeat(-(-count // len(rows)), 1)[:count].view(*config.shape, -1)
-
-
-def passes(config: PromptConfig) -> int:
-    """Forward passes of the backbone in one training step: the options that an estimator tries."""
-    row, learned = ESTIMATORS[config.estimator], [n for n, d in DECISIONS.items() if d.sampled(config)]
-    if not row.compares_losses or not learned:
-        return 1
-    if row.joint:
-        return config.samples or row.usual_samples
-    options = config.pool_size if learned == ["vector"] else config.length + 1
-    return min(config.samples or options, options)
 
 
 def fine_tune(

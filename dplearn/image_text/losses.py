@@ -63,14 +63,14 @@ def compare_draws(
     """
     prompt, decisions = towers.prompt, towers.decide(owners)
     each_alone = towers.by_image and all(
-        len(decisions[name].logits) == owners.number for name in prompt.samples()
+        len(decisions[name].logits) == owners.number for name in _tried(towers, owners)
     )
     if each_alone and paired and owners.number > 1:
         _check_joint(towers.config)
         each_alone = False
     if not each_alone:
         _check_compared(towers.config)
-    draws = _drawn(towers, decisions, each_alone)
+    draws = _drawn(towers, decisions, _tried(towers, owners), each_alone)
     drawn, costs = [], []
     for number in range(len(draws.log_probs)):
         copies = prompt.tried(decisions, draws.only(number))
@@ -86,13 +86,18 @@ def compare_draws(
     return Compared(answers, loss, penalty, draws)
 
 
-def _drawn(towers: PromptedTowers, decisions: dict, each_alone: bool) -> Draws:
-    """Draws of all decisions that compare losses; ``each_alone``: with the probability of each owner's, (S, N), and
+def _tried(towers: PromptedTowers, owners: Owners) -> list[str]:
+    """The decisions whose options are tried; one that was made elsewhere is not."""
+    return [name for name in towers.prompt.samples() if name not in owners.given]
+
+
+def _drawn(towers: PromptedTowers, decisions: dict, names: list[str], each_alone: bool) -> Draws:
+    """Draws of the decisions of these names; ``each_alone``: with the probability of each owner's, (S, N), and
     else of all owners' together, (S, 1)."""
     config, prompt = towers.config, towers.prompt
     draws = {
         name: draw({name: decisions[name].logits}, config.estimator, config.samples, prompt.generator)
-        for name in prompt.samples()
+        for name in names
     }
     log_probs = sum(
         one.log_probs if each_alone else one.log_probs.sum(1, keepdim=True) for one in draws.values()

@@ -7,7 +7,7 @@ features of images that have no prompt, and of texts that have none or that are 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -113,6 +113,7 @@ class PromptedCLIP(NamedPrompts):
         attention_mask: Tensor | None = None,
         image_embeds: Tensor | None = None,
         task_ids: Tensor | Sequence[int | str] | None = None,
+        decisions: Mapping[str, object] | None = None,
     ) -> Tensor:
         """Unit vectors (C, p) of texts with their prompt; without ``input_ids``, of the classes.
 
@@ -123,7 +124,7 @@ class PromptedCLIP(NamedPrompts):
         texts = self._read_texts(towers, input_ids, attention_mask)
         if texts.captions is None:  # they have no prompt, so nothing is to be decided
             return texts.vectors
-        owners = self._owners(towers, texts, images, task_ids)
+        owners = self._owners(towers, texts, images, task_ids, decisions)
         return towers.text_vectors(texts, owners, towers.decide(owners))
 
     def image_features(
@@ -182,6 +183,7 @@ class PromptedCLIP(NamedPrompts):
         image_embeds: Tensor | None = None,
         task_ids: Tensor | Sequence[int | str] | None = None,
         interpolate_pos_encoding: bool = False,
+        decisions: Mapping[str, object] | None = None,
     ) -> Tensor:
         """Probabilities (N, C) of texts for images, or of the classes: over the texts (CLIP), or of each pair alone
         (SigLIP). Decisions are those of evaluation, whatever the current mode."""
@@ -194,7 +196,7 @@ class PromptedCLIP(NamedPrompts):
             )
             images = towers.read_images(pixel_values, image_embeds, _options(interpolate_pos_encoding))
             texts = self._read_texts(towers, input_ids, attention_mask)
-            owners = self._owners(towers, texts, images, task_ids)
+            owners = self._owners(towers, texts, images, task_ids, decisions)
             answers = towers.answers(texts, images, owners, towers.decide(owners))
             return adapter.family.probabilities(answers.logits)
 
@@ -210,6 +212,7 @@ class PromptedCLIP(NamedPrompts):
         labels: Tensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        decisions: Mapping[str, object] | None = None,
     ):
         """Scores of images and texts.
 
@@ -223,6 +226,9 @@ class PromptedCLIP(NamedPrompts):
         labels : (N,), which text each image belongs to: the loss is the cross-entropy over the texts.
         return_loss : the loss that the model was pretrained with, over N images and their N texts in the same order.
         interpolate_pos_encoding : for images of another size.
+        decisions : decisions that were made elsewhere, by name, such as ``{"position": 3}``: an option for all, one for
+            each text (or class, or image where images decide), or a Choice from :meth:`decide`. The others are made
+            as usual.
 
         Returns
         -------
@@ -241,15 +247,15 @@ class PromptedCLIP(NamedPrompts):
         towers = self._towers()
         images = towers.read_images(pixel_values, image_embeds, _options(interpolate_pos_encoding))
         texts = self._read_texts(towers, input_ids, attention_mask)
-        owners = self._owners(towers, texts, images, task_ids)
+        owners = self._owners(towers, texts, images, task_ids, decisions)
         losses = losses_for(self.adapter.family, labels, return_loss, images.number)
-        if self.training and torch.is_grad_enabled() and self.prompt.samples():
+        if self.training and torch.is_grad_enabled() and set(self.prompt.samples()) - set(owners.given):
             step = compare_draws(towers, texts, images, owners, losses, bool(return_loss))
             output = self._output(input_ids is None, step.loss, step.answers)
             return extended(output, penalty=step.penalty, draws=step.draws)
-        decisions = towers.decide(owners)
-        answers = towers.answers(texts, images, owners, decisions)
-        loss, penalty = losses(answers.logits), self.prompt.penalty(decisions)
+        made = towers.decide(owners)
+        answers = towers.answers(texts, images, owners, made)
+        loss, penalty = losses(answers.logits), self.prompt.penalty(made)
         loss = None if loss is None else loss.mean()
         if penalty is None:
             return self._output(input_ids is None, loss, answers)
@@ -277,6 +283,7 @@ class PromptedCLIP(NamedPrompts):
         image_embeds: Tensor | None = None,
         task_ids: Tensor | Sequence[int | str] | None = None,
         interpolate_pos_encoding: bool = False,
+        decisions: Mapping[str, object] | None = None,
     ) -> PromptedInput:
         """The embedded texts (or classes) with their prompt in place and what was decided; no layer runs.
 
@@ -292,7 +299,7 @@ class PromptedCLIP(NamedPrompts):
         if pixel_values is not None or image_embeds is not None:
             images = towers.read_images(pixel_values, image_embeds, _options(interpolate_pos_encoding))
         texts = self._read_texts(towers, input_ids, attention_mask)
-        owners = self._owners(towers, texts, images, task_ids)
+        owners = self._owners(towers, texts, images, task_ids, decisions)
         return towers.place(texts, owners, towers.decide(owners))
 
     def decide(
@@ -365,8 +372,16 @@ class PromptedCLIP(NamedPrompts):
             )
         return self._classes.captions
 
-    def _owners(self, towers: PromptedTowers, texts: Texts | None, images: Images | None, task_ids) -> Owners:
-        """Who decides. Where the classes do, of which there are as many as tasks, class i is about task i."""
+    def _owners(
+        self,
+        towers: PromptedTowers,
+        texts: Texts | None,
+        images: Images | None,
+        task_ids,
+        decisions: Mapping[str, object] | None = None,
+    ) -> Owners:
+        """Who decides, and what was decided elsewhere. Where there are as many classes as tasks, class i is about task
+        i."""
         prompt, number = towers.prompt, towers.number_of_owners(texts, images)
         are_classes = texts is not None and texts.classes is not None and not towers.by_image
         if task_ids is None and are_classes and prompt.needs_task:
@@ -374,7 +389,8 @@ class PromptedCLIP(NamedPrompts):
             task_ids = list(range(number)) if number == tasks else None
         looks = prompt.needs_summary and (towers.by_image or texts is not None)
         summary = towers.summary(texts, images) if looks else None
-        return Owners(number, summary, self.task_numbers(task_ids, number))
+        given = towers.given(decisions or {}, number)
+        return Owners(number, summary, self.task_numbers(task_ids, number), given)
 
 
 def _options(interpolate_pos_encoding: bool) -> dict:

@@ -5,7 +5,7 @@ Those who decide are the texts, or the images where these decide (about their ow
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -50,6 +50,7 @@ class Owners(NamedTuple):
     number: int
     summary: Tensor | None  # (number, w)
     task: Tensor | None  # (number,)
+    given: Mapping[str, Choice] = {}  # decisions that were made elsewhere
 
 
 class Answers(NamedTuple):
@@ -169,6 +170,27 @@ class PromptedTowers:
             return self.adapter.texts.summary(texts.inputs, words)
         return masked_mean(texts.inputs, words)
 
+    def given(self, decisions: Mapping[str, object], number: int) -> dict[str, Choice]:
+        """Decisions that were made elsewhere, one for each of so many owners; one entry holds for all.
+
+        Raises
+        ------
+        ValueError : a decision that this prompt does not make, a place in images, or no option of it.
+        """
+        if self.where == "vision" and "position" in decisions:
+            raise ValueError(
+                "decisions holds 'position' with towers='vision', expected decisions about a prompt's vectors: "
+                "it has one place in an image"
+            )
+
+        def of_all(value: object) -> object:
+            if not isinstance(value, Choice) or len(value.index) != 1:
+                return value
+            return Choice(*(None if each is None else each.expand(number, *each.shape[1:]) for each in value))
+
+        device = self.prompt.vectors.device
+        return self.prompt.given({name: of_all(value) for name, value in decisions.items()}, number, device)
+
     def decide(self, owners: Owners, names: Collection[str] | None = None) -> dict[str, Choice]:
         """Decisions by name, of ``names`` or all: each for as many as make it, all owners or one for all of them."""
         if self.prompt.needs_task and owners.task is None:
@@ -179,6 +201,9 @@ class PromptedTowers:
         decisions = {}
         for name, part in self.prompt.parts.items():
             if names is not None and name not in names:
+                continue
+            if name in owners.given:
+                decisions[name] = owners.given[name]
                 continue
             several = part.looks_at_input or any(
                 isinstance(module, TaskController) and module.tasks > 1 for module in part.modules()
@@ -205,7 +230,7 @@ class PromptedTowers:
 
         def compute() -> Tensor:
             placed = self.place(texts, owners, decisions)
-            split = self._shared_split(texts.captions, decisions)
+            split = None if owners.given else self._shared_split(texts.captions, decisions)
             return unit(self.adapter.texts.features(placed, texts.captions, split))
 
         key = self._key(texts, owners)
@@ -213,7 +238,7 @@ class PromptedTowers:
             vectors = compute()
         else:
             vectors = texts.classes.features(key, compute, tuple(self.prompt.parameters()))
-        separate = self.by_image and (self.prompt.needs_summary or self.prompt.needs_task)
+        separate = self.by_image and (self.prompt.needs_summary or self.prompt.needs_task or owners.given)
         return vectors.view(owners.number, -1, vectors.shape[1]) if separate else vectors
 
     def _key(self, texts: Texts, owners: Owners) -> tuple | None:
@@ -225,7 +250,7 @@ class PromptedTowers:
             or torch.compiler.is_compiling()
         ):
             return None
-        if self.by_image or owners.task is not None:
+        if self.by_image or owners.task is not None or owners.given:
             return None
         if any(chooser.sample_in_evaluation for chooser in self.prompt.choosers().values()):
             return None

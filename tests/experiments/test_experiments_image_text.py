@@ -150,6 +150,56 @@ def test_decisions_are_reported_for_each_class_or_each_image(monkeypatch):
     assert "evidence" not in image_text.tune("prefix", task(), SETTINGS, 1)
 
 
+@pytest.mark.parametrize(
+    "method", ["position per class", "pool per class", "pool per image", "position per task"]
+)
+def test_dealing_decisions_out_is_a_loop_over_turns_and_texts(method, monkeypatch):
+    """The loss of images where each class, or image, has the decision of the one so many places before it."""
+    made, usual, encoded = [], image_text.prompted, []
+    monkeypatch.setattr(image_text, "prompted", lambda *a, **k: made.append(usual(*a, **k)) or made[-1])
+    monkeypatch.setattr(image_text, "DEALS", 2)
+    encode = dp.PromptedCLIP.cache_images
+    monkeypatch.setattr(dp.PromptedCLIP, "cache_images", lambda *a: encoded.append(encode(*a)) or encoded[-1])
+    settings = replace(SETTINGS, steps=6, learning_rate=0.1)
+    row = image_text.tune(method, task(), settings, 1, splits=("validation",))
+    model, rows = made[-1].eval(), encoded[0]  # the validation split is encoded first
+    ids = zoo.load("clip-mini")[1].tokenizer(list(NAMES[:3]), padding=True, return_tensors="pt").input_ids
+    embeds, labels = (torch.stack([torch.as_tensor(r[n]) for r in rows]) for n in ("image_embeds", "labels"))
+    name = "vector" if "pool" in method else "position"
+    by_image = method.endswith("image")
+    with torch.no_grad():
+        decided = model.decide(ids, **({"image_embeds": embeds} if by_image else {}))[name]
+        count = len(embeds) if by_image else 3
+        pick = (lambda i: i) if len(decided.index) > 1 else (lambda i: 0)
+
+        def answer(image, turn):
+            """Log-probabilities of one image, the text of one class after the other."""
+            scores = []
+            for text in range(3):
+                owner = pick(((image if by_image else text) - turn) % count)
+                given = {name: type(decided)(*(None if v is None else v[owner : owner + 1] for v in decided))}
+                features = model.text_features(
+                    ids[text : text + 1],
+                    image_embeds=embeds[image : image + 1] if by_image else None,
+                    decisions=given,
+                )
+                scores.append(model.similarity(embeds[image : image + 1], features.reshape(1, -1)))
+            return torch.cat(scores, 1).double().log_softmax(1)[0]
+
+        losses = {
+            turn: [float(-answer(i, turn)[labels[i]]) for i in range(len(rows))] for turn in range(count)
+        }
+    turns = [1, 2] if not by_image else [1, 1 + (count - 1) // 2]
+    found = row["evidence"]["decisions"][name]
+    assert found["loss"] == pytest.approx(statistics.mean(losses[0]), abs=2e-4)
+    dealt = [statistics.mean(losses[turn][i] for turn in turns) for i in range(len(rows))]
+    assert found["shuffled"] == pytest.approx(statistics.mean(dealt), abs=2e-4)
+    cost = [b - a for a, b in zip(losses[0], dealt)]
+    assert found["cost"][0] == pytest.approx(statistics.mean(cost), abs=2e-4)
+    assert (abs(found["cost"][0]) < 1e-4) == (method == "position per task")
+    assert (found["information"] is not None) == by_image
+
+
 def test_a_head_of_its_own_rate_is_the_probes():
     probe, whole = image_text.Probe(4, 3, 2.0), image_text.WholeModel(zoo.load("clip-mini")[0])
     settings = replace(SETTINGS, head_learning_rate=0.5)
