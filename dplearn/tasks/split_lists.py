@@ -1,4 +1,4 @@
-"""The lists in which the splits of benchmarks are passed on: CoOp's, VPT's and those of VTAB-1k."""
+"""Lists in which the splits of benchmarks are passed on: CoOp's, VPT's, those of VTAB-1k, and FGVC-Aircraft's own."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,24 @@ def from_lists(folder: Path) -> Data | None:
         names = sorted({value for pairs in rows.values() for _, value in pairs})
         rows = {split: [(path, names.index(value)) for path, value in pairs] for split, pairs in rows.items()}
         return _with_files(folder, rows, [str(name) for name in names], ", ".join(lists.values()))
+    lists = {"train": "train", "validation": "val", "test": "test"}
+    lists = {split: f"images_variant_{short}.txt" for split, short in lists.items()}
+    if all((folder / file).is_file() for file in (*lists.values(), "variants.txt")):
+        names = [line.strip() for line in (folder / "variants.txt").read_text("utf-8").splitlines() if line]
+        return _with_files(folder, _aircraft(folder, lists, names), names, ", ".join(lists.values()))
     return None
+
+
+def _aircraft(folder: Path, lists: Mapping[str, str], names: list[str]) -> dict[str, list]:
+    """The rows of FGVC-Aircraft: lines of a number, which is a file, and the variant."""
+    rows: dict[str, list] = {}
+    for split, file in lists.items():
+        pairs = [line.split(maxsplit=1) for line in (folder / file).read_text("utf-8").splitlines() if line]
+        unknown = [name for _, name in pairs if name.strip() not in names]
+        if unknown:
+            raise ValueError(f"{file} has {unknown[0]!r}, expected a name out of variants.txt")
+        rows[split] = [(f"{number}.jpg", names.index(name.strip())) for number, name in pairs]
+    return rows
 
 
 def _listed(content, split, file):

@@ -15,17 +15,19 @@ coop  the eleven sets of CoOp (Zhou et al., 2022), which CoCoOp and MaPLe use to
       Food101, DTD and EuroSAT, where they come without three splits, are pooled and divided 50, 20 and 30 % by class.
       Few-shot: `task.few_shot(16, seed, validation=4)`; base-to-new: `task.base_to_new()`, first.
 
-These draws are ours (seeded): the benchmarks' published splits are other examples of the same data. Local folders
-with the published lists give exactly these: CoOp's split_zhou_*.json, VPT's train.json, val.json and test.json, and
-the train800.txt, val200.txt and test.txt in which VTAB-1k is passed on. Numbers of classes, sizes and templates are
-those of the code of VTAB (github.com/google-research/task_adaptation), VPT (KMnP/vpt) and CoOp (KaiyangZhou/CoOp).
-CoOp has no validation set for ImageNet and none is made of its test set here. Class names are those of the data; CoOp's
-for StanfordCars and SUN397 are worded differently: its lists have them, or pass `class_names`. Folders of ImageNet are
-called by numbers; the list classnames.txt that CoOp passes on has their names.
+These draws are ours (seeded): the benchmarks' published splits are other examples of the same data. Local folders with
+the published lists give exactly these: CoOp's split_zhou_*.json, VPT's train.json, val.json and test.json, Aircraft's
+own images_variant_*.txt, and the train800.txt, val200.txt and test.txt in which VTAB-1k is passed on. Numbers of
+classes, sizes and templates are those of the code of VTAB (github.com/google-research/task_adaptation), VPT (KMnP/vpt)
+and CoOp (KaiyangZhou/CoOp). ImageNet's own validation set is CoOp's test set; it has no other, so validation examples
+come from train. Class names are those of the data; CoOp's for StanfordCars and SUN397 are worded differently: its
+lists have them, or pass `class_names`. Folders of ImageNet are called by numbers; the list classnames.txt that CoOp
+passes on has their names.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dplearn.tasks import split_lists
@@ -129,7 +131,11 @@ def _data(name: str, path, hub, columns, cache_dir) -> Data:
         raise ValueError(f"path={str(path)!r} and hub={hub!r}: expected one of them or neither")
     if path is None:
         return from_hub(name, _hub_of(name, hub), columns, cache_dir)
-    return _from_path(Path(path), columns or ("image", "label"), cache_dir)
+    data = _from_path(Path(path), columns or ("image", "label"), cache_dir)
+    if name == "coop/imagenet" and "test" not in data.splits:  # its labels of a test set are not public
+        splits = {"test" if split == "validation" else split: own for split, own in data.splits.items()}
+        data = replace(data, splits=splits)
+    return data
 
 
 def _hub_of(name: str, hub: str | Hub | None) -> Hub:
@@ -164,4 +170,5 @@ def _from_path(folder: Path, columns: tuple[str, str], cache_dir: str | Path | N
         ", parquet files called train, validation and test, a saved DatasetDict, or images with a published list of "
         "splits"
     )
-    return from_folders(folder, split_folders(folder) or {"train": folder}, or_else)
+    roots = split_folders(folder) or split_folders(folder / "images") or {"train": folder}
+    return from_folders(folder, roots, or_else)

@@ -27,7 +27,6 @@ from transformers import (
 from dplearn.experiments.costs import KNOWN
 from dplearn.shelf import folder_of
 from dplearn.tasks.superglue import FORMATS, REVISION
-from dplearn.tasks.vision_benchmarks import BENCHMARKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WORDS = "a red ball in the garden near anna who keeps it".split()
@@ -203,14 +202,9 @@ def coop(folder: Path, classes: int) -> None:
     (folder / f"split_zhou_{folder.name}.json").write_text(json.dumps(parts))
 
 
-def fill(home: Path, models=tuple(KNOWN), image_sets=()) -> None:
-    """Write stand-ins for these models, for SuperGLUE and for these sets of images ("vtab/dtd", "coop/pets")."""
+def fill(home: Path, models=tuple(KNOWN)) -> None:
+    """Write stand-ins for these models and for SuperGLUE."""
     torch.manual_seed(0)
     for name in models:
         MAKERS[KNOWN[name][0]](home, name)
     superglue(home)
-    for name in image_sets:
-        family, _, key = name.partition("/")
-        {"vtab": vtab, "fgvc": fgvc, "coop": coop}[family](
-            home / family / key, min(BENCHMARKS[name].classes, 6)
-        )

@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from dplearn.experiments import costs, jobs, study
 
-SETS = ("vtab/dtd", "vtab/kitti_distance", "fgvc/cub", "coop/oxford_pets", "coop/dtd")
+SETS = ("vtab/dtd", "vtab/kitti", "fgvc/CUB_200_2011", "coop/oxford_pets", "coop/dtd")  # folders
 MODELS = (
     "google/t5-small-lm-adapt",
     "google/t5-large-lm-adapt",
@@ -64,6 +64,27 @@ def test_every_method_of_a_full_study_runs_by_its_own_command(home, name, only, 
     wanted = jobs.trials(full, lambda job: job.matches(only, None, None, backbone))
     assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 6
     assert not (home / "runs").exists()  # nothing is kept
+
+
+PASSED_ON = {
+    "VTAB": "cifar caltech101 dtd oxford_flowers102 oxford_iiit_pet svhn sun397 patch_camelyon eurosat resisc45 "
+    "diabetic_retinopathy clevr_count clevr_dist dmlab kitti dsprites_loc dsprites_ori smallnorb_azi smallnorb_ele",
+    "FGVC": "CUB_200_2011 nabirds OxfordFlower Stanford-dogs Stanford-cars",
+    "COOP": "imagenet caltech-101 oxford_pets stanford_cars oxford_flowers food-101 fgvc_aircraft sun397 dtd eurosat "
+    "ucf101",
+}
+
+
+def test_sets_lie_in_folders_called_as_they_are_passed_on():
+    """VTAB-1k's one archive, VPT's note on its splits, CoOp's DATASETS.md."""
+    found = {"VTAB": [], "FGVC": [], "COOP": []}
+    for name in ("vit-decisions", "clip-decisions"):
+        for task in study.read(name, "full").tasks:
+            variable, folder = re.search(r"path=\$([A-Z]+)/([^&]+)", task).groups()
+            found[variable].append(folder)
+    assert {name: sorted(folders) for name, folders in found.items()} == {
+        name: sorted(folders.split()) for name, folders in PASSED_ON.items()
+    }
 
 
 SMALL = [

@@ -647,6 +647,50 @@ def test_published_lists_are_followed_exactly(kind, name, names, tmp_path, small
         assert [(y, n) for y, n, _ in contents(task)[split]] == examples_of(split)
 
 
+def write_aircraft(folder):
+    """As the archive has it: numbers and variants in lines, pictures in one folder; names have spaces and slashes."""
+    names = ("707-320", "DC-9-30", "F/A-18")
+    (folder / "images").mkdir()
+    (folder / "variants.txt").write_text("".join(f"{name}\n" for name in names))
+    for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
+        lines = []
+        for label, number in examples_of(split):
+            square(label, number).save(folder / "images" / f"{number:07}.jpg", format="PNG")
+            lines.append(f"{number:07} {names[label]}\n")
+        (folder / f"images_variant_{short}.txt").write_text("".join(lines))
+    return names
+
+
+def test_aircrafts_own_lists_are_followed(tmp_path, small_sets):
+    names = write_aircraft(tmp_path)
+    task = load("coop/aircraft", path=tmp_path)
+    assert task.class_names == names
+    for split in COUNTS:
+        assert [(y, n) for y, n, _ in contents(task)[split]] == examples_of(split)
+    (tmp_path / "images_variant_val.txt").write_text("0000050 DC-10\n")
+    with pytest.raises(
+        ValueError, match="images_variant_val.txt has 'DC-10', expected a name out of variants"
+    ):
+        load("coop/aircraft", path=tmp_path)
+
+
+def test_imagenet_lies_as_coop_wants_it_and_its_validation_set_is_the_test(tmp_path, small_sets):
+    numbers = ("n01440764", "n01443537", "n01484850")
+    words = ("tench", "goldfish", "great white shark")
+    for split, place in (("train", "train"), ("test", "val")):
+        for label, number in examples_of(split):
+            folder = tmp_path / "images" / place / numbers[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            square(label, number).save(folder / f"{number:03}.png")
+    (tmp_path / "classnames.txt").write_text("".join(f"{n} {w}\n" for n, w in zip(numbers, words)))
+    task = load("coop/imagenet", path=tmp_path)
+    assert task.class_names == words
+    found = {split: sorted((y, n) for y, n, _ in rows) for split, rows in contents(task).items()}
+    assert found["test"] == sorted(examples_of("test"))
+    assert sorted(found["train"] + found["validation"]) == sorted(examples_of("train"))
+    assert len(found["validation"]) == 6  # a fifth of each class
+
+
 def test_a_list_whose_images_are_missing(tmp_path):
     write_lists(tmp_path, "coop")
     (tmp_path / "jpg").rename(tmp_path / "jpg2")
