@@ -24,7 +24,17 @@ def _check_positive(argument: str, value):
         raise ValueError(f"{argument}={value!r}: expected an integer of at least 1")
 
 
-@dataclass(frozen=True)
+def shown_task(kind: str, name: str, count: str, splits: Mapping[str, Sequence], metric: str) -> str:
+    """A task in one line, without its data.
+
+    >>> shown_task("Task", "world/rte", "2 labels", {"train": "abc", "test": "ab"}, "accuracy")
+    "Task('world/rte', 2 labels, train 3, test 2 examples, metric 'accuracy')"
+    """
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items())
+    return f"{kind}({name!r}, {count}, {sizes} examples, metric {metric!r})"
+
+
+@dataclass(frozen=True, repr=False)
 class Task:
     """One task with its data. All fields are checked when the task is made.
 
@@ -50,6 +60,9 @@ class Task:
     source: str
     cuttable: tuple[str, ...] = ()
     pair: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return shown_task("Task", self.name, f"{len(self.labels)} labels", self.splits, self.metric)
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):

@@ -13,10 +13,10 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 
-from dplearn.tasks.base import Task
+from dplearn.tasks.base import Task, shown_task
 from dplearn.tasks.encoding import template_fields
 from dplearn.tasks.metrics import harmonic_mean
 
@@ -52,7 +52,7 @@ def to_image(value):
     return value.convert("RGB")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSplit(Sequence):
     """One split: example i is {"image": a PIL image in RGB, "label": an int}.
 
@@ -61,7 +61,7 @@ class ImageSplit(Sequence):
     rows    which of the images each example is; None for all of them in order
     """
 
-    images: Sequence = field(repr=False)
+    images: Sequence
     labels: tuple[int, ...]
     rows: tuple[int, ...] | None = None
 
@@ -71,6 +71,9 @@ class ImageSplit(Sequence):
         object.__setattr__(self, "rows", tuple(rows))
         if len(self.labels) != len(self.rows):
             raise ValueError(f"{len(self.labels)} labels: expected {len(self.rows)}, one for each image")
+
+    def __repr__(self) -> str:
+        return f"ImageSplit({len(self):,} images of {len(set(self.labels))} classes)"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,7 +121,7 @@ class EncodedImages(Sequence):
         return {"pixel_values": pixels, "labels": self.split.labels[index]}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageTask:
     """One image classification task with its data. All fields but the images are checked when the task is made.
 
@@ -138,6 +141,12 @@ class ImageTask:
     source: str
     template: str = "a photo of a {}."
     new_names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        count = f"{len(self.class_names)} classes" + (
+            f" and {len(self.new_names)} new ones" * bool(self.new_names)
+        )
+        return shown_task("ImageTask", self.name, count, self.splits, self.metric)
 
     def __post_init__(self):
         if "train" not in self.splits:

@@ -333,3 +333,24 @@ def test_load_hands_the_options_to_the_family(monkeypatch):
     monkeypatch.setitem(sys.modules, "toy_family", Family)
     assert dplearn.tasks.load("toy/one", seed=3) == ("toy/one", {"seed": 3})
     assert dplearn.tasks.names("toy") == ("toy/one",)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "place/mixed",
+            ("Task('place/mixed', 118 labels, train ", "validation ", "test ", "metric 'accuracy')"),
+        ),
+        ("images/digits", ("ImageTask('images/digits', 10 classes, train ", "test ", "metric 'accuracy")),
+    ],
+)
+def test_a_task_is_shown_in_a_line_without_its_data(name, words):
+    task = dplearn.tasks.load(name)
+    assert all(part in repr(task) for part in words) and len(repr(task)) < 200
+    assert all(f"{split} {len(rows):,}" in repr(task) for split, rows in task.splits.items())
+    if name == "images/digits":
+        halves = task.base_to_new()
+        assert "5 classes and 5 new ones" in repr(halves)
+        train = task.splits["train"]
+        assert repr(train) == f"ImageSplit({len(train):,} images of 10 classes)"
