@@ -63,6 +63,7 @@ CLAIMS: Mapping[str, tuple[Source, ...]] = {
     ),
     "A mixture from a pool improves on one prompt": (
         Source("pool", "pool of 4 per instance*", MANY),
+        *(Source("ablations", f"pool of {size}", f"one prompt of {size}") for size in (2, 4, 8, 16)),
         Source("t5", "pool per input", MANY),
     ),
     "Everything together improves on one prompt": (
@@ -89,6 +90,10 @@ CLAIMS: Mapping[str, tuple[Source, ...]] = {
     "It holds for models of images and texts": (
         Source("clip-decisions", "place per *", PLACE),
         Source("clip-decisions", "pool per *", MANY),
+        *(
+            Source("clip-decisions", f"pool of {size} per class", f"one prompt of {size} times the words")
+            for size in (2, 8)
+        ),
     ),
 }
 
