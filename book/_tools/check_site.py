@@ -3,8 +3,9 @@
     python book/_tools/check_site.py _build/html
 
 Found are links that lead nowhere, loads from elsewhere, images and tables without words, pages without a description,
-and pages whose scripts, mathematics apart, are heavier than a first visit should be. Prints every problem and exits with
-1 if there is one. What only a browser can see (mathematics, scripts, layout) is checked by tests/book/test_site.py.
+and pages whose scripts, mathematics apart, are heavier than a first visit should be. Prints every problem and exits
+with 1 if there is one. What only a browser can see (mathematics, scripts, layout) is checked by the browser test,
+tests/book/test_site.py.
 """
 
 import sys
