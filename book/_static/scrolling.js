@@ -2,7 +2,8 @@
 // on which more follows (custom.css).
 "use strict";
 {
-  const boxes = "pre, .pst-scrollable-table-container, .cell_output > .output, div.math";
+  // Tables and interactive figures bring boxes of their own, with -scroll in the name of a class.
+  const boxes = "pre, [class*='-scroll'], .cell_output > .output, div.math";
 
   const measure = (box) => {
     const more = box.scrollWidth - box.clientWidth;

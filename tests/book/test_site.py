@@ -224,6 +224,7 @@ def test_search_shows_no_tex(browser, address):
     page.goto(f"{address}/search.html?q=temperature", wait_until="networkidle")
     page.wait_for_selector("#search-results p.context", timeout=10_000)
     found = page.inner_text("#search-results")
+    assert "Contents" not in found and "previous" not in found
     assert "temperature" in found.lower() and "\\(" not in found and "\\tau" not in found
     page.close()
 
