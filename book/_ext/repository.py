@@ -1,6 +1,6 @@
 """Sphinx extension: what follows from the address of the repository, and from when and of what the book was built.
 
-_config.yml has the address once, in `repository: url:`. Where it is empty, the pages have no buttons that would lead
+_config.yml has the address once, in `repository_url`. Where it is empty, the pages have no buttons that would lead
 there: none for Colab and Binder, none for the source. The footer names the version and the date of the build; the date
 is that of SOURCE_DATE_EPOCH where it is set, so that the same sources give the same pages.
 `<!-- bibtex -->` on a page is replaced by the entries of CITATION.cff.

@@ -1,11 +1,15 @@
 """What the book's own extensions add to a page: names, descriptions, definitions, buttons; and the check of the site."""
 
 import doctest
+import html
+import os
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import yaml
 from project import ROOT, tool
@@ -183,15 +187,6 @@ def test_buttons_follow_the_address(address, monkeypatch):
     assert options["other"] == 1 and "1970-01-02" in options["extra_footer"]
 
 
-def test_the_address_stands_in_one_place():
-    settings = yaml.safe_load((ROOT / "_config.yml").read_text())
-    assert (
-        "url" in settings["repository"]
-        and {"colab_url", "binderhub_url"} <= settings["launch_buttons"].keys()
-    )
-    assert "repository_url" not in settings["sphinx"]["config"].get("html_theme_options", {})
-
-
 def test_bibtex_has_the_software_and_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     text = extension("repository").bibtex(citation, "", "2026")
@@ -233,3 +228,44 @@ def test_the_check_of_the_site(tmp_path, capsys, name):
     assert tool("check_site").main(tmp_path) == (expected is not None)
     printed = capsys.readouterr().out
     assert (expected or "0 problems") in printed
+
+
+# A small book with the settings of this one.
+
+MINI = "# A chapter\n\nWhat is it?"
+HUB = "https://github.com/someone/somewhere"
+LAUNCH = (
+    "https://colab.research.google.com/github/someone/somewhere/blob/main/notebooks/x.ipynb",
+    "https://mybinder.org/v2/gh/someone/somewhere/main?urlpath=lab/tree/notebooks/x.ipynb",
+)
+
+
+@pytest.mark.parametrize("address", ["", HUB])
+def test_a_fork_changes_one_line(tmp_path, address):
+    pytest.importorskip("jupyter_book")
+    settings = (ROOT / "_config.yml").read_text()
+    assert settings.count('  repository_url: ""\n') == 1
+    (tmp_path / "_config.yml").write_text(
+        settings.replace('repository_url: ""', f'repository_url: "{address}"')
+    )
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: notebooks/x\n")
+    for name in ("book/_ext", "book/_static", "book/_templates", "book/inventories", "book/references.bib"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("pyproject.toml", "CITATION.cff"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "notebooks").mkdir()
+    cells = [nbformat.v4.new_markdown_cell(MINI), nbformat.v4.new_code_cell("1 + 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "x.ipynb")
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", str(tmp_path), "-q"]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    page = (tmp_path / "_build" / "html" / "notebooks" / "x.html").read_text()
+    found = [link for link in LAUNCH if f'href="{link}"' in html.unescape(page)]
+    assert found == (list(LAUNCH) if address else [])
+    assert (f'href="{HUB}"' in page) == bool(address)
+    assert "fontawesome.js" not in page and "built on 1970-01-01" in page
+    assert '<meta name="description" content="What is it?"' in page
+    assert "download-notebook-button" in page or "download-source-button" in page
