@@ -23,7 +23,7 @@ TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 --timeout 900 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
+.PHONY: help book lab exercises pdf test test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
@@ -47,6 +47,20 @@ book: $(VENV)/.ready ## build the HTML book from the stored outputs, warnings as
 	$(BIN)/jupyter-book build . -W --keep-going -n --all
 	$(BIN)/python book/_tools/check_site.py _build/html
 	@echo "Open $(CURDIR)/_build/html/index.html"
+
+lab: $(VENV)/.lab-ready ## open the chapters in JupyterLab, with their text laid out as in the book
+	$(BIN)/jupyter lab notebooks
+
+$(VENV)/.lab-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab]"
+	@touch $@
+
+exercises: $(VENV)/.ready ## the chapters for a class, without solutions and outputs, in _build/exercises
+	$(BIN)/python book/_tools/make_exercises.py _build/exercises
+
+pdf: $(VENV)/.ready ## the whole book on paper, in _build/book.pdf (needs Chromium, and builds the book where it is not built)
+	@test -f _build/html/index.html || $(MAKE) book
+	$(BIN)/python book/_tools/make_pdf.py _build/html _build/book.pdf
 
 test: test-package test-notebooks ## all tests: the package, then every notebook, re-executed and compared
 

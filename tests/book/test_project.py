@@ -13,8 +13,8 @@ from project import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# The extras that `make` installs, with those that they name in turn.
-INSTALLED = ("book", "test", "cluster", "experiments", "hub", "train")
+# The extras that `make` installs (`make lab` the last), with those that they name in turn.
+INSTALLED = ("book", "test", "cluster", "experiments", "hub", "train", "lab")
 
 
 def name_of(text):

@@ -2,14 +2,18 @@
 
 Headless Chromium opens every page of _build/html, on a desktop, on a phone and on paper, in the light and in the dark.
 Checked are: all mathematics is drawn and has no error, the console is silent, nothing is asked of another host, no
-page is wider than a phone, and text can be read on its ground. The second half shows that each check can fail.
+page is wider than a phone, text can be read on its ground, code is not cut on a desktop, and what scrolls can be reached
+by keyboard and says so. On a desktop axe-core adds its rules for people who do not see, or see little: no page has a
+violation that it calls serious or critical. The second half shows that each check can fail.
 
 Skipped where there is no browser or no built site; with DPLEARN_REQUIRE_BROWSER=1 that is a failure instead.
 """
 
 import functools
 import http.server
+import importlib.util
 import threading
+from pathlib import Path
 
 import pytest
 from chromium import missing
@@ -91,7 +95,47 @@ async () => {
     if (ratio < 4.5 && !seen.has(key)) problems.push(`contrast ${ratio.toFixed(2)} of ${name}`);
     seen.add(key);
   }
+
+  // What is wider than its box: code of a cell fits on a desktop; the rest can be reached by keyboard and has a cue.
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const screen = matchMedia("screen").matches;
+  for (const box of article.querySelectorAll("*")) {
+    const scrolls = ["auto", "scroll"].includes(getComputedStyle(box).overflowX);
+    if (!screen || !scrolls || box.scrollWidth <= box.clientWidth + 1 || !box.clientWidth) continue;
+    if (box.closest("mjx-container") || !box.checkVisibility()) continue;
+    const name = `<${box.tagName.toLowerCase()}> ${short(box.textContent)}`;
+    if (window.innerWidth >= 1280 && box.matches(".cell_input pre")) problems.push("code is cut: " + name);
+    if (box.tabIndex < 0) problems.push("scrolls, out of reach of the keyboard: " + name);
+    if (getComputedStyle(box).maskImage === "none") problems.push("scrolls without a cue: " + name);
+  }
   return problems;
+}
+"""
+
+# preload: axe would ask for style sheets at addresses that do not exist, for a rule that is off.
+# Axe looks at every element. Code has ten thousand, of a few dozen looks: one of each look stays. So do twenty formulas.
+AXE = Path(importlib.util.find_spec("axe_playwright_python").origin).with_name("axe.min.js")
+FEWER = """
+() => {
+  const looks = new Set();
+  for (const code of document.querySelectorAll("article pre")) {
+    for (const token of code.querySelectorAll("span[class]:not(:has(*))")) {
+      const look = [token.className, code.parentElement.className, !code.closest(".cell_output")].join(" ");
+      if (looks.has(look)) token.replaceWith(token.textContent);
+      looks.add(look);
+    }
+    code.normalize();
+  }
+  for (const formula of [...document.querySelectorAll("article mjx-container:not(:has(a))")].slice(20))
+    formula.textContent = "x";
+}
+"""
+ACCESSIBLE = """
+async () => {
+  const { violations } = await axe.run(document, { resultTypes: ["violations"], preload: false });
+  return violations
+    .filter(({ impact }) => ["serious", "critical"].includes(impact))
+    .flatMap(({ id, nodes }) => nodes.map(({ html }) => `axe ${id}: ${html.slice(0, 100)}`));
 }
 """
 
@@ -151,6 +195,10 @@ def problems_of(browser, address, page_name, view, change=None):
     theme = page.evaluate("document.documentElement.dataset.theme")
     if theme != VIEWS[view]["color_scheme"]:
         problems.append(f"theme is {theme}, the reader asked for {VIEWS[view]['color_scheme']}")
+    if view.startswith("desktop"):
+        page.evaluate(FEWER)
+        page.evaluate(AXE.read_text(encoding="utf8"))
+        problems += page.evaluate(ACCESSIBLE)
     page.close()
     return problems
 
@@ -171,6 +219,85 @@ def test_search_finds_a_page(browser, address):
     page.close()
 
 
+def test_search_shows_no_tex(browser, address):
+    page = browser.new_page()
+    page.goto(f"{address}/search.html?q=temperature", wait_until="networkidle")
+    page.wait_for_selector("#search-results p.context", timeout=10_000)
+    found = page.inner_text("#search-results")
+    assert "Contents" not in found and "previous" not in found
+    assert "temperature" in found.lower() and "\\(" not in found and "\\tau" not in found
+    page.close()
+
+
+CHAPTER = "notebooks/05_gumbel_softmax.html"
+TERM = "a[data-definition]"
+
+
+def visible_definition(page):
+    """The text of the definition on the page, or None while it is hidden."""
+    box = page.locator("#definition")
+    return box.inner_text() if box.is_visible() else None
+
+
+def test_a_definition_shows_on_hover_and_on_focus(browser, address):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(f"{address}/{CHAPTER}")
+    link = page.locator(TERM).first
+    expected = " ".join(link.get_attribute("data-definition").split())
+    assert len(expected) > 20 and visible_definition(page) is None
+    link.hover()
+    assert visible_definition(page) == expected
+    box = page.locator("#definition").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.keyboard.press("Escape")
+    assert visible_definition(page) is None
+    link.focus()
+    assert visible_definition(page) == expected
+    assert link.get_attribute("aria-describedby") == "definition"
+    link.evaluate("link => link.blur()")
+    assert visible_definition(page) is None and link.get_attribute("aria-describedby") is None
+    page.close()
+
+
+def test_the_first_tap_defines_and_the_second_follows(browser, address):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.goto(f"{address}/{CHAPTER}")
+    link = page.locator(TERM).first
+    link.tap()
+    assert visible_definition(page) and page.url.endswith(CHAPTER)
+    link.tap()
+    page.wait_for_url("**/book/glossary.html#term-*")
+    page.close()
+
+
+def test_what_is_wider_fades_where_more_follows(browser, address):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(f"{address}/{CHAPTER}")
+    box = page.wait_for_selector("article pre.more-right")
+    assert box.get_attribute("tabindex") == "0"
+    box.evaluate("box => (box.scrollLeft = box.scrollWidth)")
+    page.wait_for_function("box => box.matches('.more-left:not(.more-right)')", arg=box)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_function("document.querySelectorAll('article .cell_input pre.more-left').length === 0")
+    page.close()
+
+
+def test_icons_are_drawn(browser, address):
+    """Without the theme's script they are letters of its font."""
+    page = browser.new_page()
+    page.goto(f"{address}/book/intro.html")
+    page.evaluate("document.fonts.ready.then(() => 0)")
+    fonts = page.evaluate("[...document.fonts].filter((f) => f.status === 'loaded').map((f) => f.family)")
+    assert any("Font Awesome" in name for name in fonts)
+    icons = page.evaluate(
+        """[...document.querySelectorAll('.article-header-buttons i')].filter((icon) => icon.checkVisibility())
+        .map((icon) => [getComputedStyle(icon, '::before').content, icon.getBoundingClientRect().width])"""
+    )
+    assert len(icons) >= 2
+    assert all(content not in ("none", "normal", '""') and width >= 10 for content, width in icons)
+    page.close()
+
+
 BEFORE_END = "</article>"
 BROKEN = {
     "undefined macro": (r'<span class="math">\(\nosuchmacro x\)</span>', "TeX error"),
@@ -182,18 +309,30 @@ BROKEN = {
     "too wide": ('<div style="width: 900px">wide</div>', "px wide"),
     "pale text by opacity": ('<p style="opacity: 0.4">pale</p>', "contrast"),
     "pale text": ('<p style="color: #777; background: #888">pale</p>', "contrast"),
+    "out of reach": (
+        '<div style="overflow-x: auto"><div style="width: 900px">wide</div></div>',
+        "out of reach of the keyboard",
+    ),
+    "no cue": (
+        '<div style="overflow-x: auto" tabindex="0"><div style="width: 900px">wide</div></div>',
+        "without a cue",
+    ),
+}
+BROKEN_DESKTOP = {
+    "no name": ("<button></button>", "axe button-name"),
+    "long code": (f'<div class="cell_input"><pre>{"x" * 120}</pre></div>', "code is cut"),
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", [*BROKEN, *BROKEN_DESKTOP])
 def test_broken_page_is_found(browser, address, name):
-    html, expected = BROKEN[name]
+    html, expected = (BROKEN | BROKEN_DESKTOP)[name]
     # The last piece of the article's own content: wide boxes elsewhere would be cut off by the theme.
     found = problems_of(
         browser,
         address,
         "book/notation.html",
-        "phone-light",
+        "desktop-light" if name in BROKEN_DESKTOP else "phone-light",
         change=lambda text: text.replace(BEFORE_END, html + BEFORE_END, 1),
     )
     assert any(part in line for part in expected.split("|") for line in found), f"found only {found}"
