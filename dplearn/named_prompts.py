@@ -408,7 +408,7 @@ class NamedPrompts(Frozen):
     def get_extra_state(self) -> Tensor:
         """The settings of the prompt in use, as bytes: what a program that saves a state dict alone would lose."""
         described = describe(self.adapter, self.prompt_config, self.prompt)
-        return settings.to_tensor(self.prompt_config.to_dict(), described)
+        return settings.to_tensor(self.prompt_config.to_dict(), described, self.prompt.state_dict())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Compare the settings of a state with those of the prompt in use.

@@ -142,7 +142,7 @@ DAMAGE = {
     "newer format": (
         lambda f: edit(f, lambda d: d.update(format=99)),
         ValueError,
-        "format=99, expected 3: it was written by another version",
+        "format=99, expected 4: it was written by another version",
     ),
     "missing part": (
         lambda f: edit(f, lambda d: d.pop("weights")),
@@ -230,7 +230,7 @@ DAMAGE = {
     "an older format": (
         lambda f: edit(f, lambda d: d.update(format=1)),
         ValueError,
-        "format=1, expected 3: it was written by another version",
+        "format=1, expected 4: it was written by another version",
     ),
     "weights that are no safetensors, with a right hash": (
         lambda f: name_weights(f, "prompt-0.safetensors", b"\x80\x04N."),
