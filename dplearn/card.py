@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dplearn import card_hub
 from dplearn.backbones.heads import paths_of
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.controllers import Words
@@ -70,26 +71,32 @@ def count(prompt: DynamicPrompt, backbone: nn.Module) -> Count:
     return Count(total, unused, frozen, sum(n for name, n in trained.items() if name.startswith("head.")))
 
 
-def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
-    """The Markdown card of a checkpoint: what it is, for which backbone, and how to load it.
+def write_card(
+    config: PromptConfig,
+    counted: Count,
+    backbone: dict,
+    metadata: dict | None = None,
+    source: str = card_hub.FOLDER,
+) -> str:
+    """The Markdown card of a checkpoint: what it is, for which backbone, and how to load and ask it.
 
     ``backbone`` is the description that the checkpoint records. A folder's name is left out: it would tell others
-    about this machine and help nobody.
+    about this machine and help nobody. ``metadata`` and ``source`` are those of :func:`dplearn.card_hub.front_matter`.
+
+    Raises
+    ------
+    ValueError : an entry of ``metadata`` is unknown or of another kind.
     """
-    name, kind, source = backbone["name_or_path"], backbone["class"], origin(backbone["name_or_path"])
-    base = [f'base_model: "{name}"'] if source == "hub" else []
+    name, kind = backbone["name_or_path"], backbone["class"]
     which = {
         "zoo": f"the frozen `{name}`, which dplearn.zoo loads ({kind})",
         "hub": f"the frozen `{name}` ({kind})",
         "folder": f"a frozen {kind} that was loaded from a folder",
         "unknown": f"a frozen {kind} without a name",
-    }[source]
-    known = source in ("zoo", "hub")
-    call = 'dp.from_pretrained("this-folder")' if known else 'dp.from_pretrained("this-folder", backbone)'
+    }[origin(name)]
     lines = [
         "---",
-        "library_name: dplearn",
-        *base,
+        card_hub.front_matter(config, backbone, metadata, source),
         "---",
         "",
         f"# A prompt for {kind}",
@@ -100,9 +107,7 @@ def write_card(config: PromptConfig, counted: Count, backbone: dict) -> str:
         *_facts(config, counted),
         "",
         "```python",
-        "import dplearn as dp",
-        "",
-        f"model = {call}",
+        *card_hub.code(config, backbone, source),
         "```",
         "",
         f"Written by dplearn {__version__}. `prompt_config.json` holds the settings and names the file of tensors.",

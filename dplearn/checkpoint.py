@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dplearn.checks import shown
 from dplearn.files import MISSING, locked, opened, parse, read_json, remove_stale, write, write_locked
-from dplearn.settings import FORMAT, Weights, digest, document, from_tensor, verify
+from dplearn.settings import FORMAT, UNSEALED, Weights, digest, digest_of, document, from_tensor, verify
 
 CONFIG, CARD = "prompt_config.json", "README.md"
 OURS = re.compile(r"prompt-[0-9a-f]{16}\.safetensors")  # the names that this module gives to tensor files
@@ -36,6 +36,8 @@ CARD_MARK = (
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # What transformers.Trainer writes of a model that is none of its own: its state dict, and nothing beside.
 TRAINER, PREFIX, SETTINGS = "model.safetensors", "prompt.", "_extra_state"
+# In the header of a tensor file whose settings have a seal: without one they were changed.
+SEAL = "sealed_settings"
 EXPECTED = "a folder written by save_pretrained (PEFT's: see import_peft)"
 
 
@@ -54,7 +56,7 @@ def files(
     tensors: dict[str, Tensor], options: dict, backbone: dict, card: str | None = None
 ) -> dict[str, bytes]:
     """The files of a checkpoint by name, in the order in which they are written: the last one makes it valid."""
-    data = pack(tensors)
+    data = pack(tensors, {"format": "pt", SEAL: str(FORMAT)})
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"prompt-{sha256[:16]}.safetensors"
     settings = document(options, backbone, Weights(name, sha256, len(data)))
@@ -106,9 +108,9 @@ def seal(folder: str | os.PathLike) -> None:
     """
     path = Path(folder) / CONFIG
     sealed = parse(path, read_text_of(Path(folder), CONFIG, EXPECTED))
-    if sealed.get("format") == FORMAT and isinstance(sealed.get("seal"), dict):
+    if sealed.get("format") != UNSEALED and isinstance(sealed.get("seal"), dict):
         options = sealed["seal"].get("options")
-        sealed["seal"] = sealed["seal"] | {"sha256": digest(sealed | {"options": options})}
+        sealed["seal"] = sealed["seal"] | {"sha256": digest(sealed, options)}
     verify(path, sealed)
     write(path, _text(sealed))
 
@@ -150,7 +152,8 @@ def read(folder: str | os.PathLike) -> Saved:
     path, patience = folder / CONFIG, 20
     while True:
         text = read_text_of(folder, CONFIG, EXPECTED)
-        options, backbone, weights = verify(path, parse(path, text))
+        settings = parse(path, text)
+        options, backbone, weights, _ = verify(path, settings)
         if weights is None:
             raise ValueError(f"{path} names no file of weights")
         name = _plain_name(path, weights.file)
@@ -164,8 +167,18 @@ def read(folder: str | os.PathLike) -> Saved:
             if not patience:
                 raise ValueError(f"{path} names {name!r}, but there is no such file beside it") from None
     tensors = unpack(folder / name, data)
+    if "seal" not in settings and SEAL in _header(data):
+        raise ValueError(
+            f"{path} was changed after it was written: it has no seal, and {name} was written beside sealed settings. "
+            "Save the prompt again"
+        )
     check_finite(folder, tensors)
     return Saved(tensors, options, backbone)
+
+
+def _header(data: bytes) -> dict[str, str]:
+    """The text in the header of a safetensors file that was read already."""
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
 
 
 def _plain_name(path: Path, name: str) -> str:
@@ -204,6 +217,12 @@ def _read_trainer(path: Path) -> Saved:
     settings = from_tensor(path, tensors.pop(SETTINGS))
     check_finite(path.parent, tensors)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    if settings.tensors not in (None, digest_of(tensors)):
+        raise ValueError(
+            f"{path} is damaged or was changed: its tensors have another SHA-256 than its settings record. If the "
+            "change is meant: make the model with dplearn.prompted and the same PromptConfig, give these tensors to "
+            "load_state_dict and call save_pretrained"
+        )
     return Saved(tensors, settings.options, settings.backbone)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dplearn import checkpoint
+from dplearn import checkpoint, hub
 from dplearn.backbones import Backbone, ImageTextBackbone, adapt
 from dplearn.building import as_config, new_prompt, restore
 from dplearn.by_name import load_backbone
@@ -64,13 +64,21 @@ def _model(adapter: Backbone, prompt: DynamicPrompt, config: PromptConfig) -> Pr
 
 
 def from_pretrained(
-    folder: str | os.PathLike, backbone: PreTrainedModel | None = None
+    folder: str | os.PathLike,
+    backbone: PreTrainedModel | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
 ) -> PromptedModel | PromptedCLIP:
-    """Load a prompt written by :meth:`PromptedModel.save_pretrained`.
+    """Load a prompt written by :meth:`PromptedModel.save_pretrained` or :meth:`PromptedModel.push_to_hub`.
 
     Parameters
     ----------
-    folder : where ``prompt_config.json`` lies.
+    folder : where ``prompt_config.json`` lies, or the repository "owner/name" of a model hub. What is a folder here is
+        read here. ``revision``, ``token``, ``cache_dir`` and ``local_files_only`` are about a repository
+        (:func:`dplearn.hub.located`).
     backbone : the model to put the prompt on. None loads the one that the checkpoint names: a backbone of
         :mod:`dplearn.zoo`, or a path or hub name through transformers, with the recorded number of labels where the
         prompt has its own head.
@@ -86,10 +94,14 @@ def from_pretrained(
     Raises
     ------
     FileNotFoundError : no checkpoint there.
+    PermissionError : the hub wants a token, or does not take this one.
     ValueError : the checkpoint is damaged, a pickle, of another version, made for another backbone, or made for one
         that cannot be found by name while ``backbone`` is None; the message names which.
     """
-    saved = checkpoint.read(folder)
+    path = hub.located(
+        folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    )
+    saved = checkpoint.read(path)
     config = PromptConfig.from_saved(saved.options)
     if backbone is None:
         backbone = load_backbone(folder, saved.backbone, own_head=config.head == "trained")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dplearn import card, checkpoint, settings
+from dplearn import card, card_hub, checkpoint, hub, settings
 from dplearn.backbones import Backbone, adapt
 from dplearn.batches import batches_of
 from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
@@ -90,13 +90,16 @@ class NamedPrompts(Frozen):
         config = as_config(config)
         self._add(name, new_prompt(self.adapter, config, vectors, generator), config)
 
-    def load_prompt(self, name: str, folder: str | os.PathLike) -> None:
+    def load_prompt(self, name: str, folder: str | os.PathLike, **where) -> None:
         """Add a prompt that :meth:`save_pretrained` wrote to ``folder``, under a new name, without using it yet.
+
+        ``folder`` may be a repository of a model hub, and ``where`` is ``revision``, ``token``, ``cache_dir`` or
+        ``local_files_only``, as in :func:`dplearn.from_pretrained`.
 
         Raises what :func:`dplearn.from_pretrained` raises, and ValueError where the name is taken or empty.
         """
         self._check_new(name)
-        saved = checkpoint.read(folder)
+        saved = checkpoint.read(hub.located(folder, **where))
         config = PromptConfig.from_saved(saved.options)
         self._add(name, restore(folder, saved, config, self.adapter), config)
 
@@ -320,6 +323,8 @@ class NamedPrompts(Frozen):
         name: str | None = None,
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
+        *,
+        metadata: dict | None = None,
         **others,
     ) -> None:
         """Write the prompt (safetensors), its configuration (JSON) and a card (README.md) to ``folder``.
@@ -333,24 +338,77 @@ class NamedPrompts(Frozen):
         name : which prompt; None is the one in use.
         is_main_process : False writes nothing, as transformers' models do in all processes but one.
         state_dict : this model's state as an accelerator gathers it from several processes, instead of its own.
+        metadata : what the card says to a model hub: licence, language, data sets, metrics, results, ...
+            (:func:`dplearn.card_hub.front_matter`).
         others : what else ``save_pretrained`` of transformers takes (``safe_serialization``, ``max_shard_size``,
             ...); a prompt has one small file in one format, so they change nothing.
 
         Raises
         ------
-        ValueError : there is no prompt of that name.
+        ValueError : there is no prompt of that name; an entry of ``metadata`` is unknown or of another kind.
         """
-        tensors, *rest = self._checkpoint(self.active_prompt if name is None else name)
+        tensors, *rest = self._checkpoint(self.active_prompt if name is None else name, metadata)
         if state_dict is not None:
             given = {key.removeprefix("prompt."): value for key, value in state_dict.items()}
             tensors = {key: given[key] for key in tensors if key in given}
         if is_main_process:
             checkpoint.save(folder, tensors, *rest)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        name: str | None = None,
+        *,
+        metadata: dict | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Send the prompt to a model hub: the files of :meth:`save_pretrained`, in one commit.
+
+        :func:`dplearn.from_pretrained` loads it from there by name. The backbone is not sent.
+
+        Parameters
+        ----------
+        repo_id : "owner/name"; the repository is made where it is missing. A README.md in it that dplearn did not
+            write stays as it is.
+        name : which prompt; None is the one in use.
+        metadata : as in :meth:`save_pretrained`.
+        private : whether a new repository is; None: as the owner's account says.
+        token : what may write there; None: the one of ``hf auth login`` or ``HF_TOKEN``.
+        revision : a branch, made where it is missing; None: the main one.
+        commit_message : None: "A prompt", and the version of dplearn.
+        create_pr : ask for the change instead of making it.
+
+        Returns
+        -------
+        The address of the commit, or of the request.
+
+        Raises
+        ------
+        ValueError : ``repo_id`` is no name of a repository; there is no prompt of that name; numbers that are not
+            finite; an entry of ``metadata`` is unknown or of another kind.
+        PermissionError : there is no token, or it may not write there.
+        """
+        hub.check_name(repo_id)
+        given = self._checkpoint(self.active_prompt if name is None else name, metadata, repo_id)
+        checkpoint.check_finite(repo_id, given[0], "cannot be sent to")
+        return hub.upload(
+            repo_id,
+            checkpoint.files(*given),
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
     def get_extra_state(self) -> Tensor:
         """The settings of the prompt in use, as bytes: what a program that saves a state dict alone would lose."""
         described = describe(self.adapter, self.prompt_config, self.prompt)
-        return settings.to_tensor(self.prompt_config.to_dict(), described)
+        return settings.to_tensor(self.prompt_config.to_dict(), described, self.prompt.state_dict())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Compare the settings of a state with those of the prompt in use.
@@ -362,10 +420,13 @@ class NamedPrompts(Frozen):
         recorded = settings.from_tensor("the state dict", state).options
         settings.check_options(with_younger_options(recorded), self.prompt_config.to_dict())
 
-    def _checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict, dict, str]:
+    def _checkpoint(
+        self, name: str, metadata: dict | None = None, source: str = card_hub.FOLDER
+    ) -> tuple[dict[str, Tensor], dict, dict, str]:
         """What :func:`dplearn.checkpoint.save` writes: tensors, options, the backbone's description, the card."""
         self._check_known(name)
         prompt, config = self._prompts[name] or (self.prompt, self.prompt_config)
         backbone = describe(self.adapter, config, prompt)
-        text = card.write_card(config, card.count(prompt, self.backbone), backbone)
+        counted = card.count(prompt, self.backbone)
+        text = card.write_card(config, counted, backbone, metadata, source)
         return prompt.state_dict(), config.to_dict(), backbone, text

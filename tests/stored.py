@@ -11,7 +11,7 @@ def edit(folder, change, sealed=True):
     document = json.loads(path.read_text())
     change(document)
     if sealed and "seal" in document:
-        document["seal"]["sha256"] = settings.digest(document | {"options": document["seal"]["options"]})
+        document["seal"]["sha256"] = settings.digest(document, document["seal"]["options"])
     path.write_text(json.dumps(document))
 
 

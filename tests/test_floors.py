@@ -22,7 +22,8 @@ FLOORS = [
     # what users write, and where it goes
     {"config"},
     {"backbones"},
-    {"by_name", "card", "fingerprint", "freezing"},
+    {"by_name", "card_hub", "fingerprint", "freezing", "hub"},
+    {"card"},
     {"building", "caching"},
     {"named_prompts"},
     {"model"},

@@ -1,6 +1,7 @@
-"""Checkpoints of the first release load for ever: folders in tests/data/checkpoints, with the logits of their day.
+"""Checkpoints of earlier versions load for ever: folders in tests/data/checkpoints, with the logits of their day.
 
-The files were written by commit 15be3a0, before settings had a digest. Never write them again: what they are for is that
+Most were written by commit 15be3a0, before settings had a digest (format 2), t5-sealed and t5-trainer (a folder of
+transformers.Trainer) by commit f8a3a7a, when four parts of them had one (format 3). Never write them again: what they are for is that
 they are old. The backbones' weights come from a generator over sorted names, so that the order in which a version of
 transformers initialises a model does not matter.
 """
@@ -31,6 +32,8 @@ def captions():
 # name -> (backbone, batch, name of the output that is compared)
 CASES = {
     "t5-instance": (tiny.t5, lambda: sequences(labels=torch.tensor([[5, 1], [6, 1], [7, 1]])), "logits"),
+    "t5-sealed": (tiny.t5, lambda: sequences(labels=torch.tensor([[5, 1], [6, 1], [7, 1]])), "logits"),
+    "t5-trainer": (tiny.t5, lambda: sequences(labels=torch.tensor([[5, 1], [6, 1], [7, 1]])), "logits"),
     "gpt2-postfix": (tiny.gpt2, sequences, "logits"),
     "bert-head": (lambda: tiny.bert(BertForSequenceClassification, num_labels=3), sequences, "logits"),
     "vit-before-positions": (tiny.vit, lambda: dict(pixel_values=tiny.images()), "logits"),

@@ -1,5 +1,6 @@
 """The seal of a checkpoint's settings: every edit is noticed, what is meant can be sealed again, old ones have none."""
 
+import hashlib
 import json
 import math
 
@@ -55,6 +56,13 @@ EDITS = {
     "fewer sealed options": lambda d: (d["seal"]["options"].remove("size"), d["prompt"].pop("size")),
     "another seal": lambda d: d["seal"].update(sha256="0" * 64),
     "an older format": lambda d: d.update(format=2),
+    "the format of parts": lambda d: d.update(format=3),
+    "the version that wrote it": lambda d: d.update(dplearn_version="0.0.1"),
+    "one more part": lambda d: d.update(note="mine"),
+    "a fingerprint's number": lambda d: d["backbone"]["fingerprint"].update(another=[0.5]),
+    "an integer as a real number": lambda d: d["prompt"].update(length=4.0),
+    "a list for a number": lambda d: d["prompt"].update(size=[3]),
+    "a value forgotten": lambda d: d["prompt"].update(head=None),
 }
 
 
@@ -67,6 +75,39 @@ def test_an_edit_is_refused_and_the_error_says_what_to_do(case, saved):
         dp.from_pretrained(saved, tiny.t5(dtype=torch.float32))
 
 
+def leaves(value, path=()):
+    """The way to each value in a document that holds no others; an empty list or object is one."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    below = [leaf for key, each in inner for leaf in leaves(each, (*path, key))]
+    return below or [path]
+
+
+def changed(value):
+    """Another value of the same kind, as far as there is one."""
+    if isinstance(value, bool) or value is None or value in ([], {}):
+        return not value
+    return f"{value}x" if isinstance(value, str) else value + 1
+
+
+def test_no_value_in_the_file_can_be_changed_and_none_can_go(saved):
+    text, refused = (saved / checkpoint.CONFIG).read_text(), 0
+    for *path, last in leaves(json.loads(text)):
+        for edits in ("change", "remove"):
+            document = json.loads(text)
+            place = document
+            for key in path:
+                place = place[key]
+            if edits == "change":
+                place[last] = changed(place[last])
+            else:
+                del place[last]
+            (saved / checkpoint.CONFIG).write_text(json.dumps(document))
+            with pytest.raises(ValueError, match=checkpoint.CONFIG):
+                checkpoint.read(saved)
+            refused += 1
+    assert refused > 150
+
+
 @pytest.mark.parametrize("part", ["seal", "weights", "prompt", "backbone"])
 def test_a_missing_part_is_refused(part, saved):
     edit(saved, lambda document: document.pop(part), sealed=False)
@@ -76,13 +117,10 @@ def test_a_missing_part_is_refused(part, saved):
         checkpoint.read(saved)
 
 
-@pytest.mark.parametrize("value", [None, 3, "text", [1], {}, {"options": 1, "sha256": 2}, {"file": 1}])
+@pytest.mark.parametrize("value", [None, 5, "text", [1], {}, {"options": 1, "sha256": 2}, {"file": 1}])
 @pytest.mark.parametrize("part", ["seal", "weights", "prompt", "backbone", "format"])
 def test_a_part_of_another_kind_is_an_error_that_names_the_file(part, value, saved):
     edit(saved, lambda document: document.update({part: value}), sealed=False)
-    if part == "format" and value == 3:
-        assert checkpoint.read(saved).options == CONFIG.to_dict()  # that is what it was
-        return
     with pytest.raises(ValueError, match=checkpoint.CONFIG):
         checkpoint.read(saved)
 
@@ -106,15 +144,36 @@ def test_spaces_and_the_order_of_keys_are_no_edits(saved):
     assert checkpoint.read(saved).options == CONFIG.to_dict()
 
 
-def unsealed(document):
-    """As the first release wrote it: no seal, no size."""
-    document.update(format=2)
-    del document["seal"], document["weights"]["bytes"]
+def test_settings_that_lost_their_seal_are_no_settings_of_an_older_version(saved):
+    """Without the mark in the tensor file, these would be format 2 with another prompt."""
+
+    def downgraded(document):
+        document.update(format=2)
+        document["prompt"].update(position="prefix")
+        del document["seal"]
+
+    edit(saved, downgraded, sealed=False)
+    with pytest.raises(ValueError, match="was changed after it was written: it has no seal, and prompt-"):
+        checkpoint.read(saved)
+
+
+def as_before(folder):
+    """As the first release wrote it: no seal, no size, and no mark in the tensor file."""
+    (path,) = folder.glob("prompt-*.safetensors")
+    data = checkpoint.pack(checkpoint.unpack(path, path.read_bytes()))
+    path.write_bytes(data)
+
+    def unsealed(document):
+        document.update(format=2)
+        document["weights"].update(sha256=hashlib.sha256(data).hexdigest())
+        del document["seal"], document["weights"]["bytes"]
+
+    edit(folder, unsealed)
 
 
 def test_a_checkpoint_from_before_the_seal_loads_as_it_did(saved):
     before = checkpoint.read(saved)
-    edit(saved, unsealed)
+    as_before(saved)
     again = checkpoint.read(saved)
     assert again.options == before.options and again.backbone == before.backbone
     assert torch.equal(again.tensors["vectors"], before.tensors["vectors"])
@@ -137,9 +196,9 @@ values = st.recursive(
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), st.text(max_size=5), values)
 def test_settings_survive_the_way_through_json_and_no_value_can_be_exchanged(options, name, value):
     document = json.loads(json.dumps(sealed.document(options, {"class": "A"}, sealed.Weights("w", "0", 1))))
-    assert sealed.verify("here", document) == (options, {"class": "A"}, ("w", "0", 1))
+    assert sealed.verify("here", document) == (options, {"class": "A"}, ("w", "0", 1), None)
     tensor = sealed.to_tensor(options, {"class": "A"})
-    assert sealed.from_tensor("here", tensor) == (options, {"class": "A"}, None)
+    assert sealed.from_tensor("here", tensor) == (options, {"class": "A"}, None, None)
     edited = options | {name: value}
     same = json.dumps(edited, sort_keys=True) == json.dumps(options, sort_keys=True)
     if not same:
@@ -222,6 +281,33 @@ def test_tensors_of_an_unknown_dtype_are_a_clear_error(dtype, tmp_path):
     data = len(header).to_bytes(8, "little") + header.encode() + bytes(8)
     with pytest.raises(ValueError, match="is damaged, expected safetensors|does not know"):
         checkpoint.unpack(tmp_path / "file", data)
+
+
+# --- tensors that travel with their settings ---
+
+KINDS = (torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool)
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_the_digest_of_tensors_is_that_of_their_names_kinds_shapes_and_bytes(dtype):
+    rows = torch.ones(2, 3).to(dtype)
+    text = f"a {dtype} () b {dtype} (2, 3) "
+    one, six = rows[0, 0].reshape(1).view(torch.uint8), rows.reshape(-1).view(torch.uint8)
+    head, tail = text.split("b ")
+    data = head.encode() + bytes(one.tolist()) + f"b {tail}".encode() + bytes(six.tolist())
+    assert sealed.digest_of({"b": rows, "a": rows[0, 0]}) == hashlib.sha256(data).hexdigest()
+    assert sealed.digest_of({"b": rows.T.contiguous().T, "a": rows[0, 0]}) == hashlib.sha256(data).hexdigest()
+    assert sealed.digest_of({"b": rows.reshape(3, 2), "a": rows[0, 0]}) != hashlib.sha256(data).hexdigest()
+
+
+def test_of_a_share_of_tensors_there_is_no_digest():
+    class Share(torch.Tensor):
+        """As a process of several holds it."""
+
+    whole = torch.ones(2)
+    assert sealed.digest_of({"a": torch.nn.Parameter(whole)}) == sealed.digest_of({"a": whole})
+    assert sealed.digest_of({"a": whole, "b": whole.as_subclass(Share)}) is None
+    assert sealed.digest_of({"a": whole, "b": torch.empty(2, device="meta")}) is None
 
 
 # --- whether the backbone fits ---

@@ -112,6 +112,42 @@ def test_what_is_wrong_with_such_a_folder_is_named(case, tmp_path):
         dp.from_pretrained(tmp_path / "saved", tiny.t5(dtype=torch.float32))
 
 
+@pytest.mark.parametrize("options", [{}, {"position": "instance", "vector": "task", "pool_size": 2}])
+def test_a_flipped_bit_anywhere_in_the_data_is_found(options, tmp_path):
+    """Every 7th byte, and one of its bits: of vectors, controllers, statistics and settings alike."""
+    write_state(
+        tmp_path / "saved", {name: each.clone() for name, each in make(**options).state_dict().items()}
+    )
+    path = tmp_path / "saved" / "model.safetensors"
+    data, found = path.read_bytes(), 0
+    start = 8 + int.from_bytes(data[:8], "little")
+    for place in range(start, len(data), 7):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="model.safetensors"):
+            checkpoint.read(tmp_path / "saved")
+        found += 1
+    assert found > 200
+    path.write_bytes(data)
+    assert checkpoint.read(tmp_path / "saved").options["length"] == 4
+
+
+def test_tensors_that_were_edited_on_purpose_go_through_a_model(tmp_path):
+    state = make().state_dict()
+    state["prompt.vectors"] = state["prompt.vectors"] / 2
+    write_state(tmp_path / "saved", state)
+    with pytest.raises(
+        ValueError, match="another SHA-256 than its settings record.*give these tensors to load_state_dict"
+    ):
+        checkpoint.read(tmp_path / "saved")
+    model = make()
+    model.load_state_dict(state)
+    model.save_pretrained(tmp_path / "again")
+    again = dp.from_pretrained(tmp_path / "again", tiny.t5(dtype=torch.float32))
+    assert torch.equal(again.prompt.vectors, make().prompt.vectors / 2)
+
+
 def test_the_folder_of_a_backbone_is_no_checkpoint_and_its_weights_are_not_read(tmp_path, monkeypatch):
     tiny.t5().save_pretrained(tmp_path)
     monkeypatch.setattr(checkpoint, "read_tensors", lambda *_: pytest.fail("the weights were read"))
