@@ -23,7 +23,7 @@ TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 --timeout 900 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
+.PHONY: help book test fast test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
@@ -51,6 +51,9 @@ book: $(VENV)/.ready ## build the HTML book from the stored outputs, warnings as
 test: test-package test-notebooks ## all tests: the package, then every notebook, re-executed and compared
 
 test-package: $(VENV)/.ready ## the tests of the package, the project files and the built site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope
+
+fast: $(VENV)/.ready ## the quick tests, those of plain pytest: under three minutes on two idle cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 test-notebooks: $(VENV)/.ready ## strict nbval: re-execute every notebook and compare each stored output
@@ -61,7 +64,7 @@ else
 endif
 
 test-site: $(VENV)/.ready ## only the browser test of the built pages (after make book)
-	$(BIN)/python -m pytest tests/book/test_site.py -ra
+	$(BIN)/python -m pytest tests/book/test_site.py -m "not slow" -ra
 
 sweep: $(VENV)/.ready ## the slow tests: a prompt in every text architecture that transformers knows, and real models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backbones tests/zoo/test_real.py -m "slow or not slow" -n $(JOBS)

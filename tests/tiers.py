@@ -1,0 +1,40 @@
+"""Which tests plain ``pytest`` leaves out: those of this table get the marker ``thorough``, which `make test` runs too.
+
+Three tiers: no marker (``pytest``, under three minutes on two idle cores), ``thorough`` (`make test`, `.ci/run`), and
+``slow`` (`make sweep`), which a test declares itself. One table instead of markers in sixty files: what is left out can
+be read in one place, examples in docstrings are in it too, and an entry that matches nothing is an error.
+"""
+
+import pytest
+
+# Beginnings of test ids, each as long as it has to be.
+THOROUGH = (
+    # Processes of their own, started, stopped and killed.
+    "tests/test_distributed.py",
+    "tests/test_files.py::test_any_interleaving",
+    "tests/experiments",
+    # Models that ship, loaded and asked; their data and records.
+    "tests/zoo",
+    # The built book in a browser, every example of the pages, Sphinx, other commands.
+    "tests/book/test_examples.py",
+    "tests/book/test_site.py",
+    # Examples of what is trained or drawn.
+    "dplearn/experiments",
+    "dplearn/tasks",
+    "dplearn/theory",
+    "dplearn/zoo",
+)
+COLLECTED = pytest.StashKey[dict]()
+
+
+def tier(item):
+    """The marker of a collected test, or None where plain ``pytest`` runs it."""
+    return next((name for name in ("slow", "thorough") if item.get_closest_marker(name)), None)
+
+
+def mark(config, items):
+    """Mark the tests of the table, and remember what was collected before any choice: test id -> tier."""
+    for item in items:
+        if item.nodeid.startswith(THOROUGH):
+            item.add_marker("thorough")
+    config.stash[COLLECTED] = {item.nodeid: tier(item) for item in items}
