@@ -12,7 +12,21 @@ THOROUGH = (
     # Processes of their own, started, stopped and killed.
     "tests/test_distributed.py",
     "tests/test_files.py::test_any_interleaving",
+    "tests/test_packaged.py::test_of_two_processes",
+    "tests/test_checkpoint.py::test_a_killed_writer",
+    "tests/test_trust.py::test_a_row_of_figures_with_processes_or_threads",
     "tests/experiments",
+    # Trainers, a second each; test_training.py stays.
+    "tests/test_trainer",
+    # A browser, and estimators trained until they differ.
+    "tests/theory/test_theory_explorer.py::test_a_broken_script_is_seen",
+    "tests/theory/test_theory_gradients.py::test_only_the_papers_estimator_does_not_learn",
+    # What torch compiles, seconds each.
+    "tests/test_model.py::test_one_graph",
+    "tests/test_model.py::test_a_new_temperature",
+    "tests/test_named_prompts.py::test_a_compiled_model",
+    "tests/test_prompt.py::test_one_graph",
+    "tests/test_head.py::test_the_model_compiles",
     # Models that ship, loaded and asked; their data and records.
     "tests/zoo",
     # The built book in a browser, every example of the pages, Sphinx, other commands.

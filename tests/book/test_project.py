@@ -14,7 +14,7 @@ from project import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # The extras that `make` installs, with those that they name in turn.
-INSTALLED = ("book", "test", "cluster", "experiments", "hub", "train")
+INSTALLED = ("book", "test", "cluster", "experiments", "hub", "mutants", "train")
 
 
 def name_of(text):
