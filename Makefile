@@ -5,6 +5,8 @@
 #   TORCH_INDEX  address of a package index with another build of torch, for example the CPU-only or a CUDA build.
 #                PyTorch's install page names it: the address behind --index-url. Empty: what pip serves by itself.
 #   JOBS         test processes; default 2
+#   SECONDS      how long `make fuzz` looks; default 60
+#   MUTANTS      arguments of tests/mutants.py, such as "choice length" or "--sample 40 --seed 0"; default: every mutant
 #   NB           the notebooks that `make notebooks` runs; default all
 #
 # Everything is installed in .venv and built in _build; nothing outside this folder is written.
@@ -12,6 +14,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 JOBS ?= 2
+SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +26,7 @@ TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 --timeout 900 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help book lab exercises pdf test test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
+.PHONY: help book lab exercises pdf test fast fuzz facts mutants test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
@@ -65,6 +68,9 @@ pdf: $(VENV)/.ready ## the whole book on paper, in _build/book.pdf (needs Chromi
 test: test-package test-notebooks ## all tests: the package, then every notebook, re-executed and compared
 
 test-package: $(VENV)/.ready ## the tests of the package, the project files and the built site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope
+
+fast: $(VENV)/.ready ## the quick tests, those of plain pytest: under three minutes on two idle cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 test-notebooks: $(VENV)/.ready ## strict nbval: re-execute every notebook and compare each stored output
@@ -75,10 +81,23 @@ else
 endif
 
 test-site: $(VENV)/.ready ## only the browser test of the built pages (after make book)
-	$(BIN)/python -m pytest tests/book/test_site.py -ra
+	$(BIN)/python -m pytest tests/book/test_site.py -m "not slow" -ra
 
 sweep: $(VENV)/.ready ## the slow tests: a prompt in every text architecture that transformers knows, and real models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backbones tests/zoo/test_real.py -m "slow or not slow" -n $(JOBS)
+
+fuzz: $(VENV)/.ready ## random settings, damaged checkpoints, odd masks: for SECONDS, with a new seed that is printed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(SECONDS)
+
+facts: $(VENV)/.ready ## what has to keep standing, as figures: how often it was tried, how often it went wrong
+	OMP_NUM_THREADS=1 $(BIN)/python tests/facts.py
+
+mutants: $(VENV)/.mutants ## break the package in small ways and count what the tests notice (hours; MUTANTS="--sample 40")
+	$(BIN)/python tests/mutants.py --jobs $(JOBS) $(MUTANTS)
+
+$(VENV)/.mutants: $(VENV)/.ready
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[mutants]"
+	@touch $@
 
 notebooks: $(VENV)/.ready ## re-execute the notebooks and store them in the normal form
 	$(if $(NB),OMP_NUM_THREADS=1 $(BIN)/python book/_tools/refresh_notebooks.py $(NB),@echo "no notebooks yet")

@@ -7,8 +7,10 @@ import sys
 
 import hypothesis
 import pytest
+import skips
+import sweep
+import tiers
 from chromium import browser  # noqa: F401  a fixture is found where it is imported
-from sweep import pytest_terminal_summary  # noqa: F401  and so is a hook
 
 # Set before transformers or datasets are imported: a test that asks a hub for anything fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +20,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The same examples on every machine, and no limit on one example's time: cores may be shared.
 hypothesis.settings.register_profile("dplearn", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("dplearn")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(config, items):
+    tiers.mark(config, items)
+
+
+def pytest_terminal_summary(terminalreporter):
+    sweep.summary(terminalreporter)
+    skips.summary(terminalreporter)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the summary is printed and the status returned
+def pytest_sessionfinish(session):
+    skips.check(session)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import json
 import os
 
 
-def pytest_terminal_summary(terminalreporter):
+def summary(terminalreporter):
     found = {}
     for reports in terminalreporter.stats.values():
         for report in reports:

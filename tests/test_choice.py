@@ -79,6 +79,27 @@ def test_sampling_in_evaluation_only_when_asked_for():
     assert Chooser().eval()(logits).index.unique().numel() == 1
 
 
+@pytest.mark.parametrize(
+    "options", [{"estimator": name} for name in ESTIMATORS] + [{"sample_in_evaluation": True}]
+)
+def test_a_generator_is_the_only_source_of_the_noise(options):
+    """Two of the same seed agree whatever torch's global one does, which stays where it is."""
+    logits, found, training = torch.zeros(50, 6), [], "estimator" in options
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        chooser = Chooser(**options, generator=torch.Generator().manual_seed(0)).train(training)
+        found.append(chooser(logits).index)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*found) and found[0].unique().numel() == 6
+
+
+def test_a_chooser_has_nothing_to_save_and_evaluation_keeps_the_logits():
+    chooser, logits = Chooser(temperature=0.5).eval(), torch.randn(5, 3)
+    assert not chooser.state_dict() and list(dict(chooser.named_buffers())) == ["temperature"]
+    assert torch.equal(chooser(logits).logits, logits)
+
+
 def test_training_samples_and_weights_point_at_the_index():
     chooser = Chooser(generator=torch.Generator().manual_seed(0)).train()
     choice = chooser(torch.zeros(500, 6, requires_grad=True))
@@ -222,3 +243,12 @@ def test_a_temperature_may_be_a_number_of_numpy_or_torch(value):
     chooser = Chooser()
     chooser.set_temperature(value)
     assert chooser.temperature.item() == 0.25
+
+
+def test_the_floor_of_the_authors_schedule_may_be_one():
+    assert [Authors(floor=1.0)(step) for step in (0, 5, 1000)] == [1.0, 1.0, 1.0]
+
+
+def test_a_schedule_has_an_end():
+    with pytest.raises(ValueError, match="steps=inf"):
+        Linear(steps=math.inf)

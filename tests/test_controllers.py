@@ -1,9 +1,22 @@
 """Controllers: task and instance logits against explicit formulas, and what they start from."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from dplearn.controllers import InstanceController, TaskController, logits_of
+from dplearn.choice import Choice, Chooser
+from dplearn.controllers import (
+    FixedDecision,
+    InstanceController,
+    LearnedDecision,
+    TaskController,
+    as_choice,
+    learned_in_words,
+    logits_of,
+    make_controller,
+    make_decision,
+)
 
 
 def test_task_logits_are_the_same_row_for_all_and_gradients_add_up():
@@ -64,3 +77,106 @@ def test_a_new_task_starts_as_the_others_did(init):
     assert torch.equal(controller.logits[:1], first)
     assert bool(controller.logits[1].any()) is (init == "uniform")
     assert controller.logits[1].abs().max() <= 0.5
+
+
+def options(**changes):
+    usual = dict(
+        length=3, tasks=None, controller_init="uniform", standardize=True, summary="embeddings", towers=None
+    )
+    return SimpleNamespace(**usual | changes)
+
+
+def test_a_controller_is_made_by_its_level():
+    alone, several = (
+        make_controller("task", 9, 4, options(tasks=tasks)) for tasks in (None, ("a", "b", "c"))
+    )
+    assert alone.logits.shape == (1, 4) and several.logits.shape == (3, 4)
+    assert several.tasks == 3 and several.options == 4 and several.init == "uniform"
+    plain, seeing = (make_controller("instance", 9, 4, options(standardize=known)) for known in (False, True))
+    assert plain.linear.weight.shape == (4, 9) and plain.options == 4
+    assert plain.standardizer is None and seeing.standardizer is not None
+    assert not alone.looks_at_input and plain.looks_at_input
+    for level in ("task", "instance"):
+        started = make_controller(level, 9, 4, options(controller_init="zero"))
+        assert not any(parameter.any() for parameter in started.parameters())
+
+
+def test_a_decision_is_fixed_or_learned_among_one_more_than_there_are_vectors():
+    fixed = make_decision(2, 2, 9, options(), Chooser)
+    assert fixed(torch.zeros(4, 9)).index.tolist() == [2] * 4 and fixed.entries_in_use() == {}
+    assert not fixed.looks_at_input
+    learned = make_decision(None, "instance", 9, options(), Chooser).eval()
+    assert isinstance(learned, LearnedDecision) and learned.looks_at_input
+    summary = torch.randn(5, 9)
+    choice = learned(summary)
+    assert torch.equal(choice.logits, learned.controller(summary)) and choice.logits.shape == (5, 4)
+    assert learned.entries_in_use() == {"controller.linear.weight": 36, "controller.linear.bias": 4}
+    tried = learned.tried(choice, torch.tensor([1, 0]))
+    assert tried.index.tolist() == [1, 0] and tried.weights is None and tried.logits is None
+    assert isinstance(make_decision(0, "task", 9, options(), Chooser), FixedDecision)
+
+
+def test_a_learned_decision_follows_its_mode_unless_it_is_told():
+    decision = LearnedDecision(TaskController(6, 2), Chooser("straight-through")).eval()
+    with torch.no_grad():
+        decision.controller.logits[1, 0] = 50.0
+    summary, task = torch.zeros(200, 3), torch.tensor([0, 1] * 100)
+    said = decision(summary, task)
+    assert said.index.tolist() == [5, 0] * 100  # the last of equals, and the one that learned something
+    assert decision(summary, task, True).index[::2].unique().numel() == 6
+    assert decision.train()(summary, task).index[::2].unique().numel() == 6
+    assert torch.equal(decision(summary, task, False).index, said.index)
+
+
+@pytest.mark.parametrize(
+    ("level", "changes", "words"),
+    [
+        ("instance", {}, "decided for each input from the mean of its embeddings"),
+        ("instance", {"summary": "encoder"}, "decided for each input from the encoder's view"),
+        ("instance", {"summary": "image"}, "decided for each image from the model's view of it"),
+        ("instance", {"towers": "vision"}, "decided for each image from the mean of its embeddings"),
+        ("instance", {"towers": "text"}, "decided for each input from the mean of its embeddings"),
+        ("task", {}, "learned for the task"),
+        ("task", {"tasks": ("a",)}, "learned for the task"),
+        ("task", {"tasks": ("a", "b")}, "learned for each task"),
+    ],
+)
+def test_how_a_decision_is_learned_in_words(level, changes, words):
+    assert learned_in_words(level, options(**changes)) == words
+
+
+@pytest.mark.parametrize("value", [2, torch.tensor([2, 2, 2]), torch.tensor([2, 2, 2], dtype=torch.int32)])
+def test_a_choice_made_elsewhere_is_an_option_for_each(value):
+    choice = as_choice("position", value, 3, 4, "cpu")
+    assert choice.index.tolist() == [2, 2, 2] and choice.index.dtype == torch.int64 and choice.weights is None
+
+
+def test_a_choice_made_elsewhere_keeps_its_weights():
+    given = Choice(torch.tensor([0, 3]), torch.eye(4)[[0, 3]], torch.ones(2, 4))
+    choice = as_choice("size", given, 2, 4, torch.device("cpu"))
+    assert choice.weights is given.weights and choice.logits is given.logits
+    assert choice.index.tolist() == [0, 3]
+    empty = as_choice("size", torch.zeros(0, dtype=torch.long), 0, 4, "cpu")
+    assert empty.index.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (4, "holds 4..4"),
+        (-1, "holds -1..-1"),
+        (torch.tensor([0, 1, 4]), "holds 0..4"),
+        (torch.tensor([0, -2, 3]), "holds -2..3"),
+        (torch.tensor([0, 1]), r"has shape \(2,\)"),
+        (torch.tensor([[0, 1, 2]]), r"has shape \(1, 3\)"),
+        (torch.tensor([0.0, 1.0, 2.0]), r"has shape \(3,\)"),
+        (Choice(torch.tensor([0, 1])), r"has shape \(2,\)"),
+        (1.5, "has 1.5"),
+        (None, "has None"),
+        (True, "has True"),
+    ],
+)
+def test_what_is_no_choice_is_refused(value, what):
+    expected = r", expected a number in 0..3, one for each of the 3 instances, or a Choice"
+    with pytest.raises(ValueError, match=r"decisions\['size'\] " + what + expected):
+        as_choice("size", value, 3, 4, "cpu")

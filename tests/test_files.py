@@ -17,11 +17,11 @@ from dplearn.experiments import records
 WRITERS = """
 import os, sys, torch
 from dplearn import checkpoint
-folder, children = sys.argv[1], []
+folder, turns, children = sys.argv[1], int(sys.argv[2]), []
 for writer in range(2):
     if not (child := os.fork()):
         try:
-            for turn in range(60):
+            for turn in range(turns):
                 value = float(2 * (turn % 5) + writer)
                 checkpoint.save(folder, {"vectors": torch.full((200, 100), value)}, {"value": value}, {}, "# Card")
         except BaseException as error:
@@ -44,7 +44,7 @@ print(sorted(name.split("-")[0] for name in os.listdir(folder)))
 KILLS = """
 import os, random, signal, sys, time, torch
 from dplearn import checkpoint
-folder, random = sys.argv[1], random.Random(0)
+folder, kills, random = sys.argv[1], int(sys.argv[2]), random.Random(0)
 
 def write(writer, turns):
     for turn in range(turns):
@@ -62,8 +62,8 @@ def start(writer, turns):
     os._exit(0)
 
 write(0, 1)
-living, debris = start(1, 150), 0
-for writer in range(2, 42):
+living, debris = start(1, 4 * kills), 0
+for writer in range(2, 2 + kills):
     child = start(writer, 10**9)
     time.sleep(random.uniform(0.001, 0.03))
     os.kill(child, signal.SIGKILL)
@@ -81,10 +81,10 @@ WHOLE = "['README.md', 'prompt', 'prompt_config.json']"
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="no locks and no fork on this system")
-@pytest.mark.parametrize("script", [WRITERS, KILLS], ids=["two writers", "kills"])
-def test_any_interleaving_of_writers_leaves_one_whole_checkpoint_and_nothing_else(script, tmp_path):
+@pytest.mark.parametrize(("script", "count"), [(WRITERS, 60), (KILLS, 40)], ids=["two writers", "kills"])
+def test_any_interleaving_of_writers_leaves_one_whole_checkpoint_and_nothing_else(script, count, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", script, tmp_path, str(count)], capture_output=True, text=True, timeout=200
     )
     assert (done.returncode, done.stdout.strip()) == (0, WHOLE), done.stdout + done.stderr
 

@@ -13,8 +13,8 @@ from project import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# The extras that `make` installs (`make lab` the last), with those that they name in turn.
-INSTALLED = ("book", "test", "cluster", "experiments", "hub", "train", "lab")
+# The extras that `make` installs (`make lab` and `make mutants` the last), with those that they name in turn.
+INSTALLED = ("book", "test", "cluster", "experiments", "hub", "train", "lab", "mutants")
 
 
 def name_of(text):

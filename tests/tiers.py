@@ -1,0 +1,54 @@
+"""Which tests plain ``pytest`` leaves out: those of this table get the marker ``thorough``, which `make test` runs too.
+
+Three tiers: no marker (``pytest``, under three minutes on two idle cores), ``thorough`` (`make test`, `.ci/run`), and
+``slow`` (`make sweep`), which a test declares itself. One table instead of markers in sixty files: what is left out can
+be read in one place, examples in docstrings are in it too, and an entry that matches nothing is an error.
+"""
+
+import pytest
+
+# Beginnings of test ids, each as long as it has to be.
+THOROUGH = (
+    # Processes of their own, started, stopped and killed.
+    "tests/test_distributed.py",
+    "tests/test_files.py::test_any_interleaving",
+    "tests/test_packaged.py::test_of_two_processes",
+    "tests/test_checkpoint.py::test_a_killed_writer",
+    "tests/test_trust.py::test_a_row_of_figures_with_processes_or_threads",
+    "tests/experiments",
+    # Trainers, a second each; test_training.py stays.
+    "tests/test_trainer",
+    # A browser, and estimators trained until they differ.
+    "tests/theory/test_theory_explorer.py::test_a_broken_script_is_seen",
+    "tests/theory/test_theory_gradients.py::test_only_the_papers_estimator_does_not_learn",
+    # What torch compiles, seconds each.
+    "tests/test_model.py::test_one_graph",
+    "tests/test_model.py::test_a_new_temperature",
+    "tests/test_named_prompts.py::test_a_compiled_model",
+    "tests/test_prompt.py::test_one_graph",
+    "tests/test_head.py::test_the_model_compiles",
+    # Models that ship, loaded and asked; their data and records.
+    "tests/zoo",
+    # The built book in a browser, every example of the pages, Sphinx, other commands.
+    "tests/book/test_examples.py",
+    "tests/book/test_site.py",
+    # Examples of what is trained or drawn.
+    "dplearn/experiments",
+    "dplearn/tasks",
+    "dplearn/theory",
+    "dplearn/zoo",
+)
+COLLECTED = pytest.StashKey[dict]()
+
+
+def tier(item):
+    """The marker of a collected test, or None where plain ``pytest`` runs it."""
+    return next((name for name in ("slow", "thorough") if item.get_closest_marker(name)), None)
+
+
+def mark(config, items):
+    """Mark the tests of the table, and remember what was collected before any choice: test id -> tier."""
+    for item in items:
+        if item.nodeid.startswith(THOROUGH):
+            item.add_marker("thorough")
+    config.stash[COLLECTED] = {item.nodeid: tier(item) for item in items}
