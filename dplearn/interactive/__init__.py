@@ -1,4 +1,4 @@
-"""Figures of the book that a reader can move: offline, by keyboard and by finger, with words and a picture for all others.
+"""Figures of the book that a reader can move: offline, by keyboard and by finger, with words for all others.
 
 page     what they share: frame, look, controls, the table, what is left without scripts and on paper
 picture  pictures that are drawn for every state in Python and shown by one script

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML
 
 PARTS = ("before", "input", "after")
+MEAN = "mean of all rows"
 
 
 def head_explorer(
@@ -46,22 +47,22 @@ def markup(gates: Tensor, words: Sequence[str], vectors: Sequence[str], name: st
     splits, layers = gates.shape[:2]
     # The mean over all rows first, then each row.
     gates = torch.cat([gates.mean(3, keepdim=True), gates], 3)
-    rows = ["all, their mean", *words]
+    rows = [MEAN, *words]
     controls = [
         Control(
             "slider", "Split", [_split_words(k, splits - 1) for k in range(splits)], splits // 2,
             ends=("0 postfix", f"{splits - 1} prefix"),
         ),
         Control("choice", "Layer", [str(layer + 1) for layer in range(layers)]),
-        Control("choice", "Rows that look", [f"{n}: {row}" if n else row for n, row in enumerate(rows)]),
+        Control("choice", "Rows that look", [f"row {n}: {row}" if n else row for n, row in enumerate(rows)]),
     ]  # fmt: skip
 
     def sentence(slots: Slots, k: int) -> str:
-        *inside, last = words  # the end token stays last, as the model was trained
-        return slots.placed(" ".join(inside), vectors[:k], [*vectors[k:], last], len(vectors) + 1)
+        *inside, last = words  # the end token stays last, as T5 was trained
+        return slots.placed(" ".join(inside), vectors[:k], vectors[k:], last)
 
     def bars(slots: Slots, k: int, layer: int, row: int) -> str:
-        return _draw(slots, gates[k, layer, :, row], rows[row], k)
+        return _draw(slots, gates[k, layer, :, row], f"row {row}, {rows[row]}" if row else MEAN, k)
 
     parts = [Part(sentence, of=(0,)), Part(bars, of=(0, 1, 2))]
     return figure(name, controls, parts, _table(gates), style=STYLE)
@@ -85,17 +86,15 @@ def _draw(slots: Slots, gates: Tensor, row: str, k: int) -> str:
     """A bar of three pieces for each head (heads, 3), and the shares in percent."""
     lines, shares = [KEY], gates.tolist()
     for head, parts in enumerate(shares, 1):
-        bar = slots.bar(*((kind, 100 * part) for kind, part in zip(PARTS, parts)))
+        bar = slots.bar(*((kind, round(100 * part)) for kind, part in zip(PARTS, parts)))
         numbers = slots.text(" · ".join(f"{100 * part:.0f}" for part in parts))
         lines.append(
             f'<div class="dpx-line dpx-head-line"><span>head {head}</span><div>{bar}</div>{numbers}</div>'
         )
     on_prompt = [1 - parts[1] for parts in shares]
     most = max(range(len(shares)), key=on_prompt.__getitem__)
-    said = (
-        f"At k = {k}, rows {row}: head {most + 1} has most on the prompt, {100 * on_prompt[most]:.0f} %; the mean over"
-        f" the heads is {100 * sum(on_prompt) / len(on_prompt):.0f} %."
-    )
+    said = f"k = {k}, {row}. Most on the prompt: head {most + 1}, {100 * on_prompt[most]:.0f} %."
+    said += f" Mean of the heads: {100 * sum(on_prompt) / len(on_prompt):.0f} %."
     return "\n".join([*lines, slots.said(said)])
 
 
@@ -113,7 +112,8 @@ def _table(gates: Tensor) -> str:
     return number_table(words, head, rows)
 
 
-KEY = """<div class="dpx-key"><span>Percent of the attention on:</span><span><i class="dpx-before"></i>prompt before</span>
+KEY = """<div class="dpx-key"><span>Percent of the attention on:</span>
+<span><i class="dpx-before"></i>prompt before</span>
 <span><i class="dpx-input"></i>input</span><span><i class="dpx-after"></i>prompt behind</span></div>"""
 
 STYLE = """

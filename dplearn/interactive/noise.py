@@ -154,9 +154,10 @@ def _decimals(values: Sequence[float]) -> list[str]:
 
 
 KEY = """<div class="dpx-key"><span><i class="dpx-before"></i>soft sample y</span>
-<span><i class="dpx-after"></i>chance π = softmax(α)</span><span><i class="dpx-input"></i>share of the draws so far</span>
-<span>✓ chosen</span></div>
-<div class="dpx-line dpx-three dpx-small"><span></span><span></span><span>y</span><span>π</span><span>share</span></div>"""
+<span><i class="dpx-after"></i>chance π = softmax(α)</span>
+<span><i class="dpx-input"></i>share of the draws so far</span><span>✓ chosen</span></div>
+<div class="dpx-line dpx-three dpx-small"><span></span><span></span><span>y</span>
+<span>π</span><span>share</span></div>"""
 
 STYLE = """
 .dpx-line.dpx-three { grid-template-columns: minmax(5.4rem, 7rem) 1fr 2.2rem 2.2rem 2.4rem }

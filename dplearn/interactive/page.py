@@ -170,7 +170,8 @@ STYLE = """
 .dpx thead th { font-weight: 600 }
 @media (max-width: 42rem) { .dpx-state { min-height: 5.6em } .dpx-control { max-width: none } }
 @media (prefers-reduced-motion: reduce) { .dpx * { transition: none !important } }
-@media print { .dpx-control input, .dpx-control select, .dpx-control button { display: none } .dpx-scroll { overflow: visible } }
+@media print { .dpx-control input, .dpx-ends, .dpx-control:has(select, button) { display: none }
+  .dpx-scroll { overflow: visible } }
 """
 
 # The script finds the figure around itself, because a notebook can show the same output twice; older notebooks run

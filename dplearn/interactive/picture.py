@@ -46,7 +46,7 @@ class Slots:
         """Pieces side by side: the class of each and its width in percent. Words beside the bar say the same."""
         left, rects = 0.0, []
         for kind, width in pieces:
-            at, width = round(left, 2), round(width, 2)
+            at, width = round(left, 1), round(width, 1)
             slots = (
                 f"{self._put('x', at)} {self._put('width', width)}" if rects else self._put("width", width)
             )
@@ -60,11 +60,12 @@ class Slots:
         slot = self._put("mark", int(on))
         return f'<div class="{kind}" data-mark="{self._shown(int(on))}" data-slot="{slot}">{inside}</div>'
 
-    def placed(self, text: str, before: Sequence[str], after: Sequence[str], room: int) -> str:
-        """A text with prompt vectors before and after it. room : how many there are at most on either side."""
+    def placed(self, text: str, before: Sequence[str], after: Sequence[str], last: str = "") -> str:
+        """A text with the vectors of a prompt before and behind it, and what stands last."""
+        room = len(before) + len(after)
         sides = ([*side, *[""] * (room - len(side))] for side in (before, after))
         front, back = ("".join(self.text(word, "dpx-word") for word in side) for side in sides)
-        return f'<p class="dpx-quote">{front} {self.text(text)} {back}</p>'
+        return f'<p class="dpx-quote">{front} {self.text(text)} {back} {escape(last)}</p>'
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,7 @@ def figure(
     for number, part in enumerate(parts):
         html = part.draw(Slots(), *(controls[i].start for i in part.of))
         bodies.append(f'<div class="dpx-part" data-part="{number}">{html}</div>')
-        entry = {"of": list(part.of)}
-        if not part.script:
-            entry["states"] = _states(part, controls, number)
-        stored.append(entry)
+        stored.append({"of": list(part.of)} if part.script else {"slots": _states(part, controls, number)})
     own = "".join(f"  own[{n}] = {part.script.strip()};\n" for n, part in enumerate(parts) if part.script)
     everything = {"controls": [each.data() for each in controls], "parts": stored} | (data or {})
     body = '<div class="dpx-controls"></div>\n' + "\n".join(bodies)
@@ -111,19 +109,41 @@ def figure(
     return frame(name, body, table, everything, script, style=STYLE + style, still=still)
 
 
-def _states(part: Part, controls: Sequence[Control], number: int) -> list:
-    """The values of the slots for all values of the part's controls, nested in their order."""
-    sizes, flat, skeletons = [len(controls[i].texts) for i in part.of], [], set()
-    for values in itertools.product(*map(range, sizes)):
+def _states(part: Part, controls: Sequence[Control], number: int) -> list[list]:
+    """For each slot of a part the controls that it depends on, and its values, nested in their order."""
+    sizes, found, skeletons = [len(controls[i].texts) for i in part.of], {}, set()
+    for at in itertools.product(*map(range, sizes)):
         slots = Slots()
-        part.draw(slots, *values)
-        skeletons.add(part.draw(Slots(blank=True), *values))
-        flat.append(slots.values)
+        part.draw(slots, *at)
+        skeletons.add(part.draw(Slots(blank=True), *at))
+        found[at] = slots.values
     if len(skeletons) > 1:
         raise ValueError(f"part {number} changes beside its slots, expected the same HTML at all values")
-    for size in reversed(sizes[1:]):
-        flat = [flat[i : i + size] for i in range(0, len(flat), size)]
-    return flat if sizes else flat[0]
+    first = found[tuple(0 for _ in sizes)]
+    return [_slot(part, found, sizes, place) for place in range(len(first))]
+
+
+def _slot(part: Part, found: dict, sizes: Sequence[int], place: int) -> list:
+    """One slot: [controls, values]."""
+
+    def at_first(at, axis):
+        return (*at[:axis], 0, *at[axis + 1 :])
+
+    needed = [
+        axis
+        for axis in range(len(sizes))
+        if any(values[place] != found[at_first(at, axis)][place] for at, values in found.items())
+    ]
+    ranges = [range(size) if axis in needed else (0,) for axis, size in enumerate(sizes)]
+    values = [_small(found[at][place]) for at in itertools.product(*ranges)]
+    for axis in reversed(needed[1:]):
+        values = [values[i : i + sizes[axis]] for i in range(0, len(values), sizes[axis])]
+    return [[part.of[axis] for axis in needed], values if needed else values[0]]
+
+
+def _small(value):
+    """Whole numbers without their zeros, which JSON would keep."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # A line of a picture: its name, its bar, its number. What is marked has a frame and a word, not a colour alone.
@@ -142,7 +162,8 @@ STYLE = """
 .dpx-word { border: 1px solid var(--edge); border-radius: 4px; padding: .05rem .45rem; background: var(--before);
   color: #fff; margin: 0 .15rem; print-color-adjust: exact }
 .dpx-word:empty { display: none }
-@media (max-width: 42rem) { .dpx-line { grid-template-columns: 5.2rem 1fr 3.4rem; gap: .4rem } .dpx-quote { min-height: 2.8em } }
+@media (max-width: 42rem) { .dpx-line { grid-template-columns: 5.2rem 1fr 3.4rem; gap: .4rem }
+  .dpx-quote { min-height: 2.8em } }
 """
 
 # Every part looks up the values of its slots, or computes them (`own`), and puts them where they belong.
@@ -156,15 +177,17 @@ OWN
     width: (element, value) => element.setAttribute("width", value + "%"),
   };
   const host = root.querySelector(".dpx-controls");
-  const controls = data.controls.map((spec) => control(add(host, "div", { class: "dpx-control" }), spec, () => show()));
-  const parts = data.parts.map((part, n) => ({ ...part,
-    slots: [...root.querySelectorAll(`[data-part="${n}"] [data-slot]`)].map((element) => [element, element.dataset.slot.split(" ")]) }));
+  const box = () => add(host, "div", { class: "dpx-control" });
+  const controls = data.controls.map((spec) => control(box(), spec, () => show()));
+  const places = data.parts.map((_, n) => [...root.querySelectorAll(`[data-part="${n}"] [data-slot]`)]
+    .map((element) => [element, element.dataset.slot.split(" ")]));
   const show = () => {
     const now = controls.map((value) => value());
-    parts.forEach(({ of, states, slots }, n) => {
-      const mine = of.map((i) => now[i]);
-      const values = states ? mine.reduce((inner, i) => inner[i], states) : own[n](...mine);
-      for (const [element, kinds] of slots)
+    data.parts.forEach(({ of, slots }, n) => {
+      const values = slots
+        ? slots.map(([needed, inner]) => needed.reduce((rest, i) => rest[now[i]], inner))
+        : own[n](...of.map((i) => now[i]));
+      for (const [element, kinds] of places[n])
         for (let i = 0; i < kinds.length; i += 2) put[kinds[i]](element, values[kinds[i + 1]]);
     });
   };

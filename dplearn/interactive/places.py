@@ -1,7 +1,7 @@
 """The interactive figure of chapter 07: the place that a controller gives a sentence, step by step of its training.
 
-The numbers come from the reader's own notebook: the chances π of the splits for a few sentences, at some steps of one or
-several trainings. The picture shows π and the sentence with the prompt around it.
+The numbers come from the reader's own notebook: the chances π of the splits for a few sentences, at some steps of one
+or several trainings. The picture shows π and the sentence with the prompt around it.
 """
 
 from __future__ import annotations
@@ -71,26 +71,26 @@ def markup(texts, right, trainings, steps, vectors, name: str = "place-explorer"
 
 
 def _checked(title: str, values: Tensor, texts, steps, vectors) -> Tensor:
-    """π rounded as it is shown, so that a picture and its table agree."""
+    """π in the two decimals that are shown: the figure is the same where a training differs by rounding."""
     values, shape = torch.as_tensor(values).detach().double(), (len(steps), len(texts), len(vectors) + 1)
     if values.shape != shape:
         raise ValueError(f"trainings[{title!r}] has shape {tuple(values.shape)}, expected {shape}")
     if not ((values >= 0).all() and (values.sum(-1) - 1).abs().max() < 1e-3):
         raise ValueError(f"trainings[{title!r}] has rows that are no chances, expected sums of 1")
-    return values
+    return values.round(decimals=2)
 
 
 def _draw(slots: Slots, text: str, right: int, row: Tensor, step: int, vectors: Sequence[str]) -> str:
-    k, room = int(most_likely(row[None])), len(vectors)
-    lines = [slots.placed(text, vectors[:k], vectors[k:], room)]
+    k = int(most_likely(row[None]))
+    lines = [slots.placed(text, vectors[:k], vectors[k:])]
     for split, chance in enumerate(row.tolist()):
         tick = slots.text(" ✓" if split == k else "")
         wanted = slots.text("right place" if split == right else "")
         inside = f"<span>k = {split}{tick}</span><div>{slots.bar(('before', 100 * chance))}</div>"
         inside += f"{slots.text(f'{chance:.2f}')}<span>{wanted}</span>"
         lines.append(slots.marked(split == k, inside, "dpx-line dpx-place"))
-    judged = "the right place" if k == right else "not the right place"
-    said = f"After {step} steps the chance of k = {k} is {row[k]:.2f}, the largest. That is {judged} for this sentence."
+    judged = "the right place" if k == right else "the wrong place"
+    said = f"After {step} steps: k = {k} is chosen, its chance is {row[k]:.2f}. That is {judged}."
     return "\n".join([*lines, slots.said(said)])
 
 

@@ -164,6 +164,7 @@ KEY = """<div class="dpx-key"><span><i class="dpx-before"></i>what the model is 
 STYLE = """
 .dpx-line > div > .dpx-bar + .dpx-bar { height: 7px; background: none; margin-top: 2px }
 .dpx-right { text-align: center }
-.dpx-decisions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(12.5rem, 100%), 1fr)); gap: 0 1.2rem }
+.dpx-decisions { display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(min(12.5rem, 100%), 1fr)); gap: 0 1.2rem }
 .dpx-decision:not(:only-child) .dpx-line { grid-template-columns: 4.6rem 1fr 2.6rem; gap: .4rem }
 """
