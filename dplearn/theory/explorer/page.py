@@ -1,18 +1,21 @@
-"""The interactive figure as one piece of HTML: numbers, words, styles, and a small script that only shows them."""
+"""The interactive figure as one piece of HTML: numbers, words, styles, and a small script that only shows them.
+
+The frame, the look and the slider are those of all figures (:mod:`dplearn.interactive.page`).
+"""
 
 from __future__ import annotations
 
-import json
-import re
 from typing import TYPE_CHECKING
 
+from dplearn.interactive.page import checked_name, displayed, frame, number_table
 from dplearn.theory.explorer.heads import HEADS, INPUTS, PROMPT
 from dplearn.theory.explorer.shown import number_text, numbers, order_at
+from dplearn.theory.explorer.still import picture
 
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-# Stands where scripts do not run; the script takes it away.
+# Stands where scripts do not run, with the picture at three splits.
 STILL = "Scripts are off in this view. The table below holds the numbers that the figure shows as the split moves."
 
 
@@ -25,15 +28,12 @@ def split_explorer(
     that it opens with, None for the middle. Own ``prompt`` (l, 2) and ``inputs`` (T, 2) can be looked at in a live
     notebook. Needs IPython, which the extra ``book`` brings. Raises ValueError for an unfit argument.
     """
-    from IPython.display import HTML
-
-    return HTML(markup(name, prompt=prompt, inputs=inputs, start=start))
+    return displayed(markup(name, prompt=prompt, inputs=inputs, start=start))
 
 
 def markup(name: str = "split-explorer", *, prompt=PROMPT, inputs=INPUTS, start: int | None = None) -> str:
     """The HTML of `split_explorer`: styles, words, a table of all numbers, the numbers as JSON, the script."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
-        raise ValueError(f"name={name!r} is not an id, expected a letter, then letters, digits, - and _")
+    checked_name(name)
     data = numbers(prompt, inputs)
     length = len(data["heads"][0]["outputs"]) - 1
     start = length // 2 if start is None else start
@@ -44,140 +44,72 @@ def markup(name: str = "split-explorer", *, prompt=PROMPT, inputs=INPUTS, start:
         f'<p class="dpx-notice"><em>Notice:</em> {head.notice}</p></div>'
         for head in HEADS.values()
     )
-    stored = json.dumps({"start": start, **data}, separators=(",", ":"))
-    return "\n".join(
-        [
-            f'<div class="dpx" id="{name}">',
-            f"<style>{STYLE}</style>",
-            f'<p class="dpx-still">{STILL}</p>',
-            '<div class="dpx-heads">',
-            *panels,
-            "</div>",
-            "<details open><summary>All numbers as a table</summary>",
-            *_table(data),
-            "</details>",
-            f'<script type="application/json">{stored}</script>',
-            f"<script>{SCRIPT.replace('NAME', name)}</script>",
-            "</div>",
-        ]
+    body = "\n".join(
+        ['<div class="dpx-still">', picture(data), "</div>", '<div class="dpx-heads">', *panels, "</div>"]
     )
+    return frame(name, body, _table(data), {"start": start, **data}, SCRIPT, style=STYLE, still=STILL)
 
 
-def _table(data: dict) -> list[str]:
+def _table(data: dict) -> str:
     """Every number of the figure, one line per head and split."""
     length = len(data["heads"][0]["outputs"]) - 1
-    names = "".join(f"<th>{name}</th>" for name in data["rows"])
-    lines = [
-        '<div class="dpx-scroll" tabindex="0" role="region" aria-label="All numbers">',
-        "<p>Percent of the row's attention on the prompt before · the input · the prompt after; then the row's output"
-        f" and, in brackets, its change from k = {length}.</p>",
-        f"<table><thead><tr><th>Head</th><th>k</th><th>Order</th>{names}</tr></thead>",
-        "<tbody>",
-    ]
+    words = (
+        "Percent of the row's attention on the prompt before · the input · the prompt after; then the row's output"
+        f" and, in brackets, its change from k = {length}."
+    )
+    lines = []
     for head in data["heads"]:
         for k, columns in enumerate(zip(head["gates"], head["outputs"], head["changes"])):
-            cells = "".join(
-                f"<td>{' · '.join(map(str, percent))}<br>{number_text(output)} ({change})</td>"
+            cells = [
+                f"{' · '.join(map(str, percent))}<br>{number_text(output)} ({change})"
                 for percent, output, change in zip(*columns)
-            )
-            lines.append(
-                f"<tr><th>{head['name']}</th><td>{k}</td><td>{' '.join(order_at(data, k))}</td>{cells}</tr>"
-            )
-    return [*lines, "</tbody></table>", "</div>"]
+            ]
+            lines.append([head["name"], str(k), " ".join(order_at(data, k)), *cells])
+    return number_table(words, ["Head", "k", "Order", *data["rows"]], lines)
 
 
 # ---- styles and script ------------------------------------------------------------------------------------
 
-# Colours: dark blue, sky blue and cream differ in lightness too. Ink and ground are the theme's, or the notebook's.
-# The first two rules undo what the theme does to HTML outputs: a box of its own, in which nothing can be sticky, and a
-# light card in the dark. On a phone the slider stays in view while the heads below it are scrolled.
+# On a phone the slider stays in view while the heads below it are scrolled.
 STYLE = """
-.cell_output:has(.dpx), .text_html:has(> .dpx) { overflow: visible !important }
-.text_html:has(> .dpx) { background: none !important; color: inherit !important; padding: 0 !important }
-.dpx { --before: #1f6fb2; --input: #fde8c8; --after: #8fcdf2; --edge: #a8660a; --line: rgba(128, 128, 128, .55);
-  color: var(--pst-color-text-base, var(--jp-content-font-color1, inherit)); font-size: .9rem; line-height: 1.4;
-  text-align: left; max-width: 60rem }
-.dpx p { margin: .3rem 0; font-size: inherit; color: inherit }
-.dpx svg { display: block; width: 100%; overflow: visible; font: 12px Helvetica, Arial, sans-serif }
 .dpx-heads { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: .8rem 1.4rem }
 .dpx-head { border-top: 2px solid var(--line); padding-top: .2rem; display: grid; grid-template-rows: subgrid;
   grid-row: span 3; row-gap: 0; align-content: start }
 .dpx-notice { font-size: .85rem !important }
-.dpx-control { max-width: 27rem; margin: 0 auto .6rem }
-.dpx-control label { display: flex; justify-content: space-between; flex-wrap: wrap }
-.dpx-control input { width: 100%; height: 2rem; margin: 0; accent-color: var(--before); cursor: pointer }
-.dpx-ends { display: flex; justify-content: space-between; font-size: .8rem }
 .dpx-control g { transition: transform .35s }
-.dpx-key { display: flex; flex-wrap: wrap; gap: .1rem 1rem; justify-content: center; font-size: .85rem }
-.dpx-key i { display: inline-block; width: 1em; height: 1em; vertical-align: -.12em; margin-right: .35em;
-  border: 1px solid var(--edge) }
 .dpx-wide { width: 100%; text-align: center }
-.dpx-state { min-height: 2.8em; text-align: center; max-width: 40rem; margin: .3rem auto !important }
 .dpx-count { font-weight: 600 }
 .dpx-row { display: grid; grid-template-columns: 1.6rem 1fr; align-items: center; margin-bottom: .45rem }
 .dpx-out { display: grid; grid-template-columns: 1fr auto; gap: .6rem; align-items: center; grid-column: 2;
   font-size: .8rem; font-variant-numeric: tabular-nums }
 .dpx-out span { min-width: 5.8rem; text-align: right }
-.dpx rect, .dpx circle { transition: x .35s, width .35s, cx .35s, fill .35s }
-.dpx-before { fill: var(--before); background: var(--before) }
-.dpx-input { fill: var(--input); background: var(--input) }
-.dpx-after { fill: var(--after); background: var(--after) }
-.dpx rect { stroke: var(--edge) }
 .dpx text { fill: #1a1a1a; text-anchor: middle; transition: fill .35s }
 .dpx text.dpx-light { fill: #fff }
-.dpx line, .dpx circle { stroke: currentColor; fill: none }
 .dpx circle.dpx-now { fill: currentColor; stroke: none }
-.dpx details { margin-top: .6rem; font-size: .85rem }
-.dpx-scroll { overflow-x: auto }
-.dpx table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
-.dpx th, .dpx td { border-bottom: 1px solid var(--line); padding: .15rem .6rem .15rem 0; text-align: left;
-  white-space: nowrap; font-weight: 400 }
-.dpx thead th { font-weight: 600 }
 @media (max-width: 42rem) {
-  .dpx-state { min-height: 5.6em }
   .dpx-control { position: sticky; top: calc(var(--pst-header-height, .6rem) - .6rem); z-index: 1;
-    max-width: none; margin: 0 -2px .6rem; padding: .6rem max(2px, 50% - 13.5rem) .3rem;
-    background: var(--pst-color-background, var(--jp-layout-color0, transparent)) }
+    margin: 0 -2px .6rem; padding: .6rem max(2px, 50% - 13.5rem) .3rem; background: var(--ground) }
 }
-@media (prefers-reduced-motion: reduce) { .dpx * { transition: none !important } }
 """
 
-# The script finds the figure around itself, because a notebook can show the same output twice; older notebooks run
-# scripts elsewhere, and there the id helps. It builds what needs a script, and closes the table.
+# It builds what needs a script: the slider, the sequence below it, a bar and a line for each row of each head.
 SCRIPT = """
-(() => {
-  const here = document.currentScript && document.currentScript.closest(".dpx");
-  const root = here || document.getElementById("NAME");
-  if (!root || root.dataset.ready) return;
-  root.dataset.ready = "yes";
-  const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const last = data.heads[0].outputs.length - 1, rows = data.rows.length;
   const segments = ["before", "input", "after"];
-  const add = (parent, tag, attributes = {}, text = "", space = "http://www.w3.org/1999/xhtml") => {
-    const element = document.createElementNS(space, tag);
-    for (const key in attributes) element.setAttribute(key, attributes[key]);
-    element.textContent = text;
-    return parent.appendChild(element);
-  };
-  const draw = (parent, tag, attributes, text) => add(parent, tag, attributes, text, "http://www.w3.org/2000/svg");
   const number = (value) => value.toFixed(2).replace("-", "\\u2212");
   const kind = (k) => (k === 0 ? "postfix" : k === last ? "prefix" : "surround");
   const heads = root.querySelector(".dpx-heads");
 
   // The slider, and the sequence below it: one box per vector.
-  const control = root.insertBefore(document.createElement("div"), heads);
-  control.className = "dpx-control";
-  const label = add(control, "label");
-  const caption = add(label, "span");
-  // The data attribute keeps the arrow keys from JupyterLab, where they would move between cells.
-  const slider = add(label, "input", { type: "range", min: 0, max: last, step: 1, value: data.start,
-    "data-lm-suppress-shortcuts": "true" });
-  const ends = add(control, "div", { class: "dpx-ends", "aria-hidden": "true" });
-  for (const k of [0, last]) add(ends, "span", {}, `${k} ${kind(k)}`);
+  const box = root.insertBefore(document.createElement("div"), heads);
+  box.className = "dpx-control";
+  const texts = Array.from({ length: last + 1 }, (_, k) => `k = ${k}, ${kind(k)}`);
+  const ends = [0, last].map((k) => `${k} ${kind(k)}`);
+  const split = control(box, { kind: "slider", label: "Split", texts, start: data.start, ends }, () => show());
   const wide = 46 * (last + rows);
-  const strip = draw(control, "svg", { viewBox: `0 0 ${wide} 36`, role: "img" });
+  const strip = draw(box, "svg", { viewBox: `0 0 ${wide} 36`, role: "img" });
   const title = draw(strip, "title", {});
-  const box = (name, segment) => {
+  const vector = (name, segment) => {
     const group = draw(strip, "g", {});
     const shape = draw(group, "rect", { x: 2, y: 2, width: 42, height: 32, rx: 5, class: "dpx-" + segment });
     const text = draw(group, "text", { x: 23, y: 23, "font-size": 15 });
@@ -185,8 +117,8 @@ SCRIPT = """
     draw(text, "tspan", { dy: 4, "font-size": 11 }, name.slice(1));
     return { group, shape, text };
   };
-  const inputs = data.rows.map((name) => box(name, "input"));
-  const prompt = Array.from({ length: last }, (_, i) => box("P" + (i + 1), "before"));
+  const inputs = data.rows.map((name) => vector(name, "input"));
+  const prompt = Array.from({ length: last }, (_, i) => vector("P" + (i + 1), "before"));
 
   // What the colours and marks mean, and the state in words.
   const key = root.insertBefore(document.createElement("div"), heads);
@@ -229,9 +161,7 @@ SCRIPT = """
   });
 
   const show = () => {
-    const k = Number(slider.value);
-    caption.textContent = `Split k = ${k}, ${kind(k)}`;
-    slider.setAttribute("aria-valuetext", `k = ${k}, ${kind(k)}`);
+    const k = split();
     const move = (b, to) => (b.group.style.transform = `translateX(${46 * to}px)`);
     inputs.forEach((b, t) => move(b, t === rows - 1 ? last + t : k + t));
     prompt.forEach((b, i) => {
@@ -268,9 +198,5 @@ SCRIPT = """
     });
     state.textContent = `Output of the readout R at k = ${k}: ${said.join(", ")}.`;
   };
-  slider.addEventListener("input", show);
   show();
-  root.querySelector("details").open = false;
-  root.querySelector(".dpx-still").remove();
-})();
 """
