@@ -1,14 +1,17 @@
 """Sphinx extension: what a screen reader needs and the theme, Sphinx or pandas leave out of a page.
 
-The body of each page is mended before it is written: an empty head of a table is a plain cell; the row in which pandas
-writes the name of the index joins the row of the columns; a table without a caption is named by its section and its
-columns; a box of a list of tasks has a name; the bibliography has no roles that its parts do not fit. In the sidebar,
-what opens a part of the contents is named by that part.
+A table in the output of a cell gets the caption that the cell's metadata has under `mystnb`, `table`, `caption`; in it,
+`code` and $mathematics$ are written as in Markdown. Then the body of each page is mended before it is written: an empty
+head of a table is a plain cell; the row in which pandas writes the name of the index joins the row of the columns; a
+table without a caption is named by its section and its columns; a box of a list of tasks has a name; the bibliography
+has no roles that its parts do not fit. In the sidebar, what opens a part of the contents is named by that part.
 """
 
 import collections
 import html
 import re
+
+from docutils import nodes
 
 HEAD = re.compile(r"<thead>.*?</thead>", re.S)
 ROW = re.compile(r"(<tr[^>]*>)(.*?)(</tr>)", re.S)
@@ -24,6 +27,38 @@ SUMMARY = re.compile(
 BIBLIOGRAPHY = {' role="list" class="citation-list"': ' class="citation-list"', ' role="doc-biblioentry"': ""}
 BACKLINK = re.compile(r' role="doc-backlink"')
 BOX = re.compile(r'<input class="task-list-item-checkbox"(?P<checked> checked="checked")?')
+
+
+INLINE = re.compile(r"`([^`]+)`|\$([^$]+)\$")
+MATH = '<span class="math notranslate nohighlight">\\({}\\)</span>'
+
+
+def caption(text):
+    """A caption as HTML.
+
+    >>> caption("`a` < $k$")
+    '<caption><code>a</code> &lt; <span class="math notranslate nohighlight">\\\\(k\\\\)</span></caption>'
+    """
+
+    def inline(match):
+        code, tex = match.groups()
+        return f"<code>{code}</code>" if code else MATH.format(tex)
+
+    return f"<caption>{INLINE.sub(inline, html.escape(text, quote=False))}</caption>"
+
+
+def add_captions(app, doctree):
+    """Put the captions of cells into the first table of their output."""
+    for cell in doctree.findall(nodes.container):
+        metadata = cell.get("cell_metadata") or {}
+        text = metadata.get("mystnb", {}).get("table", {}).get("caption")
+        if not text:
+            continue
+        tables = [raw for raw in cell.findall(nodes.raw) if "<table" in raw.astext()]
+        if not tables:
+            raise ValueError(f"{app.env.docname}: a cell has the caption {text!r}, and no table")
+        before, start, inside = re.split(r"(<table\b[^>]*>)", tables[0].astext(), maxsplit=1)
+        tables[0].replace_self(nodes.raw("", before + start + caption(text) + inside, format="html"))
 
 
 def words(markup):
@@ -104,6 +139,7 @@ def mend(app, page, template, context, doctree):
 
 
 def setup(app):
-    """Mend last, after the theme has set what it shows."""
+    """Captions when a page is read; the rest last, after the theme has set what it shows."""
+    app.connect("doctree-read", add_captions)
     app.connect("html-page-context", mend, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

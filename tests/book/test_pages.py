@@ -88,6 +88,22 @@ def test_boxes_lists_and_parts_have_names():
     assert 'summary aria-label="Pages of API &amp; more"' in module.named_parts(part)
 
 
+def test_a_cell_brings_the_caption_of_its_table():
+    from docutils import nodes
+
+    page = SimpleNamespace(env=SimpleNamespace(docname="notebooks/x"))
+    cell = nodes.container(cell_metadata={"mystnb": {"table": {"caption": "Cost of $k$"}}})
+    cell += nodes.raw("", '<table class="dataframe"><tr></tr></table>', format="html")
+    doctree = nodes.section("", cell)
+    extension("accessible").add_captions(page, doctree)
+    table = next(iter(doctree.findall(nodes.raw))).astext()
+    assert table.startswith('<table class="dataframe"><caption>Cost of <span class="math')
+    assert "aria-label" not in extension("accessible").mended(table)
+    empty = nodes.section("", nodes.container(cell_metadata=cell["cell_metadata"]))
+    with pytest.raises(ValueError, match="caption 'Cost of .*, and no table"):
+        extension("accessible").add_captions(page, empty)
+
+
 # Descriptions and definitions.
 
 
