@@ -31,7 +31,7 @@ FLOORS = [
     {"linear_probe", "loading", "reporting", "training"},
     {"interop"},
 ]
-ABOVE = {"__init__", "__main__", "plots", "theory", "tasks", "zoo", "experiments"}
+ABOVE = {"__init__", "__main__", "interactive", "plots", "theory", "tasks", "zoo", "experiments"}
 
 
 def files_of(room):

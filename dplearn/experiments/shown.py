@@ -95,9 +95,8 @@ def answers(model: PromptedModel, run, rows: Sequence[dict], decisions: dict) ->
     return run.label_columns(logits).softmax(-1)
 
 
-def shown(which: Shown) -> dict:
+def row_of(which: Shown, model: PromptedModel, tokenizer, task: Task, accuracy: float) -> dict:
     """The row of one figure: inputs, their decisions, and the answers with the decisions of each source."""
-    model, tokenizer, task, accuracy = trained(which)
     numbers = chosen(task, which.inputs, which.characters)
     encode, options = text_for(model, tokenizer, task, ANSWER_PREFIX, None)
     run = run_of(model, task, encode, options)
@@ -169,7 +168,7 @@ def main(arguments=None) -> None:
     options = parser.parse_args(arguments)
     rows = []
     for which in RUNS:
-        rows.append(shown(which))
+        rows.append(row_of(which, *trained(which)))
         print(json.dumps({"figure": which.figure} | rows[-1]["accuracy"]), flush=True)
     records.save(options.out, rows, "python -m dplearn.experiments.shown")
 

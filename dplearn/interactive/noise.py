@@ -35,7 +35,7 @@ def uniform(number: int) -> float:
     """A number strictly between 0 and 1 that looks random: the same in JavaScript (the mulberry32 generator).
 
     >>> [round(uniform(n), 4) for n in range(3)]
-    [0.266, 0.0002, 0.7342]
+    [0.2664, 0.0003, 0.2233]
     """
     state = (number * 0x6D2B79F5 + 0x6D2B79F5) & 0xFFFFFFFF
     t = ((state ^ (state >> 15)) * (state | 1)) & 0xFFFFFFFF
@@ -139,12 +139,12 @@ def _words(made: Sample, won: Sequence[int]) -> str:
 def _table(scores: Sequence[float]) -> str:
     """The first draws at a few temperatures; and the chances."""
     names = [f"option {k}" for k in range(len(scores))]
-    rows = [["α", "", *(f"{score:g}" for score in scores), ""], ["π", "", *_decimals(softmax(scores)), ""]]
+    rows = [["scores", "α", *_decimals(scores), ""], ["chances", "π", *_decimals(softmax(scores)), ""]]
     for draw in range(1, DRAWS_OF_TABLE + 1):
         rows.append([f"draw {draw}", "noise g", *_decimals(gumbel(draw, len(scores))), ""])
         for tau in TEMPERATURES_OF_TABLE:
             soft, chosen = sample(scores, tau, 1.0, draw)
-            rows.append(["", f"y at τ = {tau:g}", *_decimals(soft), f"option {chosen}"])
+            rows.append([f"draw {draw}", f"y at τ = {tau:g}", *_decimals(soft), f"option {chosen}"])
     words = "Scores, chances, and the first draws with the whole noise: y is the soft sample."
     return number_table(words, ["Draw", "What", *names, "Chosen"], rows)
 
@@ -187,7 +187,7 @@ SCRIPT = """
       for (let draw = 1; draw <= draws; draw++) won[largest(noisy(draw, scales[scale]))] += 1;
       const times = draws === 1 ? "1 draw" : `${draws} draws`;
       return [
-        ...soft.flatMap((y, k) => [100 * y, 100 * won[k] / draws, y.toFixed(2), (won[k] / draws).toFixed(2),
+        ...soft.flatMap((y, k) => [[100 * y], [100 * won[k] / draws], y.toFixed(2), (won[k] / draws).toFixed(2),
           k === chosen ? " ✓" : "", k === chosen ? 1 : 0]),
         `Draw ${draws}: option ${chosen} is chosen, its soft entry is ${soft[chosen].toFixed(2)}. `
           + `Of ${times} it has won ${won[chosen]}.`,

@@ -87,7 +87,7 @@ def frame(
     style : rules beside those that all figures have.
     still : what is said where scripts do not run.
     """
-    stored = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    stored = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return "\n".join(
         [
             f'<div class="dpx" id="{checked_name(name)}">',
@@ -208,7 +208,7 @@ HELPERS = """
     }
     const line = add(box, "label"), caption = add(line, "span", {}, label);
     if (kind === "choice") {
-      const select = add(line, "select", keys);
+      const select = add(line, "select", { "aria-label": label, ...keys });
       texts.forEach((text, i) => add(select, "option", { value: i }, text));
       select.value = start;
       select.addEventListener("input", changed);

@@ -44,16 +44,15 @@ class Slots:
 
     def bar(self, *pieces: tuple[str, float]) -> str:
         """Pieces side by side: the class of each and its width in percent. Words beside the bar say the same."""
-        left, rects = 0.0, []
-        for kind, width in pieces:
-            at, width = round(left, 1), round(width, 1)
-            slots = (
-                f"{self._put('x', at)} {self._put('width', width)}" if rects else self._put("width", width)
-            )
-            where = f'x="{self._shown(at) if rects else 0}%" width="{self._shown(width)}%"'
-            rects.append(f'<rect class="dpx-{kind}" {where} y="0" height="100%" data-slot="{slots}"/>')
-            left += width
-        return f'<svg class="dpx-bar" height="18" aria-hidden="true">{"".join(rects)}</svg>'
+        widths = [_small(round(width, 1)) for _, width in pieces]
+        left, rects, slot = 0, [], self._put("bar", widths)
+        for (kind, _), width in zip(pieces, widths):
+            where = f'x="{self._shown(left)}%" width="{self._shown(width)}%"'
+            rects.append(f'<rect class="dpx-{kind}" {where} y="0" height="100%"/>')
+            left = round(left + width, 1)
+        return (
+            f'<svg class="dpx-bar" height="18" aria-hidden="true" data-slot="{slot}">{"".join(rects)}</svg>'
+        )
 
     def marked(self, on: bool, inside: str, kind: str) -> str:
         """Something that stands out where ``on`` is true."""
@@ -64,7 +63,7 @@ class Slots:
         """A text with the vectors of a prompt before and behind it, and what stands last."""
         room = len(before) + len(after)
         sides = ([*side, *[""] * (room - len(side))] for side in (before, after))
-        front, back = ("".join(self.text(word, "dpx-word") for word in side) for side in sides)
+        front, back = (" ".join(self.text(word, "dpx-word") for word in side) for side in sides)
         return f'<p class="dpx-quote">{front} {self.text(text)} {back} {escape(last)}</p>'
 
 
@@ -135,7 +134,7 @@ def _slot(part: Part, found: dict, sizes: Sequence[int], place: int) -> list:
         if any(values[place] != found[at_first(at, axis)][place] for at, values in found.items())
     ]
     ranges = [range(size) if axis in needed else (0,) for axis, size in enumerate(sizes)]
-    values = [_small(found[at][place]) for at in itertools.product(*ranges)]
+    values = [found[at][place] for at in itertools.product(*ranges)]
     for axis in reversed(needed[1:]):
         values = [values[i : i + sizes[axis]] for i in range(0, len(values), sizes[axis])]
     return [[part.of[axis] for axis in needed], values if needed else values[0]]
@@ -173,8 +172,14 @@ OWN
   const put = {
     text: (element, value) => { if (element.textContent !== value) element.textContent = value; },
     mark: (element, value) => { element.dataset.mark = value; },
-    x: (element, value) => element.setAttribute("x", value + "%"),
-    width: (element, value) => element.setAttribute("width", value + "%"),
+    bar: (element, widths) => {
+      let left = 0;
+      widths.forEach((width, i) => {
+        element.children[i].setAttribute("x", left + "%");
+        element.children[i].setAttribute("width", width + "%");
+        left += width;
+      });
+    },
   };
   const host = root.querySelector(".dpx-controls");
   const box = () => add(host, "div", { class: "dpx-control" });
@@ -187,8 +192,7 @@ OWN
       const values = slots
         ? slots.map(([needed, inner]) => needed.reduce((rest, i) => rest[now[i]], inner))
         : own[n](...of.map((i) => now[i]));
-      for (const [element, kinds] of places[n])
-        for (let i = 0; i < kinds.length; i += 2) put[kinds[i]](element, values[kinds[i + 1]]);
+      for (const [element, [kind, slot]] of places[n]) put[kind](element, values[slot]);
     });
   };
   show();

@@ -7,6 +7,7 @@ or several trainings. The picture shows π and the sentence with the prompt arou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +49,10 @@ def place_explorer(
 def markup(texts, right, trainings, steps, vectors, name: str = "place-explorer") -> str:
     """The HTML of :func:`place_explorer`."""
     pi = {title: _checked(title, values, texts, steps, vectors) for title, values in trainings.items()}
+    if len(right) != len(texts) or not all(0 <= split <= len(vectors) for split in right):
+        raise ValueError(
+            f"right={right!r} has no split for each of {len(texts)} texts, expected 0 to {len(vectors)}"
+        )
     titles = list(pi)
     controls = [
         Control("choice", "Sentence", [f"{n}: {text}" for n, text in enumerate(texts, 1)]),
@@ -99,8 +104,8 @@ def _table(texts, right, pi, steps) -> str:
     head = ["Summaries", "Sentence", "Right", *(f"step {step}" for step in steps)]
     rows = [
         [
-            title,
-            text,
+            escape(title),
+            escape(text),
             f"k = {wanted}",
             *(" · ".join(f"{x:.2f}" for x in row) for row in values[:, n].tolist()),
         ]

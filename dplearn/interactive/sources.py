@@ -6,6 +6,7 @@ The numbers are those of the record "shown" (:mod:`dplearn.experiments.shown`), 
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING
 
 from dplearn.interactive.page import Control, displayed, number_table
@@ -145,11 +146,11 @@ def _table(row: dict) -> str:
     head += [f"With {source}" for source in row["answers"]]
     lines = []
     for number, given in enumerate(row["inputs"]):
-        cells = [f"{number + 1}: {given['text']}", given["answer"]]
+        cells = [f"{number + 1}: {escape(given['text'])}", escape(given["answer"])]
         cells += [" · ".join(f"{share:.2f}" for share in shares(row, number, OWN)[name]) for name in names]
         for source in row["answers"]:
             word, _, right = answered(row, number, source)
-            cells.append(f"{word} ({right:.2f})")
+            cells.append(f"{escape(word)} ({right:.2f})")
         lines.append(cells)
     words = (
         "What is decided for each input, and what the model answers with the decisions from each source; in brackets"

@@ -481,6 +481,14 @@ def test_what_the_paper_map_says_of_clip_is_in_the_record(tmp_path):
     )
     pool = found["one prompt, as many parameters", "pool per image"].sentence()
     assert f"a pool per image against one prompt with as many parameters: {pool}. " in line
+    sizes = [found[f"one prompt of {n} times the words", f"pool of {n} per class"].sentence() for n in (2, 8)]
+    assert (
+        f"Pools of two and eight per class against the same: {', and '.join(sizes)}; on new classes" in line
+    )
+    new = recorded.table("clip-decisions", "images/icons", split="test_new").verdicts
+    assert {new[f"one prompt of {n} times the words", f"pool of {n} per class"].kind for n in (2, 8)} == {
+        "cannot tell"
+    }
 
 
 def test_what_the_paper_map_says_of_vit_is_in_the_record():

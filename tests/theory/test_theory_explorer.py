@@ -4,13 +4,13 @@ The second half opens the HTML in a headless browser. It is skipped where there 
 DPLEARN_REQUIRE_BROWSER=1 that is a failure instead.
 """
 
-import json
 import math
 import re
-from html.parser import HTMLParser
 
+import figures
 import pytest
 import torch
+from figures import Elements, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import ROOT
@@ -59,11 +59,6 @@ def exact(values):
 @pytest.fixture(scope="module")
 def page():
     return explorer.markup()
-
-
-def stored(html):
-    """The numbers that a page holds."""
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)[1])
 
 
 @pytest.mark.parametrize("head", explorer.HEADS)
@@ -144,29 +139,6 @@ def test_tiny_changes_are_not_called_none(monkeypatch):
 
 
 # ---- the page as text -------------------------------------------------------------------------------------
-
-
-class Elements(HTMLParser):
-    """Every start tag of a page with its attributes, and whether all elements are closed in order."""
-
-    VOID = {"br", "input", "meta"}
-
-    def __init__(self, html):
-        super().__init__()
-        self.found, self.open, self.words = [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1] not in ("script", "style"):
-            self.words.append(data)
 
 
 def test_page_is_whole_and_asks_nobody(page):
@@ -254,29 +226,16 @@ def test_stored_picture_is_the_one_that_the_code_draws():
 # ---- in a browser -----------------------------------------------------------------------------------------
 
 
-class Opened:
-    """HTML in a browser, with what its console said and what it asked for."""
-
-    def __init__(self, browser, body, width=1000, **options):
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
-        self.page.set_default_timeout(60_000)  # the cores may be shared
-        self.console, self.requests = [], []
-        self.page.on("console", lambda message: self.console.append(message.text))
-        self.page.on("pageerror", lambda error: self.console.append(str(error)))
-        self.page.route("**/*", lambda route: (self.requests.append(route.request.url), route.abort()))
-        self.page.set_content(f'<!doctype html><meta charset="utf-8"><title>t</title><body>{body}')
+class Opened(figures.Opened):
+    """The split explorer in a browser."""
 
     def find(self, name="split-explorer"):
-        return self.page.locator(f"#{name}")
+        return super().find(name)
 
     def values(self, name="split-explorer"):
         """The outputs as shown, one list per head."""
         texts = self.find(name).locator(".dpx-out span").all_inner_texts()
         return [texts[h * ROWS : (h + 1) * ROWS] for h in range(len(explorer.HEADS))]
-
-    def close(self):
-        self.page.close()
-        assert self.console == [] and self.requests == []
 
 
 @pytest.fixture
@@ -395,26 +354,10 @@ def test_two_explorers_in_one_page_do_not_meet(browser, page):
 
 
 def test_works_as_jupyterlab_inserts_it(browser, page):
-    """JupyterLab parses an output without running scripts, replaces each script by a copy, and attaches it later.
-
-    The same output shown twice has the same id twice; each view must move by itself.
-    """
+    """The same output shown twice has the same id twice; each view must move by itself."""
     opened = Opened(browser, "")
     for _ in range(2):
-        opened.page.evaluate(
-            """html => {
-              const host = document.createElement("div");
-              host.innerHTML = html;
-              for (const old of [...host.querySelectorAll("script")]) {
-                const copy = document.createElement("script");
-                for (const { name, value } of old.attributes) copy.setAttribute(name, value);
-                copy.textContent = old.textContent;
-                old.replaceWith(copy);
-              }
-              document.body.append(host);
-            }""",
-            page,
-        )
+        opened.in_jupyterlab(page)
     sliders = opened.page.get_by_role("slider")
     assert sliders.count() == 2
     # Without this mark JupyterLab takes the arrow keys for itself.
