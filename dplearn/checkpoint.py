@@ -56,7 +56,7 @@ def files(
     tensors: dict[str, Tensor], options: dict, backbone: dict, card: str | None = None
 ) -> dict[str, bytes]:
     """The files of a checkpoint by name, in the order in which they are written: the last one makes it valid."""
-    data = pack(tensors, {"format": "pt", SEAL: str(FORMAT)})
+    data = pack(tensors, {SEAL: str(FORMAT)})  # one entry: safetensors writes several in any order
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"prompt-{sha256[:16]}.safetensors"
     settings = document(options, backbone, Weights(name, sha256, len(data)))

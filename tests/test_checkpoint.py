@@ -407,6 +407,13 @@ def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path):
     assert versions == sorted(versions) and versions[-1] > versions[0]
 
 
+def test_the_same_prompt_is_the_same_bytes():
+    """Its file is named by them: a prompt that is saved or sent again must not look like another one."""
+    model = make("instance")
+    written = [checkpoint.files(*model._checkpoint(model.active_prompt)) for _ in range(20)]
+    assert all(each == written[0] for each in written)
+
+
 def test_a_failed_write_leaves_the_old_checkpoint_and_no_debris(saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     monkeypatch.setattr(checkpoint.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -128,7 +128,7 @@ def _passes(row: dict) -> int:
         return row.get("passes", 1)
     from dplearn.experiments.fitting import passes
 
-    return passes(PromptConfig(**row["config"]))
+    return passes(PromptConfig.from_saved(row["config"]))
 
 
 def prices(rows: Iterable[dict], task: str) -> dict[str, Price]:

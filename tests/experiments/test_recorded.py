@@ -75,3 +75,14 @@ def test_verdicts_in_nats_are_those_of_paired_differences_of_the_file():
     told = table.in_nats()[fixed, learned]
     assert f"{saved:+.2f} ± " in told or f" by {abs(saved):.2f} ± " in told
     assert told.startswith("worse") <= (saved < 0) and told.startswith("better") <= (saved > 0)
+
+
+@pytest.mark.parametrize("study", ["clip", "clip-decisions", "vit-decisions"])
+def test_runs_on_images_have_the_passes_of_their_estimator(study):
+    """Older rows have none, and the option of before that one of them is told by: no warning, and the right number."""
+    for table in recorded.all_tables(study):
+        for method, line in table.lines.items():
+            config = table.runs[method][0].get("config") or {}
+            drawn = config.get("estimator") == "score-function" and config["position"] in ("task", "instance")
+            wanted = (config.get("samples") or 4) if drawn else 1
+            assert line.passes == wanted, method
