@@ -63,6 +63,7 @@ def printed(browser, base, name):
     title = page.title().rpartition(" — ")[0] or page.title()
     data = page.pdf(
         format="A4",
+        scale=0.75,  # 88 columns of code in one line, text of 9 points
         margin={"top": "15mm", "bottom": "18mm", "left": "15mm", "right": "15mm"},
         print_background=True,
         display_header_footer=True,

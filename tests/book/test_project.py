@@ -80,6 +80,18 @@ def test_extras_that_are_installed_name_extras_that_exist():
     assert named <= EXTRAS.keys() and named <= set(INSTALLED)
 
 
+def test_the_installation_page_lists_every_extra_with_what_it_installs():
+    rows = re.findall(
+        r'^\| `pip install "\.\[(\w+)\]"` \| ([^|]+) \| ([^|]+) \|$', text_of(ROOT / "book/install.md"), re.M
+    )
+    assert {extra for extra, _, _ in rows} == EXTRAS.keys()
+    for extra, _, installs in rows:
+        asked = " ".join(EXTRAS[extra]).lower().replace("_", "-")
+        names = [name_of(name) for name in re.split(r", | and ", installs)]
+        known = [name for name in names if name in asked]
+        assert known and (known == names or extra in ("book", "test")), f"{extra}: {set(names) - set(known)}"
+
+
 def test_pins_fit_every_machine():
     for name, version in pins().items():
         assert not Version(version).local, f"{name}=={version}: a local version exists on one index only"
@@ -107,7 +119,7 @@ def test_one_version_everywhere():
 
 def test_readme_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    for name in ("README.md", "CONTRIBUTING.md", "book/intro.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "book/intro.md", "book/install.md"):
         used = set(
             re.findall(
                 r"\bmake ([a-z-]+)\b",
