@@ -23,7 +23,7 @@ TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 --timeout 900 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
+.PHONY: help book test test-package test-notebooks test-site sweep package notebooks robust lint types format clean distclean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
@@ -53,7 +53,10 @@ test: test-package test-notebooks ## all tests: the package, then every notebook
 test-package: $(VENV)/.ready ## the tests of the package, the project files and the built site
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
-test-notebooks: $(VENV)/.ready ## strict nbval: re-execute every notebook and compare each stored output
+test-package: $(VENV)/.ready ## build wheel and sdist, install each in an empty environment, and try what ships
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_package.py -m "slow or not slow"
+
+notebooks: $(VENV)/.ready ## strict nbval: re-execute every notebook and compare each stored output
 ifeq ($(NOTEBOOKS),)
 	@echo "no notebooks yet"
 else
@@ -65,6 +68,9 @@ test-site: $(VENV)/.ready ## only the browser test of the built pages (after mak
 
 sweep: $(VENV)/.ready ## the slow tests: a prompt in every text architecture that transformers knows, and real models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backbones tests/zoo/test_real.py -m "slow or not slow" -n $(JOBS)
+
+package: $(VENV)/.ready ## build wheel and sdist, install each in an empty environment, and try what ships
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_package.py -m "slow or not slow"
 
 notebooks: $(VENV)/.ready ## re-execute the notebooks and store them in the normal form
 	$(if $(NB),OMP_NUM_THREADS=1 $(BIN)/python book/_tools/refresh_notebooks.py $(NB),@echo "no notebooks yet")
@@ -82,12 +88,15 @@ endif
 lint: $(VENV)/.ready ## ruff, over the package, the tests, the tools and the notebooks
 	$(BIN)/ruff check .
 
+types: $(VENV)/.ready ## mypy over the package; pyproject.toml lists the modules that are checked less strictly
+	$(BIN)/python -m mypy
+
 format: $(VENV)/.ready ## let ruff lay out the code and sort the imports
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
 clean: ## remove what was built, keep .venv
-	rm -rf _build build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
