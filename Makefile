@@ -26,7 +26,7 @@ TORCH_PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 600 --timeout 900 -n $(JOBS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help book lab exercises pdf test fast fuzz facts mutants test-package test-notebooks test-site sweep notebooks robust lint format clean distclean
+.PHONY: help book lab exercises pdf test fast fuzz facts mutants test-package test-notebooks test-site sweep package notebooks robust lint types format clean distclean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH_INDEX=address] [JOBS=4]"
@@ -99,6 +99,9 @@ $(VENV)/.mutants: $(VENV)/.ready
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[mutants]"
 	@touch $@
 
+package: $(VENV)/.ready ## build wheel and sdist, install each in an empty environment, and try what ships
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_package.py -m "slow or not slow"
+
 notebooks: $(VENV)/.ready ## re-execute the notebooks and store them in the normal form
 	$(if $(NB),OMP_NUM_THREADS=1 $(BIN)/python book/_tools/refresh_notebooks.py $(NB),@echo "no notebooks yet")
 
@@ -115,12 +118,15 @@ endif
 lint: $(VENV)/.ready ## ruff, over the package, the tests, the tools and the notebooks
 	$(BIN)/ruff check .
 
+types: $(VENV)/.ready ## mypy over the package; pyproject.toml lists the modules that are checked less strictly
+	$(BIN)/python -m mypy
+
 format: $(VENV)/.ready ## let ruff lay out the code and sort the imports
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
 clean: ## remove what was built, keep .venv
-	rm -rf _build build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well

@@ -6,6 +6,7 @@ position, length, vector, prompt, config, backbones, model, image_text, training
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dplearn.choice import schedule
 from dplearn.config import PromptConfig
@@ -15,6 +16,13 @@ from dplearn.loading import from_pretrained, prompted
 from dplearn.model import PromptedModel
 from dplearn.prompt import DynamicPrompt
 from dplearn.version import __version__ as __version__
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time these come at first use
+    from dplearn import tasks, theory, zoo
+    from dplearn.image_text import PromptedCLIP
+    from dplearn.linear_probe import LinearProbe
+    from dplearn.reporting import decision_report
+    from dplearn.training import Annealing, LabelWordLoss, parameter_groups
 
 __all__ = [
     "Annealing",
@@ -53,7 +61,7 @@ _LATER = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'dplearn' has no attribute {name!r}")
     module = import_module(f"dplearn.{_LATER[name] or name}")

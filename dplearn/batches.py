@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 def batches_of(
@@ -27,6 +28,7 @@ def batches_of(
     ------
     ValueError : examples of different lengths without a ``collate`` that pads them.
     """
+    loader: Iterable[Mapping]
     if isinstance(data, Mapping):
         loader = [data]
     elif isinstance(data, DataLoader) or not hasattr(data, "__getitem__"):
@@ -34,7 +36,7 @@ def batches_of(
     else:
         from transformers import default_data_collator
 
-        loader = DataLoader(data, batch_size, collate_fn=collate or default_data_collator)
+        loader = DataLoader(cast(Dataset, data), batch_size, collate_fn=collate or default_data_collator)
     try:
         for batch in loader:
             yield {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in dict(batch).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dplearn import shelf
 from dplearn.backbones import heads
@@ -30,7 +30,7 @@ def load_backbone(folder: str | os.PathLike, description: dict, own_head: bool =
     labels = labels if own_head else None
     if name in shelf.names():
         return _named(shelf.load(name, num_labels=labels)[0], description, own_head)
-    model_class = getattr(transformers, str(kind), None)
+    model_class: Any = getattr(transformers, str(kind), None)
     known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if not name or not isinstance(name, str) or not known:
         raise ValueError(
@@ -52,7 +52,7 @@ def _named(model: PreTrainedModel, description: dict, own_head: bool) -> PreTrai
     return model
 
 
-def _refuse_own_code(folder, name: str, model_class: type) -> None:
+def _refuse_own_code(folder: str | os.PathLike, name: str, model_class: Any) -> None:
     """Raise ValueError where a config names code of its own (``auto_map``) for a kind that transformers does not know.
 
     transformers would ask in the terminal whether to run that code. Where it knows the kind, its own code is used.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -20,7 +21,7 @@ ABOUT = "kept.json"
 
 
 def cache_inputs(
-    model,
+    model: Any,
     data: Iterable[dict] | Sequence[dict],
     collate: Callable[[list[dict]], dict] | None,
     batch_size: int,
@@ -98,7 +99,7 @@ def _tell(kept: KeptInputs, sizes: dict[str, int]) -> None:
     new = [size for name, size in sizes.items() if name not in kept]
     where = "in memory" if kept.folder is None else f"in {str(kept.folder)!r}"
     print(
-        f"keeping {sum(new) * kept.dtype.itemsize / 2**20:,.1f} MB of {len(new):,} inputs {where}; "
+        f"keeping {sum(new) * cast(torch.dtype, kept.dtype).itemsize / 2**20:,.1f} MB of {len(new):,} inputs {where}; "
         f"{len(sizes) - len(new):,} are kept already"
     )
 

@@ -124,8 +124,8 @@ def _facts(config: PromptConfig, counted: Count) -> list[str]:
         facts["Depth"] = f"fresh vectors in {f'each of the first {config.depth} layers' if first else layers}"
     elif config.from_layer > 1:
         facts["Depth"] = f"vectors at the input of layer {config.from_layer}"
-    if image_part(config):
-        facts["In the image"] = image_part(config)
+    if said := image_part(config):
+        facts["In the image"] = said
     if config.head == "trained":
         facts["Head"] = f"trained, {counted.head:,} parameters"
     unused = f" ({counted.unused:,} more are not in use)" if counted.unused else ""
@@ -181,7 +181,7 @@ def _parts_table(prompt: DynamicPrompt, config: PromptConfig, of_head: int) -> l
     rows.append(("vectors", "", f"{in_use['vectors']:,}", f"{shape} (last: the width)"))
     if "vision" in prompt.attached:
         own = sum(entries for key, entries in in_use.items() if key.startswith("vision."))
-        rows.append(("image", "", f"{own:,}", image_part(config)))
+        rows.append(("image", "", f"{own:,}", image_part(config) or ""))
     head = prompt.attached.get("head")
     if head is not None:
         copied = f"a copy of the backbone's {', '.join(paths_of(head))}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dplearn.checks import refuse
 from dplearn.config import DECISIONS, PromptConfig
 from dplearn.packaged import PACKAGED
@@ -94,7 +96,11 @@ def front_matter(
     tags = ["prompt-tuning", "soft-prompt", *(["dynamic-prompt"] if learned else []), backbone["model_type"]]
     more = given.pop("tags", [])
     more = [more] if isinstance(more, str) else more
-    data = {"license": "unknown", "library_name": "dplearn", "base_model": base_model(backbone)}
+    data: dict[str, Any] = {
+        "license": "unknown",
+        "library_name": "dplearn",
+        "base_model": base_model(backbone),
+    }
     data |= {"pipeline_tag": pipeline_tag(backbone), "tags": tags + [tag for tag in more if tag not in tags]}
     if "eval_results" in given:
         data["model_name"] = f"A prompt for {backbone['class']}" if source == FOLDER else source

@@ -14,8 +14,9 @@ import json
 import os
 import re
 import time
+from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -194,7 +195,9 @@ def _plain_name(path: Path, name: str) -> str:
 def _read_weights(path: Path, weights: Weights) -> bytes:
     """The bytes of a tensor file whose size and hash are the recorded ones."""
     with opened(path, weights.bytes) as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() == weights.sha256:  # in pieces: any size
+        if (
+            hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest() == weights.sha256
+        ):  # in pieces: any size
             file.seek(0)
             return file.read()
         raise ValueError(

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, Protocol, TypeGuard
 
 import torch
 
 FLOAT32 = torch.finfo(torch.float32)
+
+
+class Check(Protocol):
+    """What an option is checked with: it raises ValueError, and says what it expects."""
+
+    @property
+    def expected(self) -> str: ...
+
+    def __call__(self, name: str, value: object) -> None: ...
 
 
 def shown(value: object) -> str:
@@ -31,7 +40,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:39]}...{text[-38:]}"
 
 
-def is_whole(value: object, least: int | None = None) -> bool:
+def is_whole(value: object, least: int | None = None) -> TypeGuard[int]:
     """Whether a value is an integer (True and False are none), of at least ``least`` where that is given.
 
     >>> is_whole(3), is_whole(True), is_whole(3.0), is_whole(0, least=1)
@@ -40,7 +49,7 @@ def is_whole(value: object, least: int | None = None) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is an integer or a floating point number of Python (True and False are none)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -50,7 +59,7 @@ def whole(name: str, value: object, least: int = 1) -> None:
     Whole(least)(name, value)
 
 
-def refuse(name: str, value: object, expected: str) -> None:
+def refuse(name: str, value: object, expected: str) -> NoReturn:
     """Raise the ValueError of a value that is not valid."""
     raise ValueError(f"{name}={shown(value)} is not valid, expected {expected}")
 
@@ -157,11 +166,13 @@ class Names(NamedTuple):
             return
         if isinstance(value, (set, frozenset)):
             refuse(name, value, f"{self.expected}: a set has no order")
-        listed = isinstance(value, (list, tuple)) and len(value) > 0
-        if not listed or not all(isinstance(entry, str) and entry for entry in value):
+        if not isinstance(value, (list, tuple)) or not value:
             refuse(name, value, self.expected)
-        if len(set(value)) < len(value):
-            refuse(name, list(value), "names that differ")
+        if not all(isinstance(entry, str) and entry for entry in value):
+            refuse(name, value, self.expected)
+        names = list(value)
+        if len(set(names)) < len(names):
+            refuse(name, names, "names that differ")
 
 
 class Later(NamedTuple):

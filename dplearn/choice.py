@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,8 @@ class Chooser(nn.Module):
     ValueError : unknown estimator; temperature not positive, or out of the range of float32.
     """
 
+    temperature: Tensor
+
     def __init__(
         self,
         estimator: str = "straight-through",
@@ -83,12 +86,13 @@ class Chooser(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0), persistent=False)
         self.set_temperature(temperature)
 
-    def set_temperature(self, temperature: float) -> None:
+    def set_temperature(self, temperature: float | Tensor) -> None:
         """Set the temperature of Gumbel-Softmax (a positive, finite number that float32 holds)."""
-        if getattr(temperature, "ndim", None) == 0:  # a number of numpy or torch, as a schedule may give it
-            temperature = temperature.item()
-        _positive("temperature", temperature)
-        self.temperature.fill_(temperature)
+        number: Any = temperature
+        if getattr(number, "ndim", None) == 0:  # a number of numpy or torch, as a schedule may give it
+            number = number.item()
+        _positive("temperature", number)
+        self.temperature.fill_(number)
 
     def forward(self, logits: Tensor, sampling: bool | None = None) -> Choice:
         """A choice for each instance.
@@ -116,7 +120,7 @@ class Constant:
 
     value: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _positive("value", self.value)
 
     def __call__(self, step: int) -> float:
@@ -135,7 +139,7 @@ class Linear:
     end: float = 0.5
     steps: int = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _positive("start", self.start)
         _positive("end", self.end)
         if not is_number(self.steps) or not 1 <= self.steps < math.inf:
@@ -171,7 +175,7 @@ class Authors:
     interval: float = 10.0
     floor: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _positive("interval", self.interval)
         if not is_number(self.floor) or not 0 < self.floor <= 1:
             refuse("floor", self.floor, "a number in (0, 1]")

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ from dplearn.length import SIZE
 from dplearn.options import Option, option
 from dplearn.position import POSITION
 from dplearn.prompt import DynamicPrompt
+from dplearn.sampling import Estimator
 from dplearn.vector import MIXINGS, VECTOR, VECTORS
 
 # The decisions of a prompt by the name of their option. A new one is a file with its row, its option, and a line here.
@@ -187,7 +189,7 @@ class PromptConfig:
         OneOf(HEADS),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, declared in OPTIONS.items():
             declared.check(name, getattr(self, name))
         for decision in DECISIONS.values():
@@ -203,7 +205,7 @@ class PromptConfig:
         """The old name of ``entry``."""
         return self.entry
 
-    def _check_pool(self):
+    def _check_pool(self) -> None:
         """Refuse options of a pool where there is none: they would have no effect."""
         for name in POOLED if self.vector == "single" else ():
             value, usual = getattr(self, name), OPTIONS[name].default
@@ -213,7 +215,7 @@ class PromptConfig:
                     "'instance': there is no pool"
                 )
 
-    def _check_estimator(self):
+    def _check_estimator(self) -> None:
         row = ESTIMATORS[self.estimator]
         learned = [name for name, decision in DECISIONS.items() if decision.sampled(self)]
         if not row.joint and len(learned) > 1:
@@ -231,7 +233,7 @@ class PromptConfig:
         if not is_whole(self.samples, row.least_samples):
             refuse("samples", self.samples, Whole(row.least_samples).expected)
 
-    def _check_images(self):
+    def _check_images(self) -> None:
         if self.from_layer > 1 and self.entry in ("before-positions", "position-coded"):
             raise ValueError(
                 f"from_layer={self.from_layer} is not valid with entry={self.entry!r}, expected 1, or "
@@ -298,7 +300,7 @@ class PromptConfig:
         return cls.from_dict(with_younger_options(options))
 
     @classmethod
-    def authors(cls, name: str, **options) -> PromptConfig:
+    def authors(cls, name: str, **options: Any) -> PromptConfig:
         """A variant of the authors' code, by its name (:mod:`dplearn.authors`); ``options`` replace or add others.
 
         Raises
@@ -374,9 +376,9 @@ class PromptConfig:
         # The pool's first: the order in which parameters are drawn at random is a part of what a seed means.
         order = sorted(DECISIONS, key=lambda name: name != "vector")
         built = {name: DECISIONS[name].build(self, seen, chooser) for name in order}
-        three = [built.pop(name) for name in ("position", "size", "vector")]
+        position, size, vector = (cast(Any, built.pop(name)) for name in ("position", "size", "vector"))
         others = {name: part for name, part in built.items() if part is not None}
-        return DynamicPrompt(vectors, *three, self.size_cost, self.depth, others)
+        return DynamicPrompt(vectors, position, size, vector, self.size_cost, self.depth, others)
 
 
 OPTIONS: dict[str, Option] = {each.name: each.metadata["option"] for each in fields(PromptConfig)}
@@ -397,7 +399,7 @@ def option_rows() -> list[tuple[str, str, str, str, str]]:
     return [declared.row(name) for name, declared in OPTIONS.items()]
 
 
-def _space(row, name: str) -> str | None:
+def _space(row: Estimator, name: str) -> str | None:
     """What the weights of a decision multiply (:class:`dplearn.sampling.Estimator`)."""
     return "tokens" if row.space == "positions" and name != "position" else row.space
 
@@ -406,7 +408,7 @@ def _with_old_name(init: Callable) -> Callable:
     """``entry`` under its old name ``insert``."""
 
     @functools.wraps(init)
-    def __init__(self, *values, **options):
+    def __init__(self: Any, *values: Any, **options: Any) -> None:
         if "insert" in options:
             if options.get("entry") is not None:
                 raise ValueError(
@@ -421,4 +423,4 @@ def _with_old_name(init: Callable) -> Callable:
     return __init__
 
 
-PromptConfig.__init__ = _with_old_name(PromptConfig.__init__)
+PromptConfig.__init__ = _with_old_name(PromptConfig.__init__)  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ Paper: Yang et al. (2023), section 3.2 ("adap_pos" and "adap_ins_pos").
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +44,13 @@ class Decision(NamedTuple):
     """
 
     title: str
-    build: Callable[[object, int, Callable[[], Chooser]], nn.Module | None]
-    words: Callable[[object], Words]
-    sampled: Callable[[object], bool]
-    check: Callable[[object], object] = lambda options: None
+    build: Callable[[Any, int, Callable[[], Chooser]], nn.Module | None]
+    words: Callable[[Any], Words]
+    sampled: Callable[[Any], bool]
+    check: Callable[[Any], object] = lambda options: None
 
 
-def learned_in_words(level: str, options) -> str:
+def learned_in_words(level: str, options: Any) -> str:
     """How a learned decision comes about, for a card; ``options`` are the flat options of a prompt."""
     if level == "instance":
         seen = {"encoder": "the encoder's view", "image": "the model's view of it"}
@@ -137,6 +137,11 @@ class InstanceController(nn.Module):
         """n, how many options there are."""
         return self.linear.out_features
 
+    def forget(self) -> None:
+        """Forget the statistics by which summaries are standardized."""
+        if self.standardizer is not None:
+            self.standardizer.reset()
+
     def observe(self, summary: Tensor) -> None:
         """Take summaries (B, d) of training inputs into the statistics by which summaries are standardized."""
         if self.standardizer is not None:
@@ -151,7 +156,7 @@ class InstanceController(nn.Module):
         return nn.functional.layer_norm(summary.to(self.linear.weight.dtype), summary.shape[-1:])
 
 
-def make_controller(level: str, width: int, options: int, config) -> nn.Module:
+def make_controller(level: str, width: int, options: int, config: Any) -> nn.Module:
     """The controller of a level, "task" or "instance", of n = ``options``; ``config`` holds a prompt's flat options."""
     if level == "task":
         tasks = 1 if config.tasks is None else len(config.tasks)
@@ -176,7 +181,7 @@ def as_choice(name: str, value: object, batch: int, options: int, device: torch.
     ValueError : not an option in 0..options-1, or not one for each instance.
     """
     expected = f"expected a number in 0..{options - 1}, one for each of the {batch} instances, or a Choice"
-    index = value.index if isinstance(value, Choice) else value
+    index: Any = value.index if isinstance(value, Choice) else value
     if is_whole(index):
         index = torch.full((batch,), index)
     if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != (batch,):
@@ -190,7 +195,7 @@ def as_choice(name: str, value: object, batch: int, options: int, device: torch.
 
 
 def make_decision(
-    option: int | None, level: str | int, width: int, options, chooser: Callable[[], Chooser]
+    option: int | None, level: Any, width: int, options: Any, chooser: Callable[[], Chooser]
 ) -> FixedDecision | LearnedDecision:
     """The decision for one of the l + 1 counts of prompt vectors: fixed at ``option``, or (None) learned at a level."""
     if option is not None:
@@ -227,7 +232,7 @@ class LearnedDecision(nn.Module):
 
     def __init__(self, controller: nn.Module, chooser: Chooser):
         super().__init__()
-        self.controller = controller
+        self.controller: Any = controller
         self.chooser = chooser
 
     @property

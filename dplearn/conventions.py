@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import make_dataclass
 from functools import cache
 from types import FunctionType
+from typing import Any, SupportsIndex
 
-import torch
 from torch import nn
 
 from dplearn.offload import device_of
@@ -34,13 +34,13 @@ OURS = ("summary", "task_ids", "keep_last", "context_length", "decisions")
 
 
 @cache
-def class_for(base: type, backbone: type) -> type:
+def class_for(base: Any, backbone: type) -> type:
     """A subclass of ``base`` for a class of backbones: its name, and ``forward`` with its parameters.
 
     The Trainer reads both from the class, not from the model.
     """
     usual = base.forward
-    forward = FunctionType(
+    forward: Any = FunctionType(
         usual.__code__, usual.__globals__, "forward", usual.__defaults__, usual.__closure__
     )
     forward.__kwdefaults__, forward.__doc__ = usual.__kwdefaults__, usual.__doc__
@@ -55,7 +55,7 @@ def class_for(base: type, backbone: type) -> type:
     return type(f"Prompted{backbone.__name__}", (base,), fields)
 
 
-def signature_for(backbone: type) -> inspect.Signature:
+def signature_for(backbone: Any) -> inspect.Signature:
     """The parameters of a prompted ``forward``: those of the backbone, each by its own name, and those of a prompt.
 
     Ids and mask come first, as in nearly all models; everything is optional.
@@ -73,7 +73,7 @@ def signature_for(backbone: type) -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-def names_for(backbone: type) -> frozenset[str] | None:
+def names_for(backbone: Any) -> frozenset[str] | None:
     """What a prompted ``forward`` takes by name; None where the backbone's takes any name."""
     theirs = names_of(backbone.forward)
     return None if theirs is None else theirs | set(OURS)
@@ -90,16 +90,18 @@ def names_of(forward: Callable) -> frozenset[str] | None:
 class AsBackbone(nn.Module):
     """A module whose ``backbone`` answers what libraries ask (``ASKED``), of a class made for the backbone's class."""
 
-    def __new__(cls, backbone: nn.Module | None = None, *arguments, **options):
+    def __new__(cls, backbone: nn.Module | None = None, *arguments: Any, **options: Any) -> Any:
         """An instance of the class for the backbone's class."""
         made = backbone is None or "made_from" in vars(cls)
-        return super().__new__(cls if made else class_for(cls, type(backbone)))
+        kinds: tuple[Any, Any] = (cls, type(backbone))
+        return super().__new__(cls if made else class_for(*kinds))
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple:
         """Pickles find the class by the two that it is made from."""
-        return _blank, (type(self).made_from, type(self.backbone)), self.__dict__
+        made: Any = type(self)
+        return _blank, (made.made_from, type(self.backbone)), self.__dict__
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         if name in ASKED:
             return getattr(self.backbone, name)
         return super().__getattr__(name)
@@ -164,9 +166,13 @@ def _make_extended_type(kind: type) -> type:
     return make_dataclass(f"Prompted{kind.__name__}", fields, bases=(kind,))
 
 
-@torch.compiler.assume_constant_result  # compiled code does not look into the making of a class
 def _extended_type(kind: type) -> type:
     return _make_extended_type(kind)
+
+
+# Compiled code does not look into the making of a class. This is what torch.compiler.assume_constant_result does, which
+# would import the compiler with this package: two fifths of the time that `import dplearn` took.
+vars(_extended_type)["_dynamo_marked_constant"] = True
 
 
 def extended(output, **fields):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
+from dplearn.checks import refuse
 from dplearn.insertion import values_are_free
 from dplearn.sampling import Choice, Draws, Estimator, at_least_float32, gumbel_one_hot, sampled
 
@@ -55,19 +56,22 @@ def some_options(
 
 def expected_loss(losses: Tensor, draws: Draws) -> Tensor:
     """For "exact": ``sum_k pi_k f_k``, (S, B) -> (B,)."""
-    return draws.weight * (draws.log_probs.exp() * losses).sum(0)
+    weight = 1.0 if draws.weight is None else draws.weight
+    return weight * (draws.log_probs.exp() * losses).sum(0)
 
 
 def independent_options(
-    log_p: dict[str, Tensor], samples: int, generator: torch.Generator | None = None
+    log_p: dict[str, Tensor], samples: int | None, generator: torch.Generator | None = None
 ) -> Draws:
     """For the score functions: ``samples`` independent options of every decision (B, n) for each instance."""
-    index, total = {}, 0.0
+    index: dict[str, Tensor] = {}
+    parts: list[Tensor] = []
+    samples = 1 if samples is None else samples
     for name, chances in log_p.items():
         noise = torch.empty(samples, *chances.shape).exponential_(generator=generator).to(chances.device)
         index[name] = (chances.detach() - noise.log()).argmax(-1)  # Gumbel-max: a sample from softmax(logits)
-        total = total + chances.expand(samples, -1, -1).gather(2, index[name].unsqueeze(2)).squeeze(2)
-    return Draws(index, total, None, "score-function")
+        parts.append(chances.expand(samples, -1, -1).gather(2, index[name].unsqueeze(2)).squeeze(2))
+    return Draws(index, sum(parts[1:], parts[0]), None, "score-function")
 
 
 def leave_one_out(losses: Tensor, draws: Draws) -> Tensor:
@@ -177,8 +181,8 @@ def draw(
         raise ValueError(f"logits={list(logits)} is not valid with {estimator!r}, expected {expected}")
     for name, value in logits.items():
         if values_are_free(value) and not value.isfinite().all():
-            row = int((~value.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"logits of the {name}, row {row}, are not finite: training has diverged")
+            wrong = int((~value.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"logits of the {name}, row {wrong}, are not finite: training has diverged")
     log_p = {name: at_least_float32(value).log_softmax(-1) for name, value in logits.items()}
     tried = row.draw(log_p, row.usual_samples if samples is None else samples, generator)
     return tried._replace(estimator=estimator)  # several rows draw in the same way
@@ -186,7 +190,10 @@ def draw(
 
 def surrogate(losses: Tensor, draws: Draws) -> Tensor:
     """Losses (S, B) of the tried options -> (B,) surrogates, whose value is the (estimated) expected loss."""
-    return ESTIMATORS[draws.estimator].surrogate(losses, draws)
+    combine = ESTIMATORS[draws.estimator].surrogate
+    if combine is None:
+        refuse("draws.estimator", draws.estimator, f"one of {comparing_losses()}")
+    return combine(losses, draws)
 
 
 def pick(value: Tensor, instances: Tensor, batch: int) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,10 +123,11 @@ def evidence(
     seed : of the random deals of labels.
     """
     counts = torch.bincount(chosen, minlength=last.shape[1])
-    told, pair = {}, {}
+    told: dict[str, Any] = {}
+    pair: dict[str, Any] = {}
     if labels is not None:
         told = _told(chosen, labels, seed)
-    if own is not None:
+    if own is not None and dealt is not None:
         pair = {"loss": float(own.mean()), "shuffled": float(dealt.mean()), "cost": _interval(dealt - own)}
     return Evidence(
         options=last.shape[1],
@@ -306,7 +308,7 @@ def _ridge(inputs: Tensor, targets: Tensor, fresh: Tensor) -> Tensor:
     centre, scale = inputs.mean(0), inputs.std(0, correction=0).clamp_min(1e-6)
     u, s, v = torch.linalg.svd((inputs - centre) / scale, full_matrices=False)
     mean = targets.mean(0)
-    projected, best = u.T @ (targets - mean), (math.inf, None)
+    projected, best = u.T @ (targets - mean), (math.inf, 0.0)
     for strength in STRENGTHS:
         shrink = s.square() / (s.square() + strength * len(inputs))
         fitted = mean + u @ (shrink[:, None] * projected)

@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,7 @@ from dplearn.checks import shown
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # asked for by "is None" wherever it is used
 
 TEMPORARY = (".dplearn-", ".tmp")  # how the name of a temporary file starts and ends
 PATIENCE = 60.0  # seconds that a writer waits for another one
@@ -79,7 +79,7 @@ def _lock(folder: Path, patience: float) -> int | None:
         time.sleep(0.002)
 
 
-def remove_stale(paths, has_lock: bool) -> None:
+def remove_stale(paths: Iterable[Path], has_lock: bool) -> None:
     """Remove files of writers that are gone: all under a lock, otherwise those that are old enough."""
     for path in paths:
         with suppress(OSError):

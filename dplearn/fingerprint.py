@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def _spread(names: list[str], count: int) -> set[str]:
     return {names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)} if names else set()
 
 
-def _embedding(model: nn.Module) -> Tensor | None:
+def _embedding(model: Any) -> Tensor | None:
     try:
         return getattr(model.get_input_embeddings(), "weight", None)
     except (AttributeError, NotImplementedError):  # CLIP has two towers and none of its own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -21,14 +21,14 @@ class Frozen(AsBackbone):
     def __init__(self, backbone: PreTrainedModel):
         super().__init__()
         self._before = Flags.of(backbone)
-        self.backbone = backbone.requires_grad_(False)
+        self.backbone: Any = backbone.requires_grad_(False)
         self._checkpointing = False
         self._prefix = ""
         self.register_state_dict_post_hook(_drop_backbone)
         self._register_load_state_dict_pre_hook(_remember_prefix, with_module=True)
         self.register_load_state_dict_post_hook(_forgive_backbone)
 
-    def gradient_checkpointing_enable(self, **options) -> None:
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Recompute the backbone's activations in the backward pass instead of storing them."""
         if self._checkpointing or self._before.checkpointing:
             self.backbone.disable_input_require_grads()  # a second call would lose track of the first one's hooks
@@ -52,7 +52,8 @@ class Frozen(AsBackbone):
             self.gradient_checkpointing_disable()
         self._before.restore(backbone)
         del self.backbone
-        self.adapter = self.backbone = Unloaded()
+        self.adapter: Any = Unloaded()
+        self.backbone = self.adapter
         return backbone
 
     def _check_replica(self) -> None:
@@ -90,7 +91,7 @@ class Flags(NamedTuple):
 class Unloaded:
     """Stands where the backbone was after :meth:`Frozen.unload`; every use is an error that says so."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling ask for these
             raise AttributeError(name)
         raise RuntimeError(
@@ -103,11 +104,11 @@ def _drop_backbone(module: nn.Module, state: dict, prefix: str, metadata: dict) 
         del state[name]
 
 
-def _remember_prefix(module: Frozen, state: dict, prefix: str, *arguments) -> None:
+def _remember_prefix(module: Frozen, state: dict, prefix: str, *arguments: Any) -> None:
     module._prefix = prefix
 
 
-def _forgive_backbone(module: Frozen, keys) -> None:
+def _forgive_backbone(module: Frozen, keys: Any) -> None:
     """Weights of this module's own backbone are in no state dict (a parent may have a ``backbone`` too), and settings
     may be missing from one."""
     backbone, settings = f"{module._prefix}backbone.", f"{module._prefix}_extra_state"

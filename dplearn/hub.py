@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dplearn.checkpoint import CARD, CARD_MARK, CONFIG, EXPECTED, OURS
 from dplearn.checks import shown
@@ -59,7 +60,9 @@ def located(
         return Path(folder)
     from huggingface_hub import hf_hub_download
 
-    options = dict(token=token, cache_dir=cache_dir, local_files_only=local_files_only, **LIBRARY)
+    options: dict[str, Any] = dict(
+        token=token, cache_dir=cache_dir, local_files_only=local_files_only, **LIBRARY
+    )
     with _explained(str(folder), revision):
         config = Path(hf_hub_download(folder, CONFIG, revision=revision, **options))
         name = _tensor_file(config)
@@ -129,7 +132,7 @@ def _explained(folder: str, revision: str | None) -> Iterator[None]:
         raise _refused(named, error) from error
 
 
-def _refused(named: str, error) -> Exception:
+def _refused(named: str, error: Any) -> Exception:
     """The error for an answer of the hub that is neither yes nor "not there"."""
     status = error.response.status_code
     if status in (401, 403):

@@ -8,7 +8,7 @@ Where that is not enough, because a derivative is differentiated again or torch.
 the mixture of all candidates is written out, one product with a matrix of weights per instance (``_weighted_rows``).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ def insert_weighted(
     if weights is None and size_weights is None:
         raise ValueError("weights and size_weights are None, expected at least one of them (else use insert)")
     counts = {"split": (weights, "weights", split), "size": (size_weights, "size_weights", size)}
-    chosen = {}
+    chosen: dict[str, Tensor | None] = {}
     for name, (rows, title, count) in counts.items():
         if rows is not None and count is not None:
             raise ValueError(f"{name}={count!r} is given and so is {title}, expected one of the two")
@@ -129,9 +129,10 @@ def insert_weighted(
             chosen[name] = rows.argmax(1)
         else:
             chosen[name] = None if count is None else _check_count(name, count, prompt, inputs)
-    if chosen["split"] is None:
-        chosen["split"] = _check_count("split", None, prompt, inputs)
-    plan = _plan(prompt, inputs, mask, chosen["split"], chosen["size"], keep_last)
+    taken = chosen["split"]
+    if taken is None:
+        taken = _check_count("split", None, prompt, inputs)
+    plan = _plan(prompt, inputs, mask, taken, chosen["size"], keep_last)
     place = _weighted_rows if _is_transformed() else _WeightedPlace.apply
     return _inserted(place(prompt, inputs, weights, size_weights, *plan), mask, plan)
 
@@ -377,10 +378,10 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def _weighted_rows(
-    prompt: Tensor, inputs: Tensor, weights: Tensor | None, size_weights: Tensor | None, *plan: Tensor | None
+    prompt: Tensor, inputs: Tensor, weights: Tensor | None, size_weights: Tensor | None, *columns: Any
 ) -> Tensor:
     """``_WeightedPlace`` in ordinary operations: its value, and all derivatives of the mixture, (B, T+l, d)."""
-    plan = _Plan(*plan)
+    plan = _Plan(*columns)
     placed, wide = _place(prompt, inputs, plan), torch.promote_types(inputs.dtype, torch.float32)
     batch, length = inputs.shape[0], prompt.shape[-2]
     options = torch.arange(length + 1, device=inputs.device)
@@ -438,9 +439,12 @@ def _gradient_with_graph(grad: Tensor, arguments: tuple, plan: list, needed: tup
         return _weighted_rows(*given, *plan)
 
     with _no_autocast(grad):
-        _, gradients = torch.func.vjp(rows, *(arguments[place] for place in places))
+        found: Any = torch.func.vjp(
+            rows, *(arguments[place] for place in places)
+        )  # its type has an aux, always
+        _, gradients = found
         by_place = dict(zip(places, gradients(grad)))
-    return *(by_place.get(place) for place in range(len(arguments))), *(None for _ in plan)
+    return tuple(by_place.get(place) for place in range(len(arguments))) + (None,) * len(plan)
 
 
 # ---- checks: shapes and dtypes always, values only where looking at them does not stall a device ----------
@@ -523,8 +527,8 @@ def _check_count(name: str, count: int | Tensor | None, prompt: Tensor, inputs: 
 def _check_weights(name: str, weights: Tensor, prompt: Tensor, inputs: Tensor) -> None:
     expected = (inputs.shape[0], prompt.shape[-2] + 1)
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        actual = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
-        raise TypeError(f"{name} is {actual}, expected a floating-point tensor of shape {expected}")
+        kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"{name} is {kind}, expected a floating-point tensor of shape {expected}")
     if weights.shape != expected:
         actual, option = tuple(weights.shape), "size" if name == "size_weights" else "split"
         raise ValueError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from dplearn import checkpoint, files, fits
 from dplearn.backbones import CausalBackbone, Seq2SeqBackbone, adapt
 from dplearn.checks import is_whole
 from dplearn.config import PromptConfig
+from dplearn.image_text import PromptedCLIP
 from dplearn.length import resolve_size
 from dplearn.loading import prompted
 from dplearn.model import PromptedModel
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, TENSOR = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
 
 
-def import_peft(folder: str | os.PathLike, backbone: PreTrainedModel) -> PromptedModel:
+def import_peft(folder: str | os.PathLike, backbone: PreTrainedModel) -> PromptedModel | PromptedCLIP:
     """A prompt that PEFT's prompt tuning trained and saved, as a fixed prefix on ``backbone``.
 
     PEFT's files for encoder-decoder models hold ``2 * num_virtual_tokens`` rows. Its forward pass reads the first half
@@ -79,7 +80,8 @@ def _rows(path: Path, options: dict) -> tuple[int, int]:
     for key, value in counts.items():
         if not is_whole(value, 1):
             raise ValueError(f"{path} has {key}={value!r}, expected an integer of at least 1")
-    return counts["num_virtual_tokens"], counts["num_transformer_submodules"]
+    vectors, submodules = (cast(int, count) for count in counts.values())
+    return vectors, submodules
 
 
 def export_peft(model: PromptedModel, folder: str | os.PathLike) -> None:
@@ -153,7 +155,7 @@ def _task_type(model: PromptedModel) -> str:
 
 def import_npy(
     path: str | os.PathLike, backbone: PreTrainedModel, position: str | int = "prefix"
-) -> PromptedModel:
+) -> PromptedModel | PromptedCLIP:
     """A prompt in a plain ``.npy`` file (the format of Google's prompt tuning), as a fixed prefix on ``backbone``.
 
     Parameters
@@ -191,7 +193,9 @@ def import_npy(
     return _fixed(path, torch.from_numpy(native), backbone, position)
 
 
-def _fixed(path: Path, vectors: Tensor, backbone: PreTrainedModel, position: str | int) -> PromptedModel:
+def _fixed(
+    path: Path, vectors: Tensor, backbone: PreTrainedModel, position: str | int
+) -> PromptedModel | PromptedCLIP:
     if not vectors.isfinite().all():
         raise ValueError(f"{path} holds numbers that are not finite, expected finite ones alone")
     if vectors.dtype != torch.float64:

@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -94,7 +95,7 @@ class KeptInputs:
     def __enter__(self) -> KeptInputs:
         return self
 
-    def __exit__(self, *raised) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self.forget()
 
     def keep_only(self, digests: Collection[str]) -> None:
@@ -105,9 +106,8 @@ class KeptInputs:
 
     def add(self, by_name: dict[str, Sequence[Tensor]]) -> None:
         """Keep inputs: by digest, keys (H, T, d_k) and values (H, T, d_v) of one layer after the other."""
-        kept = {
-            name: [layer.to(self.dtype).contiguous() for layer in layers] for name, layers in by_name.items()
-        }
+        dtype = cast(torch.dtype, self.dtype)
+        kept = {name: [layer.to(dtype).contiguous() for layer in layers] for name, layers in by_name.items()}
         if self.folder is None or not kept:
             self._layers |= {name: [layer.cpu() for layer in layers] for name, layers in kept.items()}
             return
@@ -129,7 +129,7 @@ class KeptInputs:
     def _padded(self, digests: Sequence[str], device: torch.device) -> tuple[list[Tensor], Tensor]:
         stored = [self._of(digest) for digest in digests]
         lengths = [layers[0].shape[1] for layers in stored]
-        longest, dtype = max(lengths), self.model.dtype
+        longest, dtype = max(lengths), cast(torch.dtype, self.model.dtype)
         steps = torch.arange(longest, device=device)
         mask = (steps >= longest - torch.tensor(lengths, device=device).unsqueeze(1)).long()
         batched = []

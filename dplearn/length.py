@@ -12,12 +12,24 @@ Paper: Yang et al. (2023), section 3.2 ("adap_ins_len").
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dplearn.checks import is_whole, shown
-from dplearn.controllers import LEARNED, Decision, Words, learned_in_words, make_decision
-from dplearn.sampling import Choice
+from dplearn.choice import Chooser
+from dplearn.controllers import (
+    LEARNED,
+    Decision,
+    FixedDecision,
+    LearnedDecision,
+    Words,
+    learned_in_words,
+    make_decision,
+)
+from dplearn.sampling import Choice, learned
 
 
 def resolve_size(size: str | int, length: int) -> int | None:
@@ -52,12 +64,12 @@ def expected_share(choice: Choice) -> Tensor:
     >>> round(expected_share(Choice(torch.tensor([1]), None, torch.zeros(1, 5))).item(), 6)
     0.5
     """
-    probabilities = choice.logits.softmax(-1)  # (B, l+1)
+    probabilities = learned(choice.logits).softmax(-1)  # (B, l+1)
     sizes = torch.arange(probabilities.shape[1], device=probabilities.device, dtype=probabilities.dtype)
     return (probabilities @ sizes).mean() / (probabilities.shape[1] - 1)
 
 
-def in_words(options) -> Words:
+def in_words(options: Any) -> Words:
     """The size in words; ``options`` are the flat options of a prompt (:class:`dplearn.config.PromptConfig`)."""
     size, length = resolve_size(options.size, options.length), options.length
     if size is None:
@@ -69,7 +81,7 @@ def in_words(options) -> Words:
     return Words("fixed", f"the first {size} of {length}; {unused}")
 
 
-def build(options, width: int, chooser):
+def build(options: Any, width: int, chooser: Callable[[], Chooser]) -> FixedDecision | LearnedDecision:
     """The module that decides about the size; see :class:`dplearn.controllers.Decision`."""
     return make_decision(resolve_size(options.size, options.length), options.size, width, options, chooser)
 

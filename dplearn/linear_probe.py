@@ -10,9 +10,9 @@ once (:meth:`LinearProbe.cache_images`), and a step of training runs the head al
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,8 @@ class LinearProbe(nn.Module):
         """What the modules of the head read of images (B, channels, height, width): (B, modules, width)."""
         states = {}
 
-        def noting(name: str):
-            def read(usual, rows):
+        def noting(name: str) -> Callable:
+            def read(usual: Callable, rows: Tensor) -> Tensor:
                 states[name] = rows
                 return usual(rows)
 
@@ -106,7 +106,7 @@ class LinearProbe(nn.Module):
 
     def forward(
         self, pixel_values: Tensor | None = None, labels: Tensor | None = None, features: Tensor | None = None
-    ):
+    ) -> Any:
         """The backbone's own output.
 
         Parameters
@@ -120,7 +120,9 @@ class LinearProbe(nn.Module):
         # The model's own head, loss included, on a base model that does not run.
         rows = features.new_zeros(len(features), 3, self.backbone.config.hidden_size)
         empty = BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=rows[:, 0])
-        changes = {path_of(self.backbone, self.backbone.base_model): lambda usual, *values, **options: empty}
+        changes: dict[str, Any] = {
+            path_of(self.backbone, self.backbone.base_model): lambda usual, *values, **options: empty
+        }
         for number, name in enumerate(self.head):
             changes[name] = lambda usual, rows, kept=features[:, number]: usual(kept)
         with changed(self.backbone, changes) as model:

@@ -15,14 +15,13 @@ from dplearn.by_name import load_backbone
 from dplearn.config import PromptConfig
 from dplearn.image_text import PromptedCLIP
 from dplearn.model import PromptedModel
-from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import DynamicPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Kinds of backbone whose prompted models have a class of their own.
-MODELS: dict[type[Backbone], type[NamedPrompts]] = {ImageTextBackbone: PromptedCLIP}
+MODELS: dict[type[Backbone], type[PromptedCLIP]] = {ImageTextBackbone: PromptedCLIP}
 
 
 def prompted(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +18,10 @@ from dplearn.conventions import OURS, extended, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, surrogate
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import PromptedInput
-from dplearn.sampling import Choice
+from dplearn.sampling import Choice, learned
 
 
-def spread(value, back: Tensor, count: int):
+def spread(value: Any, back: Tensor, count: int) -> Any:
     """A part of an output of ``count`` instances for all copies (N,) that equal one of them: (N, ...)."""
     if isinstance(value, (tuple, list)):
         return type(value)(spread(each, back, count) for each in value)
@@ -52,7 +54,13 @@ class PromptedModel(NamedPrompts):
 
     # --- the model ---
 
-    def forward(self, input_ids=None, attention_mask=None, *arguments, **batch):
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *arguments: Any,
+        **batch: Any,
+    ) -> Any:
         """The backbone's own output for the prompted input.
 
         Takes what the backbone's ``forward`` takes, by name (images: ``pixel_values=``), and more:
@@ -109,14 +117,18 @@ class PromptedModel(NamedPrompts):
             return output
         return extended(output, loss=None if loss is None else loss + placed.penalty, penalty=placed.penalty)
 
-    def _forward_draws(self, reading: Reading, summary: Tensor | None, task: Tensor | None, given: dict):
+    def _forward_draws(
+        self, reading: Reading, summary: Tensor | None, task: Tensor | None, given: dict
+    ) -> Any:
         """The output for S copies of the batch, (S * B, ...), each with its own decisions.
 
         Its ``loss`` is the surrogate over all copies; ``draws`` holds what other loss functions need to build one.
         """
         batch, config = reading.rows.shape[0], self.prompt_config
         decisions = self.prompt.decide(reading.rows if summary is None else summary, task, given=given)
-        logits = {name: decisions[name].logits for name in self.prompt.samples() if name not in given}
+        logits = {
+            name: learned(decisions[name].logits) for name in self.prompt.samples() if name not in given
+        }
         draws = draw(logits, config.estimator, config.samples, self.prompt.generator)
         times = draws.log_probs.shape[0]
         rows = back = torch.arange(times * batch, device=reading.rows.device)
@@ -142,7 +154,9 @@ class PromptedModel(NamedPrompts):
             loss = surrogate(losses, draws).mean() + (0.0 if penalty is None else penalty)
         return extended(output, loss=loss, penalty=penalty, draws=draws)
 
-    def insert_prompt(self, input_ids=None, attention_mask=None, **batch) -> PromptedInput:
+    def insert_prompt(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **batch: Any
+    ) -> PromptedInput:
         """Embed a batch, decide about the prompt and put it in place; the backbone's layers do not run.
 
         Takes what :meth:`forward` takes. Returns a PromptedInput with the new embeddings and mask, where every row
@@ -150,7 +164,9 @@ class PromptedModel(NamedPrompts):
         """
         return self._insert(*self._read(_named(batch, input_ids, attention_mask)))
 
-    def decide(self, input_ids=None, attention_mask=None, **batch) -> dict[str, Choice]:
+    def decide(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **batch: Any
+    ) -> dict[str, Choice]:
         """What the prompt decides for each instance, by name of the decision; the backbone's layers do not run.
 
         Takes what :meth:`forward` takes. ``decide(...)["position"].index`` is the split of each instance, (B,); "size"
@@ -159,7 +175,9 @@ class PromptedModel(NamedPrompts):
         return self.insert_prompt(input_ids, attention_mask, **batch).decisions
 
     @torch.no_grad()
-    def summarize(self, input_ids=None, attention_mask=None, **batch) -> Tensor:
+    def summarize(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **batch: Any
+    ) -> Tensor:
         """The summary (B, d) that instance-level decisions look at. It never changes in training, so it can be
         computed once per example and passed to ``forward`` as ``summary``. Takes what :meth:`forward` takes; a
         decoder-only model's answer, behind ``context_length``, is left out."""
@@ -169,7 +187,9 @@ class PromptedModel(NamedPrompts):
         return self.adapter.summarize(reading, self.prompt_config)
 
     @torch.no_grad()
-    def generate(self, input_ids=None, attention_mask=None, **options) -> Tensor:
+    def generate(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """Generate from the prompted input with the backbone's ``generate``.
 
         Takes what the backbone's ``generate`` takes, and ``summary``, ``task_ids``, ``keep_last``, ``context_length``
@@ -188,7 +208,9 @@ class PromptedModel(NamedPrompts):
         return self.adapter.generate(placed, reading, **options)
 
     @torch.no_grad()
-    def prompt_embeds(self, input_ids=None, attention_mask=None, **batch) -> list[Tensor]:
+    def prompt_embeds(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **batch: Any
+    ) -> list[Tensor]:
         """Each input with its prompt in place, as an inference engine for the bare backbone takes it.
 
         Takes what :meth:`generate` takes for the input. Returns one tensor (T + n, d) for each instance, without
@@ -253,12 +275,14 @@ class PromptedModel(NamedPrompts):
                 raise ValueError(f"summary has shape {tuple(summary.shape)}, expected {expected}")
         if task_ids is None and self.prompt.needs_task:
             raise ValueError(
-                f"task_ids=None, expected one of {list(self.prompt_config.tasks)} (or its number) for each instance: "
-                "something is decided per task"
+                f"task_ids=None, expected one of {list(self.prompt_config.tasks or ())} (or its number) for each "
+                "instance: something is decided per task"
             )
         return reading, summary, self.task_numbers(task_ids, reading.rows.shape[0]), decisions
 
-    def _taken_apart(self, batch: dict, learning: bool = False, generates: bool = False, sees: bool = False):
+    def _taken_apart(
+        self, batch: dict, learning: bool = False, generates: bool = False, sees: bool = False
+    ) -> tuple:
         """What is the backbone's, the boundary, the summary and the tasks; wrong calls are refused here."""
         if not generates:
             self._check_names(batch)
@@ -354,7 +378,7 @@ class PromptedModel(NamedPrompts):
         )
         return self.adapter.layer_input(placed, reading, self.prompt_config.entry)
 
-    def _run(self, placed: PromptedInput, reading: Reading):
+    def _run(self, placed: PromptedInput, reading: Reading) -> Any:
         """The backbone's output, with the prompt's own head where it has one."""
         return self.adapter.run(placed, reading, self.prompt.attached.get("head"))
 
@@ -363,7 +387,7 @@ class PromptedModel(NamedPrompts):
         if self._told or torch.compiler.is_compiling() or not self.prompt.choosers():
             return
 
-        def tell(gradient):
+        def tell(gradient: Tensor) -> None:
             if not self._told:
                 self._told = True
                 warnings.warn(
@@ -376,15 +400,15 @@ class PromptedModel(NamedPrompts):
         loss.register_hook(tell)
 
 
-def _callers(count: int):
+def _callers(count: int) -> Iterator[FrameType]:
     """The frames above the caller of a method, nearest first."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and count:
         yield frame
         frame, count = frame.f_back, count - 1
 
 
-def _named(batch: dict, input_ids, attention_mask) -> dict:
+def _named(batch: dict, input_ids: Tensor | None, attention_mask: Tensor | None) -> dict:
     """A batch with its first two arguments, where they are given."""
     if hasattr(input_ids, "keys"):
         raise TypeError(

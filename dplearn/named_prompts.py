@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class NamedPrompts(Frozen):
         config = as_config(config)
         self._add(name, new_prompt(self.adapter, config, vectors, generator), config)
 
-    def load_prompt(self, name: str, folder: str | os.PathLike, **where) -> None:
+    def load_prompt(self, name: str, folder: str | os.PathLike, **where: Any) -> None:
         """Add a prompt that :meth:`save_pretrained` wrote to ``folder``, under a new name, without using it yet.
 
         ``folder`` may be a repository of a model hub, and ``where`` is ``revision``, ``token``, ``cache_dir`` or
@@ -116,7 +116,8 @@ class NamedPrompts(Frozen):
         active = self.active_prompt
         if name != active:
             self._prompts[active] = (self.prompt, self.prompt_config)
-            (self.prompt, self.prompt_config), self._prompts[name] = self._prompts[name], None
+            at_rest, self._prompts[name] = self._prompts[name], None
+            self.prompt, self.prompt_config = cast(tuple[DynamicPrompt, PromptConfig], at_rest)
             self.train(self.training)
 
     def remove_prompt(self, name: str) -> None:
@@ -147,7 +148,7 @@ class NamedPrompts(Frozen):
         if name not in self._prompts:
             raise ValueError(f"name={name!r} is unknown, expected one of {list(self._prompts)}")
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> NamedPrompts:
         for at_rest in self._prompts.values():
             if at_rest is not None:
                 at_rest[0]._apply(fn, recurse)
@@ -168,7 +169,9 @@ class NamedPrompts(Frozen):
                 module.add_task()
         self.prompt_config = config
 
-    def task_numbers(self, task_ids, batch: int | None = None) -> Tensor | None:
+    def task_numbers(
+        self, task_ids: Tensor | Sequence[int | str] | None, batch: int | None = None
+    ) -> Tensor | None:
         """Task numbers (B,) from numbers or names, such as a column of a data set holds; None stays None.
 
         Collators make tensors of columns, and names are none: give them their numbers before the Trainer sees them,
@@ -228,7 +231,7 @@ class NamedPrompts(Frozen):
             m for m in self.prompt.modules() if isinstance(m, InstanceController) and m.standardizer
         ]
         for controller in controllers:
-            controller.standardizer.reset()
+            controller.forget()
         for batch in batches_of(data, collate, batch_size, self.device) if controllers else ():
             summary = self.summarize(**self.accepted(batch))
             for controller in controllers:
@@ -325,7 +328,7 @@ class NamedPrompts(Frozen):
         state_dict: dict[str, Tensor] | None = None,
         *,
         metadata: dict | None = None,
-        **others,
+        **others: Any,
     ) -> None:
         """Write the prompt (safetensors), its configuration (JSON) and a card (README.md) to ``folder``.
 
@@ -347,12 +350,13 @@ class NamedPrompts(Frozen):
         ------
         ValueError : there is no prompt of that name; an entry of ``metadata`` is unknown or of another kind.
         """
-        tensors, *rest = self._checkpoint(self.active_prompt if name is None else name, metadata)
+        name = self.active_prompt if name is None else name
+        tensors, options, backbone, text = self._checkpoint(name, metadata)
         if state_dict is not None:
             given = {key.removeprefix("prompt."): value for key, value in state_dict.items()}
             tensors = {key: given[key] for key in tensors if key in given}
         if is_main_process:
-            checkpoint.save(folder, tensors, *rest)
+            checkpoint.save(folder, tensors, options, backbone, text)
 
     def push_to_hub(
         self,

@@ -8,6 +8,7 @@ runs, what a weight holds, and a copy of a module that stays.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ def device_of(model: nn.Module) -> torch.device:
 
     A model on the meta device that nothing fetches weights for is taken for one that will be filled on the CPU.
     """
-    if model.device.type != "meta":
-        return model.device
+    device = cast(torch.device, model.device)
+    if device.type != "meta":
+        return device
     for module in model.modules():
         for hook in _hooks(module):
             if getattr(hook, "execution_device", None) is not None:
@@ -43,7 +45,7 @@ def values_of(model: nn.Module, name: str) -> Tensor | None:
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     tensor = module._parameters[own]
-    if not tensor.is_meta:
+    if tensor is None or not tensor.is_meta:
         return tensor
     for hook in _hooks(module):
         if getattr(hook, "weights_map", None) is not None:

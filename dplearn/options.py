@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from dplearn.checks import Check
 
 # Kinds of backbone, and how an error message calls what they read.
 KINDS = {"text": "text", "vision": "images", "image-text": "image-text models"}
@@ -20,10 +21,10 @@ class Option(NamedTuple):
     """
 
     words: str
-    check: Callable[[str, object], None]
+    check: Check
     default: object
     kinds: tuple[str, ...] = tuple(KINDS)
-    only: dict[str, tuple[str, ...]] | None = None
+    only: dict[Any, tuple[str, ...]] | None = None
     before: object = None
 
     def refuse_unserved(self, name: str, value: object, kind: str, model: str, reads: str) -> None:
@@ -43,12 +44,12 @@ class Option(NamedTuple):
 
 
 def option(
-    default,
+    default: object,
     words: str,
-    check: Callable,
+    check: Check,
     kinds: tuple[str, ...] = tuple(KINDS),
     only: dict | None = None,
     before: object = None,
-):
+) -> Any:
     """A field of a dataclass with what is declared of it."""
     return field(default=default, metadata={"option": Option(words, check, default, kinds, only, before)})

@@ -160,12 +160,12 @@ def _gguf(entry: Packaged) -> str | None:
 def _converted(name: str) -> Path:
     """The cache's folder for what is converted from the file with this hash, by this way of converting (v1)."""
     entry = PACKAGED[name]
-    return cache_folder() / f"{name}-{entry.hashes[_gguf(entry)][:12]}-v1"
+    return cache_folder() / f"{name}-{entry.hashes[str(_gguf(entry))][:12]}-v1"
 
 
 def _convert(name: str, folder: Path) -> None:
     entry = PACKAGED[name]
-    path = entry.checked()[_gguf(entry)]
+    path = entry.checked()[str(_gguf(entry))]
     try:
         model, tokenizer = read_gguf(path)
     except ImportError as error:
@@ -177,7 +177,7 @@ def _convert(name: str, folder: Path) -> None:
         CARD.format(
             name=name,
             file=path.name,
-            digest=entry.hashes[_gguf(entry)],
+            digest=entry.hashes[str(_gguf(entry))],
             distribution=entry.distribution,
             version=entry.version,
         ),

@@ -15,6 +15,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def use_style() -> None:
     """Set matplotlib's defaults for the figures of the book: white ground, so that a dark page frames it."""
     import matplotlib as mpl
+    from cycler import cycler
 
     mpl.rcParams.update(
         {
@@ -22,7 +23,7 @@ def use_style() -> None:
             "figure.dpi": 110,
             "figure.facecolor": "white",
             "savefig.facecolor": "white",
-            "axes.prop_cycle": mpl.cycler(color=COLOURS),
+            "axes.prop_cycle": cycler(color=COLOURS),
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,

@@ -8,8 +8,20 @@ Paper: Yang et al. (2023), section 3.2. Their index counts the vectors AFTER the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from dplearn.checks import is_whole, shown
-from dplearn.controllers import LEARNED, Decision, Words, learned_in_words, make_decision
+from dplearn.choice import Chooser
+from dplearn.controllers import (
+    LEARNED,
+    Decision,
+    FixedDecision,
+    LearnedDecision,
+    Words,
+    learned_in_words,
+    make_decision,
+)
 from dplearn.length import resolve_size
 
 NAMED = ("prefix", "postfix")
@@ -45,7 +57,7 @@ def resolve_split(position: str | int, length: int) -> int | None:
     return position
 
 
-def in_words(options) -> Words:
+def in_words(options: Any) -> Words:
     """The position in words; ``options`` are the flat options of a prompt (:class:`dplearn.config.PromptConfig`)."""
     said = _in_words(options)
     if options.entry is None:
@@ -55,7 +67,7 @@ def in_words(options) -> Words:
     return said._replace(words=f"{said.words}, {words}")
 
 
-def _in_words(options) -> Words:
+def _in_words(options: Any) -> Words:
     position, length = options.position, options.length
     if options.towers == "vision":
         level = position if position in LEARNED else "fixed"
@@ -74,7 +86,7 @@ def _in_words(options) -> Words:
     return Words("fixed", f"around the input: the first {split} before it, the rest after it")
 
 
-def build(options, width: int, chooser):
+def build(options: Any, width: int, chooser: Callable[[], Chooser]) -> FixedDecision | LearnedDecision:
     """The module that decides about the split; see :class:`dplearn.controllers.Decision`."""
     split = resolve_split(options.position, options.length)
     return make_decision(split, options.position, width, options, chooser)

@@ -8,7 +8,7 @@ classification head, the part of a prompt that stands in images) is attached by 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from dplearn.controllers import FixedDecision, LearnedDecision, TaskController, 
 from dplearn.estimators import ESTIMATORS
 from dplearn.insertion import Inserted, Moves, insert, insert_weighted, rows_at_every_split
 from dplearn.length import expected_share
-from dplearn.sampling import Choice, Draws
+from dplearn.sampling import Choice, Draws, learned
 from dplearn.vector import Mixture
 
 GROUPS = ("vectors", "controllers", "head")  # parameters that learn at one rate
@@ -97,7 +97,8 @@ class DynamicPrompt(nn.Module):
         self.size_cost = size_cost
         self.depth = depth
         self._attached: dict[str, str] = {}  # names of attached parts, and the group of each
-        self._others = tuple({} if others is None else others)
+        others = {} if others is None else others
+        self._others = tuple(others)
         for name in self._others:
             if hasattr(self, name):
                 raise ValueError(f"others has the name {name!r}, which is taken, expected another")
@@ -114,7 +115,7 @@ class DynamicPrompt(nn.Module):
         return self.vectors.shape[-1]
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
+    def parts(self) -> dict[str, Any]:
         """The decisions by name."""
         names = ("position", "size", *(("vector",) if self.vector is not None else ()), *self._others)
         return {name: getattr(self, name) for name in names}
@@ -140,7 +141,7 @@ class DynamicPrompt(nn.Module):
         self._attached[name] = group
 
     @property
-    def attached(self) -> dict[str, nn.Module]:
+    def attached(self) -> dict[str, Any]:
         """The parts that were attached, by name."""
         return {name: getattr(self, name) for name in self._attached}
 
@@ -323,16 +324,18 @@ class DynamicPrompt(nn.Module):
     @property
     def in_position_space(self) -> bool:
         """Whether the position's gradient is estimated in the backbone's position information."""
-        learned = isinstance(self.position, LearnedDecision)
-        return learned and ESTIMATORS[self.position.chooser.estimator].space == "positions"
+        if not isinstance(self.position, LearnedDecision):
+            return False
+        return ESTIMATORS[self.position.chooser.estimator].space == "positions"
 
-    def _moves(self, mask: Tensor, keep_last, decisions: dict[str, Choice]) -> Moves:
-        position, length, size = decisions["position"], self.length, decisions["size"].index
+    def _moves(self, mask: Tensor, keep_last: Tensor | int, decisions: dict[str, Choice]) -> Moves:
+        position, length = decisions["position"], self.length
+        size: Tensor | None = decisions["size"].index
         if isinstance(self.size, FixedDecision):
             length, size = self.size.option, None
             position = _first(length, self.vectors, position)[1]
         rows = rows_at_every_split(mask, length, position.index, size, keep_last)
-        return Moves(position.weights, rows, mask.long().argmax(1, keepdim=True))
+        return Moves(learned(position.weights), rows, mask.long().argmax(1, keepdim=True))
 
     def content(self, decisions: dict[str, Choice]) -> Tensor:
         """The vectors that are inserted: (l, d), or (B, l, d) where they differ between instances, as with a pool."""
@@ -362,7 +365,12 @@ class DynamicPrompt(nn.Module):
         return vectors[..., : self.most, :]
 
     def _place(
-        self, inputs: Tensor, mask: Tensor, keep_last, decisions: dict[str, Choice], sampling: bool
+        self,
+        inputs: Tensor,
+        mask: Tensor,
+        keep_last: Tensor | int,
+        decisions: dict[str, Choice],
+        sampling: bool,
     ) -> Inserted:
         vectors = self.content(decisions).to(inputs)
         position, size = decisions["position"], decisions["size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class DecisionReport:
             lines += [f"{self.asked}, at every option:", *_headroom_in_words(self.headroom)]
         return "\n".join(lines) or "nothing is decided: every part of the prompt is fixed"
 
-    def figure(self):
+    def figure(self) -> Any:
         """A matplotlib figure: how many inputs get each option, and the mean loss at each option."""
         import matplotlib.pyplot as plt
 
@@ -53,7 +54,7 @@ class DecisionReport:
                 color="#0072b2",
             )
             ax.set(xlabel=f"option of the {name}", ylabel="share of inputs, %", title=_title(name, evidence))
-        if self.headroom is not None:
+        if self.headroom is not None and self.asked is not None:
             _draw_headroom(axes[0, -1], self.asked, self.headroom)
         figure.tight_layout()
         return figure
@@ -104,7 +105,7 @@ def _title(name: str, evidence: Evidence) -> str:
     return f"{name}: {'not learned' if evidence.learned is False else f'{evidence.used} of {evidence.options} used'}"
 
 
-def _draw_headroom(ax, name: str, room: Headroom) -> None:
+def _draw_headroom(ax: Any, name: str, room: Headroom) -> None:
     ax.plot(room.options, room.means, marker="o", color="black", label="held at one option")
     lines = {
         "as decided": (room.learned, "#0072b2", "--"),

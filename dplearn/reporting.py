@@ -12,6 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from dplearn.evidence import Evidence, evidence
 from dplearn.evidence import headroom as headroom_of
 from dplearn.model import PromptedModel
 from dplearn.report import DecisionReport
-from dplearn.sampling import Choice
+from dplearn.sampling import Choice, learned
 from dplearn.vector import Mixture
 
 
@@ -127,7 +129,15 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 class _Run:
     """Passes over the data; batches are read once and kept."""
 
-    def __init__(self, model, data, collate, batch_size, loss, verbose):
+    def __init__(
+        self,
+        model: PromptedModel,
+        data: Iterable[dict] | Sequence[dict],
+        collate: Callable[[list[dict]], dict] | None,
+        batch_size: int,
+        loss: Callable | None,
+        verbose: bool,
+    ):
         if not is_whole(batch_size, 1):
             refuse("batch_size", batch_size, "an integer of at least 1")
         self.model, self.loss, self.verbose = model, loss, verbose
@@ -151,8 +161,7 @@ class _Run:
             made.append(self.model.decide(**batch))
         choices = {}
         for name in made[0]:
-            parts = [[None if v is None else v.cpu() for v in each[name]] for each in made]
-            choices[name] = Choice(*(None if v[0] is None else torch.cat(v) for v in zip(*parts)))
+            choices[name] = _one_after_the_other([each[name] for each in made])
         return choices, torch.cat(summaries) if summaries else None
 
     def losses(self, decisions: dict[str, Choice]) -> Tensor | None:
@@ -164,17 +173,15 @@ class _Run:
                 return None
             count = len(labels)
             rows = slice(start, start + count)
-            given = {
-                n: Choice(*(None if v is None else v[rows].to(self.model.device) for v in c))
-                for n, c in decisions.items()
-            }
+            take = partial(_rows_on, rows, self.model.device)
+            given = {name: choice.of_each(take) for name, choice in decisions.items()}
             outputs = self.model(**batch, decisions=given)
             measured = self._measured(outputs, labels)
             losses.append(measured.double().cpu())
             start += count
         return torch.cat(losses)
 
-    def _measured(self, outputs, labels: Tensor) -> Tensor:
+    def _measured(self, outputs: Any, labels: Tensor) -> Tensor:
         if self.loss is not None:
             return self.loss(outputs, labels)
         return self.model.adapter.losses(outputs["logits"], labels)
@@ -199,7 +206,8 @@ class _Run:
             choice = made[name]
             dealt = None if own is None else self.losses({name: _dealt(choice, order)})
             pi = _probabilities(self.model, name, choice)
-            of_decisions[name] = evidence(pi, choice.index, *first[name], labels, own, dealt, seed)
+            start, start_chosen = first[name]
+            of_decisions[name] = evidence(pi, choice.index, start, start_chosen, labels, own, dealt, seed)
         return of_decisions
 
     def at_each(self, name: str, options: Sequence[int]) -> Tensor:
@@ -220,7 +228,7 @@ class _Run:
                     self.model.prompt.vectors.dtype
                 )
             columns.append(self.losses({name: Choice(index, weights)}))
-        return torch.stack(columns, 1)
+        return torch.stack([column for column in columns if column is not None], 1)
 
     def _told(self, options: Sequence[int]) -> Iterable[int]:
         if not self.verbose:
@@ -228,6 +236,21 @@ class _Run:
         from tqdm import tqdm
 
         return tqdm(options, unit="option", leave=False)
+
+
+def _rows_on(rows: slice, device: torch.device, values: Tensor) -> Tensor:
+    return values[rows].to(device)
+
+
+def _one_after_the_other(choices: list[Choice]) -> Choice:
+    """The choices for all batches as one, on the CPU."""
+
+    def joined(parts: list[Tensor | None]) -> Tensor | None:
+        there = [part.cpu() for part in parts if part is not None]
+        return torch.cat(there) if there else None
+
+    index = torch.cat([choice.index.cpu() for choice in choices])
+    return Choice(index, *(joined([getattr(one, name) for one in choices]) for name in ("weights", "logits")))
 
 
 def _asked(model: PromptedModel, headroom: bool | str, options: Sequence[int] | None) -> str | None:
@@ -245,12 +268,12 @@ def _asked(model: PromptedModel, headroom: bool | str, options: Sequence[int] | 
 
 def _options(model: PromptedModel, name: str, options: Sequence[int] | None) -> tuple[int, ...]:
     prompt = model.prompt
-    every = {
+    ranges = {
         "position": range(prompt.most + 1),
         "size": range(1, prompt.length + 1),
         "vector": range(len(prompt.vectors)),
     }
-    every = tuple(every[name])
+    every = tuple(ranges[name])
     if options is None:
         return every
     if not options or any(not is_whole(k) or k not in every for k in options):
@@ -266,18 +289,18 @@ def _probabilities(model: PromptedModel, name: str, choice: Choice) -> Tensor:
     """(N, n), what is sampled from in training, or the weights of a mixture."""
     part = model.prompt.parts[name]
     if isinstance(part, Mixture) and part.mixing != "hard":
-        return choice.weights.float()
-    return choice.logits.float().softmax(-1)
+        return learned(choice.weights).float()
+    return learned(choice.logits).float().softmax(-1)
 
 
 def _first(
-    model, made, since: DecisionReport | None, count: int
+    model: PromptedModel, made: dict[str, Choice], since: DecisionReport | None, count: int
 ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """Distributions and choices of the start, by name of the decision; None where nobody knows them."""
     if since is not None:
         for name in _learned(model):
             shape = tuple(since.probabilities[name].shape) if name in since.probabilities else None
-            wanted = (count, made[name].logits.shape[1])
+            wanted = (count, learned(made[name].logits).shape[1])
             if shape != wanted:
                 raise ValueError(
                     f"since has {shape} for {name!r}, expected a report of this model on the same data: {wanted}"
@@ -285,9 +308,9 @@ def _first(
         return {name: (since.probabilities[name], since.chosen[name]) for name in _learned(model)}
     if model.prompt_config.controller_init != "zero":
         return dict.fromkeys(_learned(model), (None, None))
-    firsts = {}
+    firsts: dict[str, tuple[Tensor | None, Tensor | None]] = {}
     for name in _learned(model):
-        n = made[name].logits.shape[1]
+        n = learned(made[name].logits).shape[1]
         even = torch.full((count, n), 1 / n)
         # Weights of a mixture have no option that evaluation takes; of equals it takes the last.
         part = model.prompt.parts[name]
@@ -302,7 +325,7 @@ def _dealt(choice: Choice, order: Tensor) -> Choice:
     return Choice(choice.index[order], weights)
 
 
-def _integers(name: str, values, count: int) -> Tensor | None:
+def _integers(name: str, values: Any, count: int) -> Tensor | None:
     """Integers of at least 0, one for each input."""
     if values is None:
         return None

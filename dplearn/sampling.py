@@ -7,7 +7,7 @@ The estimators stand in :mod:`dplearn.estimators`, one row each; decisions ask f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,30 @@ class Choice(NamedTuple):
     where no gradient is wanted (a fixed choice, evaluation).  logits: (B, n), or None for a fixed choice.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field of this name hides the method of tuples
     weights: Tensor | None = None
     logits: Tensor | None = None
 
     def picked(self, instances: Tensor) -> Choice:
         """The choices of these instances, (N,) numbers of 0..B - 1."""
-        return Choice(*(None if part is None else part.index_select(0, instances) for part in self))
+        return self.of_each(lambda part: part.index_select(0, instances))
+
+    def of_each(self, change: Callable[[Tensor], Tensor]) -> Choice:
+        """The choice whose tensors, where there are any, are what ``change`` makes of these."""
+        weights = None if self.weights is None else change(self.weights)
+        return Choice(change(self.index), weights, None if self.logits is None else change(self.logits))
+
+
+def learned(part: Tensor | None) -> Tensor:
+    """Logits or weights of a choice that a controller made: it has them; a fixed one has none.
+
+    Raises
+    ------
+    ValueError : there are none.
+    """
+    if part is None:
+        raise ValueError("logits or weights of a choice are None, expected a learned decision's")
+    return part
 
 
 class Draws(NamedTuple):
@@ -37,7 +54,7 @@ class Draws(NamedTuple):
     estimator: whose draws these are, which says how their losses are put together.
     """
 
-    index: dict[str, Tensor]
+    index: dict[str, Tensor]  # type: ignore[assignment]  # as in Choice
     log_probs: Tensor
     weight: float | None
     estimator: str
@@ -131,7 +148,8 @@ def gumbel_one_hot(
     tensor([1., 1., 1.])
     """
     if generator is None:
-        return nn.functional.gumbel_softmax(logits, tau=temperature, hard=True, dim=-1)
+        # A tensor does as well as the float that its signature asks for, and needs no new compilation.
+        return nn.functional.gumbel_softmax(logits, tau=cast(float, temperature), hard=True, dim=-1)
     noise = -torch.empty_like(logits).exponential_(generator=generator).log()
     soft = ((logits + noise) / temperature).softmax(-1)
     hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)

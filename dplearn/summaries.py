@@ -52,6 +52,10 @@ class Standardizer(nn.Module):
             [2.]])
     """
 
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))

@@ -6,6 +6,7 @@ There is no trainer here: a prompted model is trained by `transformers.Trainer` 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Annealing(TrainerCallback):
     def __init__(self, schedule: Callable[[int], float]):
         self.schedule = schedule
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         unwrapped = getattr(model, "module", model)  # DistributedDataParallel
         unwrapped.set_temperature(self.schedule(state.global_step))
 
@@ -101,13 +102,15 @@ class LabelWordLoss:
         """Predicted label indices (B,); has the signature of the Trainer's ``preprocess_logits_for_metrics``."""
         return self.word_logits(logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
-    def losses(self, outputs, labels: Tensor) -> Tensor:
+    def losses(self, outputs: Any, labels: Tensor) -> Tensor:
         """The loss of each instance, (B,): what :func:`dplearn.decision_report` asks for."""
         logits, targets = self.word_logits(outputs["logits"]), self.targets(labels)
         targets = repeat(targets, len(logits) // len(targets), len(targets))
         return nn.functional.cross_entropy(logits, targets, reduction="none")
 
-    def __call__(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def __call__(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """Loss of a batch; has the signature of the Trainer's ``compute_loss_func``.
 
         A mean over the batch, or a sum divided by ``num_items_in_batch`` token labels where the Trainer gives that

@@ -7,13 +7,16 @@ softmax(logits). Neither samples. A hard choice of one prompt (Gumbel-Softmax, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dplearn.checks import OneOf
 from dplearn.choice import Chooser
 from dplearn.controllers import LEARNED, Decision, Words, learned_in_words, logits_of, make_controller
-from dplearn.sampling import Choice, at_least_float32
+from dplearn.sampling import Choice, at_least_float32, learned
 
 VECTORS = ("single", *LEARNED)
 MIXINGS = ("softmax", "tanh", "hard")
@@ -50,7 +53,7 @@ class Mixture(nn.Module):
             raise ValueError(
                 f"chooser={chooser!r} does not fit mixing={mixing!r}: expected one for 'hard' alone"
             )
-        self.controller = controller
+        self.controller: Any = controller
         self.mixing = mixing
         self.chooser = chooser
 
@@ -75,12 +78,12 @@ class Mixture(nn.Module):
 
     def tried(self, choice: Choice, index: Tensor) -> Choice:
         """The choice of other prompts of the pool, ``index`` (N,), than those of ``choice``."""
-        logits = choice.logits
+        logits = learned(choice.logits)
         return Choice(index, nn.functional.one_hot(index, logits.shape[1]).to(logits.dtype))
 
     def edit(self, vectors: Tensor, choice: Choice) -> Tensor:
         """The prompt of each instance: a pool (K, ..., l, d) -> (B, ..., l, d)."""
-        return mix(vectors.flatten(1, -2), choice.weights).unflatten(1, vectors.shape[1:-1])
+        return mix(vectors.flatten(1, -2), learned(choice.weights)).unflatten(1, vectors.shape[1:-1])
 
     def entries_in_use(self) -> dict[str, int]:
         """How many entries of each parameter can change an output: a pool of one has weight 1 whatever is learned."""
@@ -88,7 +91,7 @@ class Mixture(nn.Module):
         return {name: 0 if alone else parameter.numel() for name, parameter in self.named_parameters()}
 
 
-def in_words(options) -> Words:
+def in_words(options: Any) -> Words:
     """The vectors in words; ``options`` are the flat options of a prompt (:class:`dplearn.config.PromptConfig`)."""
     if options.vector == "single":
         return Words("single", "one prompt")
@@ -97,7 +100,7 @@ def in_words(options) -> Words:
     return Words(options.vector, f"{kind} {pool}, {learned_in_words(options.vector, options)}")
 
 
-def build(options, width: int, chooser):
+def build(options: Any, width: int, chooser: Callable[[], Chooser]) -> Mixture | None:
     """The module that weighs the pool, or None without one; see :class:`dplearn.controllers.Decision`."""
     if options.vector == "single":
         return None

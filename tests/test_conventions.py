@@ -23,6 +23,7 @@ from transformers import (
 )
 
 import dplearn as dp
+from dplearn import conventions
 
 OURS = ["summary", "task_ids", "keep_last", "context_length", "decisions"]
 MAKERS = {
@@ -306,3 +307,9 @@ def test_a_short_list_of_warnings_a_user_meets_is_no_false_alarm(said):
         assert_close(found[number], model(ids[number : number + 1, :length]).logits[0], rtol=0, atol=1e-10)
     model.backbone(inputs_embeds=model.backbone.get_input_embeddings()(ids))
     assert "will not detect padding" in str(said)  # the control: there it is said, and would have been heard
+
+
+def test_the_class_of_an_output_is_marked_as_the_compiler_marks_what_is_constant():
+    """The mark is set by hand, since the compiler's own function imports the compiler."""
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked) and vars(marked).items() <= vars(conventions._extended_type).items()

@@ -7,6 +7,7 @@ brings these modules (``head="trained"``), or its user is told.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -125,7 +126,7 @@ def key_of(path: str) -> str:
     return path.replace(".", "-")
 
 
-def paths_of(head: nn.ModuleDict | None) -> tuple[str, ...]:
+def paths_of(head: Iterable[str] | None) -> tuple[str, ...]:
     """The paths of the modules of a model that a prompt's head stands in for."""
     return () if head is None else tuple(key.replace("-", ".") for key in head)
 

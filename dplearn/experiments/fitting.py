@@ -318,6 +318,6 @@ def passes(config: PromptConfig) -> int:
     if not row.compares_losses or not learned:
         return 1
     if row.joint:
-        return config.samples or row.usual_samples
+        return config.samples or row.usual_samples or 1
     options = config.pool_size if learned == ["vector"] else config.length + 1
     return min(config.samples or options, options)

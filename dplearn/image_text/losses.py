@@ -13,7 +13,7 @@ from dplearn.backbones.image_text.families import Family
 from dplearn.config import PromptConfig
 from dplearn.estimators import ESTIMATORS, draw, surrogate
 from dplearn.image_text.towers import Answers, Images, Owners, PromptedTowers, Texts
-from dplearn.sampling import Draws
+from dplearn.sampling import Draws, learned
 
 # Scores (N, C) -> a loss for each image, (N,), or None where none is asked for.
 Losses = Callable[[Tensor], Tensor | None]
@@ -63,7 +63,7 @@ def compare_draws(
     """
     prompt, decisions = towers.prompt, towers.decide(owners)
     each_alone = towers.by_image and all(
-        len(decisions[name].logits) == owners.number for name in _tried(towers, owners)
+        len(learned(decisions[name].logits)) == owners.number for name in _tried(towers, owners)
     )
     if each_alone and paired and owners.number > 1:
         _check_joint(towers.config)
@@ -96,12 +96,13 @@ def _drawn(towers: PromptedTowers, decisions: dict, names: list[str], each_alone
     else of all owners' together, (S, 1)."""
     config, prompt = towers.config, towers.prompt
     draws = {
-        name: draw({name: decisions[name].logits}, config.estimator, config.samples, prompt.generator)
+        name: draw(
+            {name: learned(decisions[name].logits)}, config.estimator, config.samples, prompt.generator
+        )
         for name in names
     }
-    log_probs = sum(
-        one.log_probs if each_alone else one.log_probs.sum(1, keepdim=True) for one in draws.values()
-    )
+    parts = [one.log_probs if each_alone else one.log_probs.sum(1, keepdim=True) for one in draws.values()]
+    log_probs = sum(parts[1:], parts[0])
     first = next(iter(draws.values()))
     return first._replace(index={name: one.index[name] for name, one in draws.items()}, log_probs=log_probs)
 
@@ -119,7 +120,7 @@ def _check_joint(config: PromptConfig) -> None:
 def _check_compared(config: PromptConfig) -> None:
     """Raise ValueError where one draw of all decisions together has nothing that it could be compared with."""
     row = ESTIMATORS[config.estimator]
-    if row.across_instances and (config.samples or row.usual_samples) < 2:
+    if row.across_instances and (config.samples or row.usual_samples or 0) < 2:
         raise ValueError(
             f"samples={config.samples!r} is not valid with estimator={config.estimator!r} where a draw decides for all "
             "classes or pairs together, expected an integer of at least 2: there is no other instance to compare with"

@@ -7,7 +7,8 @@ features of images that have no prompt, and of texts that have none or that are 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -94,16 +95,18 @@ class PromptedCLIP(NamedPrompts):
         """How many classes are set; None where there are none."""
         return None if self._classes is None else len(self._classes)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> PromptedCLIP:
         if self._classes is not None:
             self._classes = self._classes.moved(fn)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def train(self, mode: bool = True) -> PromptedCLIP:
         """As in any prompted model; features of the classes under a prompt do not outlive training."""
         if mode and self._classes is not None:
             self._classes.forget_prompted()  # some optimizers write into ``.data``, which no version counts
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     # --- features ---
 
@@ -123,7 +126,7 @@ class PromptedCLIP(NamedPrompts):
         images = None if image_embeds is None else towers.read_images(None, image_embeds, {})
         texts = self._read_texts(towers, input_ids, attention_mask)
         if texts.captions is None:  # they have no prompt, so nothing is to be decided
-            return texts.vectors
+            return cast(Tensor, texts.vectors)
         owners = self._owners(towers, texts, images, task_ids, decisions)
         return towers.text_vectors(texts, owners, towers.decide(owners))
 
@@ -159,7 +162,8 @@ class PromptedCLIP(NamedPrompts):
         ValueError : images have a prompt, so their features change.
         """
         self._towers().check_frozen_images("cache_images")
-        examples, embeds = list(examples), []
+        embeds: list[Tensor] = []
+        examples = list(examples)
         for start in range(0, len(examples), batch_size):
             pixels = torch.stack(
                 [example["pixel_values"] for example in examples[start : start + batch_size]]
@@ -213,7 +217,7 @@ class PromptedCLIP(NamedPrompts):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         decisions: Mapping[str, object] | None = None,
-    ):
+    ) -> Any:
         """Scores of images and texts.
 
         Parameters
@@ -262,7 +266,7 @@ class PromptedCLIP(NamedPrompts):
         loss = None if loss is None else loss + penalty
         return extended(self._output(input_ids is None, loss, answers), penalty=penalty)
 
-    def _output(self, classifies: bool, loss: Tensor | None, answers: Answers):
+    def _output(self, classifies: bool, loss: Tensor | None, answers: Answers) -> Any:
         if classifies:
             from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -331,7 +335,7 @@ class PromptedCLIP(NamedPrompts):
         attention_mask: Tensor | None = None,
         image_embeds: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **others,
+        **others: Any,
     ) -> Tensor:
         """What instance-level decisions look at: (C, d) of texts, (N, p) or (N, width) of images.
 
@@ -377,7 +381,7 @@ class PromptedCLIP(NamedPrompts):
         towers: PromptedTowers,
         texts: Texts | None,
         images: Images | None,
-        task_ids,
+        task_ids: Any,
         decisions: Mapping[str, object] | None = None,
     ) -> Owners:
         """Who decides, and what was decided elsewhere. Where there are as many classes as tasks, class i is about task
@@ -385,7 +389,7 @@ class PromptedCLIP(NamedPrompts):
         prompt, number = towers.prompt, towers.number_of_owners(texts, images)
         are_classes = texts is not None and texts.classes is not None and not towers.by_image
         if task_ids is None and are_classes and prompt.needs_task:
-            tasks = len(self.prompt_config.tasks)
+            tasks = len(self.prompt_config.tasks or ())
             task_ids = list(range(number)) if number == tasks else None
         looks = prompt.needs_summary and (towers.by_image or texts is not None)
         summary = towers.summary(texts, images) if looks else None

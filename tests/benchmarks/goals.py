@@ -256,6 +256,11 @@ def _peft():
         yield Figure(f"{kind} frozen", f"{model}: frozen weights that got a gradient", 0)
 
 
+def _importing():
+    yield Figure("dplearn/torch", "`import dplearn` / `import torch`", 1.25)
+    yield Figure("dplearn/torch, transformers", "`import dplearn` / `import torch, transformers`", 1.05)
+
+
 GPU_T5 = ("base", "large", "xl")  # of v1.1
 
 
@@ -297,6 +302,7 @@ GROUPS = {
     "peft": Group("Beside PEFT", "bench_peft", tuple(_peft())),
     "estimators": Group("Estimators of the position's gradient", "bench_estimators", tuple(_estimators())),
     "gradients": Group("What the estimators find", "bench_gradients", tuple(_gradients())),
+    "importing": Group("Importing the package", "bench_importing", tuple(_importing())),
 }
 
 

@@ -1,10 +1,11 @@
 """What all benchmarks share: times of runs that take turns, and the report that prints and keeps each figure.
 
-Times are process CPU time on one thread. Single times mean little on a shared machine, so every figure on time is a
+Times are CPU time on one thread, of this process and of those that it waited for. Single times mean little on a shared machine, so every figure on time is a
 ratio of two ways that take turns, A B A B, within one run: the median and the quartiles over the pairs.
 """
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,10 +27,15 @@ def no_collection():
 
 
 def cpu_time(run: Callable[[], object]) -> float:
-    """Seconds of CPU time of one call."""
-    start = time.process_time()
+    """Seconds of CPU time of one call, with those of processes that it started and waited for."""
+    start = time.process_time() + _of_children()
     run()
-    return time.process_time() - start
+    return time.process_time() + _of_children() - start
+
+
+def _of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def time_in_turns(first: Callable[[], object], second: Callable[[], object], pairs: int) -> dict:
