@@ -539,6 +539,16 @@ def test_parts_of_a_batch_are_picked_and_repeated_and_the_rest_is_left_alone():
     for value in (other, number, "text", None):
         assert estimators.pick(value, torch.tensor([0]), 3) is value
         assert estimators.repeat(value, 2, 3) is value
+    asked = []
+
+    class Numbers:
+        """Instances that were drawn elsewhere."""
+
+        def to(self, device):
+            asked.append(device)
+            return torch.tensor([1])
+
+    assert estimators.pick(rows, Numbers(), 3).tolist() == [[2, 3]] and asked == [rows.device]
     moved = rows.to("meta")
     assert estimators.pick(moved, torch.tensor([2, 0]), 3).shape == (2, 2)
     assert estimators.repeat(moved, 2, 3).shape == (6, 2)
