@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn, Protocol, TypeGuard
 
 import torch
 
-FLOAT32 = torch.finfo(torch.float32)
+FLOAT32, INT64 = torch.finfo(torch.float32), torch.iinfo(torch.int64)
 
 
 class Check(Protocol):
@@ -55,7 +55,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def whole(name: str, value: object, least: int = 1) -> None:
-    """Raise ValueError unless a value is an integer of at least ``least``."""
+    """Raise ValueError unless a value is an integer of at least ``least`` (that int64 holds)."""
     Whole(least)(name, value)
 
 
@@ -76,7 +76,7 @@ def caller_level() -> int:
 
 
 class Whole(NamedTuple):
-    """An integer of at least ``least``."""
+    """An integer of at least ``least`` that a tensor's shape or values can hold (int64)."""
 
     least: int = 1
 
@@ -87,6 +87,8 @@ class Whole(NamedTuple):
     def __call__(self, name: str, value: object) -> None:
         if not is_whole(value, self.least):
             refuse(name, value, self.expected)
+        if value > INT64.max:
+            refuse(name, value, f"{self.expected} that int64 holds")
 
 
 class OneOf(NamedTuple):

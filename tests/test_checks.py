@@ -20,12 +20,11 @@ def test_whole_numbers_are_integers_that_are_no_booleans(value, least):
     integer = type(value) is int
     assert is_whole(value) is integer and is_whole(value, least) is (integer and value >= least)
     assert is_number(value) is (type(value) in (int, float))
-    if integer and value >= least:
+    if integer and least <= value < 2**63:
         whole("count", value, least)
     else:
-        with pytest.raises(
-            ValueError, match=f"^count=.* is not valid, expected an integer of at least {least}$"
-        ):
+        expected = f"an integer of at least {least}( that int64 holds)?"
+        with pytest.raises(ValueError, match=f"^count=.* is not valid, expected {expected}$"):
             whole("count", value, least)
 
 
@@ -55,6 +54,12 @@ def test_a_value_is_shown_in_one_short_line(value):
 
 def test_a_tensor_is_shown_by_its_shape():
     assert shown(torch.zeros(2, 3)) == "a tensor of shape (2, 3)"
+
+
+def test_a_whole_number_that_no_tensor_holds_is_refused():
+    whole("length", 2**63 - 1)
+    with pytest.raises(ValueError, match="^length=9223372036854775808 is not valid, .* that int64 holds$"):
+        whole("length", 2**63)
 
 
 def test_numbers_too_long_to_print_are_named():

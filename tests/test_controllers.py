@@ -180,3 +180,14 @@ def test_what_is_no_choice_is_refused(value, what):
     expected = r", expected a number in 0..3, one for each of the 3 instances, or a Choice"
     with pytest.raises(ValueError, match=r"decisions\['size'\] " + what + expected):
         as_choice("size", value, 3, 4, "cpu")
+
+
+def test_choices_are_made_where_the_inputs_are():
+    """The meta device stands for any other than the CPU: mixing them up is an error there."""
+    elsewhere = torch.zeros(4, 9, device="meta")
+    assert FixedDecision(2)(elsewhere).index.device.type == "meta"
+    for value in (1, torch.tensor([0, 1, 2, 3])):
+        assert as_choice("size", value, 4, 4, "meta").index.device.type == "meta"
+    moved = TaskController(3, 1).to(device="meta", dtype=torch.float64)
+    moved.add_task()
+    assert moved.logits.device.type == "meta" and moved.logits.dtype == torch.float64

@@ -506,6 +506,86 @@ def test_what_is_tried_where_nobody_says():
     assert estimators.draw({"position": torch.zeros(2, 3)}, "exact").log_probs.shape == (3, 2)
 
 
+def test_draws_are_made_where_the_logits_are_and_by_the_generator_alone():
+    """The meta device stands for any other than the CPU: mixing them up is an error there."""
+    for name in estimators.comparing_losses():
+        drawn = estimators.draw({"position": torch.zeros(2, 4, device="meta")}, name, samples=2)
+        assert drawn.index["position"].device.type == drawn.log_probs.device.type == "meta"
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            generator = torch.Generator().manual_seed(0)
+            found.append(estimators.draw({"size": torch.zeros(30, 9)}, name, 2, generator).index["size"])
+            assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(*found) and found[0].shape == (2, 30) and found[0].unique().numel() == 9
+    choice = estimators.straight_through(torch.zeros(30, 9), 0.7, torch.Generator().manual_seed(0))
+    again = estimators.straight_through(torch.zeros(30, 9), 0.7, torch.Generator().manual_seed(0))
+    assert torch.equal(choice.index, again.index)
+
+
+def test_exact_tries_no_more_options_than_there_are():
+    drawn = estimators.draw({"size": torch.randn(3, 4)}, "exact", samples=9)
+    assert drawn.index["size"].T.tolist() == [[0, 1, 2, 3]] * 3 and drawn.weight == 1
+    some = estimators.draw({"size": torch.randn(50, 4)}, "exact", samples=3).index["size"]
+    assert some.shape == (3, 50) and all(column.unique().numel() == 3 for column in some.T)
+
+
+def test_parts_of_a_batch_are_picked_and_repeated_and_the_rest_is_left_alone():
+    rows, other = torch.arange(6).view(3, 2), torch.arange(4)
+    assert estimators.pick(rows, torch.tensor([2, 0]), 3).tolist() == [[4, 5], [0, 1]]
+    assert estimators.repeat(rows, 2, 3).tolist() == rows.tolist() * 2
+    number = torch.tensor(3)
+    for value in (other, number, "text", None):
+        assert estimators.pick(value, torch.tensor([0]), 3) is value
+        assert estimators.repeat(value, 2, 3) is value
+    asked = []
+
+    class Numbers:
+        """Instances that were drawn elsewhere."""
+
+        def to(self, device):
+            asked.append(device)
+            return torch.tensor([1])
+
+    assert estimators.pick(rows, Numbers(), 3).tolist() == [[2, 3]] and asked == [rows.device]
+    moved = rows.to("meta")
+    assert estimators.pick(moved, torch.tensor([2, 0]), 3).shape == (2, 2)
+    assert estimators.repeat(moved, 2, 3).shape == (6, 2)
+
+
+def test_losses_of_texts_of_tokens_and_of_the_next_token():
+    torch.manual_seed(0)
+    logits, labels = (
+        torch.randn(3, 5, 7),
+        torch.tensor([[1, 2, 3, 4, 5], [6, -100, 0, 1, -100], [-100, 2, 2, 2, 2]]),
+    )
+    for shift in (False, True):
+        scores, wanted = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
+        mean = torch.nn.functional.cross_entropy(scores.flatten(0, 1), wanted.flatten())
+        found = estimators.instance_losses(logits, labels, shift)
+        assert_close(found.mean(), mean)
+        count = (wanted != -100).sum()
+        for number in range(3):
+            alone = torch.nn.functional.cross_entropy(scores[number], wanted[number], reduction="sum")
+            assert_close(found[number], alone * 3 / count)
+    texts, kinds = torch.randn(4, 3), torch.tensor([[0], [2], [1], [1]])
+    expected = torch.nn.functional.cross_entropy(texts, kinds.flatten(), reduction="none")
+    assert_close(estimators.instance_losses(texts, kinds), expected)
+    nothing = estimators.instance_losses(logits, torch.full((3, 5), -100))
+    assert nothing.tolist() == [0.0] * 3
+    half = estimators.instance_losses(logits.bfloat16(), labels)
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_first_row_that_is_not_finite_is_named(bad):
+    logits = torch.zeros(4, 3)
+    logits[2, 1] = logits[3, 0] = bad
+    with pytest.raises(ValueError, match="logits of the size, row 2, are not finite: training has diverged"):
+        estimators.draw({"position": torch.zeros(4, 3), "size": logits}, "score-function")
+
+
 @pytest.mark.parametrize("column", [False, True])
 def test_regression_losses_are_squares_instance_by_instance(column):
     scores, labels = torch.randn(5, 1), torch.randn(5)

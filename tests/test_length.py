@@ -32,6 +32,12 @@ def with_sizes(level, seed=0, **options):
     return model
 
 
+def test_the_share_is_computed_where_the_logits_are():
+    """The meta device stands for any other than the CPU."""
+    share = expected_share(Choice(None, None, torch.zeros(2, 5, device="meta", dtype=torch.float64)))
+    assert share.device.type == "meta" and share.dtype == torch.float64
+
+
 # --- names ---
 
 

@@ -27,9 +27,15 @@ THOROUGH = (
     "tests/test_named_prompts.py::test_a_compiled_model",
     "tests/test_prompt.py::test_one_graph",
     "tests/test_head.py::test_the_model_compiles",
+    "tests/backbones/test_backbones.py::test_insertion_is_one_graph",
+    "tests/backbones/test_backbones.py::test_the_whole_model_is_one_graph",
+    "tests/backbones/test_clip_training.py::test_one_compiled_graph",
+    "tests/backbones/test_vit.py::test_coded_prompts_compile",
+    "tests/backbones/test_vit.py::test_one_compiled_graph",
     # Models that ship, loaded and asked; their data and records.
     "tests/zoo",
-    # The built book in a browser, every example of the pages, Sphinx, other commands.
+    # The built book in a browser, every example of the pages, tables of all models.
+    "tests/book/test_documentation.py",
     "tests/book/test_examples.py",
     "tests/book/test_site.py",
     # Examples of what is trained or drawn.
