@@ -86,7 +86,10 @@ def _draw(slots: Slots, gates: Tensor, row: str, k: int) -> str:
     """A bar of three pieces for each head (heads, 3), and the shares in percent."""
     lines, shares = [KEY], gates.tolist()
     for head, parts in enumerate(shares, 1):
-        bar = slots.bar(*((kind, round(100 * part)) for kind, part in zip(PARTS, parts)))
+        before, _, after = (round(100 * part) for part in parts)
+        bar = slots.bar(
+            *zip(PARTS, (before, 100 - before - after, after))
+        )  # all of it, however they were rounded
         numbers = slots.text(" · ".join(f"{100 * part:.0f}" for part in parts))
         lines.append(
             f'<div class="dpx-line dpx-head-line"><span>head {head}</span><div>{bar}</div>{numbers}</div>'

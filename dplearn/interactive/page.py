@@ -149,7 +149,7 @@ STYLE = """
 .dpx-control select { width: 100% }
 .dpx-control option { background: Canvas; color: CanvasText }
 .dpx-control button { margin: 0 .5rem .3rem 0 }
-.dpx-control :focus-visible { outline: 3px solid var(--before); outline-offset: 2px }
+.dpx-control :focus-visible { outline: 3px solid var(--before); outline-offset: 0 }
 .dpx-ends { display: flex; justify-content: space-between; font-size: .8rem }
 .dpx-key { display: flex; flex-wrap: wrap; gap: .1rem 1rem; justify-content: center; font-size: .85rem }
 .dpx-key i { display: inline-block; width: 1em; height: 1em; vertical-align: -.12em; margin-right: .35em;
@@ -171,7 +171,7 @@ STYLE = """
 @media (max-width: 42rem) { .dpx-state { min-height: 5.6em } .dpx-control { max-width: none } }
 @media (prefers-reduced-motion: reduce) { .dpx * { transition: none !important } }
 @media print { .dpx-control input, .dpx-ends, .dpx-control:has(select, button) { display: none }
-  .dpx-scroll { overflow: visible } }
+  .dpx-scroll { overflow: visible } .dpx th, .dpx td { white-space: normal } }
 """
 
 # The script finds the figure around itself, because a notebook can show the same output twice; older notebooks run

@@ -147,9 +147,10 @@ def _small(value):
 
 # A line of a picture: its name, its bar, its number. What is marked has a frame and a word, not a colour alone.
 STYLE = """
-.dpx-controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0 1.6rem;
+.dpx-controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(12rem, 100%), 1fr)); gap: 0 1.6rem;
   align-items: end }
 .dpx-controls .dpx-control { max-width: none; margin: 0 0 .5rem }
+.dpx-controls [role="group"] { grid-column: 1 / -1; text-align: center }
 .dpx-part { max-width: 44rem; margin: 0 auto .4rem }
 .dpx-line { display: grid; grid-template-columns: minmax(5.5rem, 8.5rem) 1fr 4rem; gap: .6rem; align-items: center;
   padding: .12rem .4rem; border: 1px solid transparent; border-radius: 4px; font-variant-numeric: tabular-nums }

@@ -140,23 +140,25 @@ def _answer(slots: Slots, row: dict, number: int, source: str) -> str:
 
 
 def _table(row: dict) -> str:
-    """One line for each input: its decisions, and its answer with its own and with the others' decisions."""
-    names = list(row["decisions"])
-    head = ["Input", "Right", *(WORDS[name][0] for name in names)]
-    head += [f"With {source}" for source in row["answers"]]
-    lines = []
+    """One line for each input: its decisions, its answer, and its answers with the decisions of all others."""
+    names, lines = list(row["decisions"]), []
+    head = ["Input", "Right", *(WORDS[name][0] for name in names), "Answer", "With the decisions from"]
     for number, given in enumerate(row["inputs"]):
-        cells = [f"{number + 1}: {escape(given['text'])}", escape(given["answer"])]
+        cells = [f"{number + 1}: {given['text']}", given["answer"]]
         cells += [" · ".join(f"{share:.2f}" for share in shares(row, number, OWN)[name]) for name in names]
-        for source in row["answers"]:
-            word, _, right = answered(row, number, source)
-            cells.append(f"{escape(word)} ({right:.2f})")
-        lines.append(cells)
+        others = (f"{source}: {_said(row, number, source)}" for source in row["answers"])
+        cells += [_said(row, number, OWN), "; ".join(others)]
+        lines.append([f'<div class="dpx-wrap">{escape(cell)}</div>' for cell in cells])
     words = (
-        "What is decided for each input, and what the model answers with the decisions from each source; in brackets"
-        " the probability of the right answer. An input's own decisions are in the column of its number."
+        "What is decided for each input and what the model answers; then what it answers with the decisions from each"
+        " source. In brackets the probability of the right answer."
     )
     return number_table(words, head, lines)
+
+
+def _said(row: dict, number: int, source: str) -> str:
+    word, _, right = answered(row, number, source)
+    return f"{word} ({right:.2f})"
 
 
 KEY = """<div class="dpx-key"><span><i class="dpx-before"></i>what the model is given</span>
@@ -165,6 +167,10 @@ KEY = """<div class="dpx-key"><span><i class="dpx-before"></i>what the model is 
 STYLE = """
 .dpx-line > div > .dpx-bar + .dpx-bar { height: 7px; background: none; margin-top: 2px }
 .dpx-right { text-align: center }
+.dpx-wrap { white-space: normal; min-width: 4rem; vertical-align: top }
+td:last-child > .dpx-wrap { min-width: 24rem }
+.dpx td, .dpx th { vertical-align: top }
+@media print { .dpx-wrap, td:last-child > .dpx-wrap { min-width: 0 } }
 .dpx-decisions { display: grid;
   grid-template-columns: repeat(auto-fit, minmax(min(12.5rem, 100%), 1fr)); gap: 0 1.2rem }
 .dpx-decision:not(:only-child) .dpx-line { grid-template-columns: 4.6rem 1fr 2.6rem; gap: .4rem }

@@ -447,7 +447,8 @@ def test_split_layer_and_row_show_the_gates(opened):
         assert texts_of(opened) == [
             ["head", str(n), a, "·", b, "·", c] for n, (a, b, c) in enumerate(percent, 1)
         ]
-        assert widths_of(opened) == [[int(part) for part in parts] for parts in percent]
+        for widths, parts in zip(widths_of(opened), percent, strict=True):
+            assert sum(widths) == 100 and widths == pytest.approx([int(part) for part in parts], abs=1)
         order = [*VECTORS[:k], *WORDS[:-1], *VECTORS[k:], WORDS[-1]]
         assert opened.figure.locator(".dpx-quote").inner_text().split() == order
         most = int((1 - shown[:, 1]).argmax())
@@ -492,6 +493,9 @@ def test_without_scripts_and_on_paper_picture_and_table_stand(browser, name):
     assert still.find(name).locator("input, select, button").count() == 0
     assert still.find(name).locator(".dpx-part svg rect").first.is_visible()
     moving.page.emulate_media(media="print")
+    moving.page.set_viewport_size({"width": 700, "height": 900})
+    moving.find(name).locator("details").evaluate("details => (details.open = true)")
+    assert moving.page.evaluate("document.documentElement.scrollWidth") <= 700
     assert not any(each.is_visible() for each in moving.find(name).locator("input, select, button").all())
     assert moving.find(name).locator(".dpx-part svg rect").first.is_visible()
     for opened in (moving, still):
