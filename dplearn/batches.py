@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+
+def number_of_batches(data: Iterable[dict] | Sequence[dict], batch_size: int) -> int | None:
+    """How many batches :func:`batches_of` gives; None where nobody knows before the end.
+
+    >>> number_of_batches([{"a": 1}] * 5, 2), number_of_batches({"a": [1, 2]}, 64), number_of_batches(iter([]), 2)
+    (3, 1, None)
+    """
+    if isinstance(data, Mapping):
+        return 1
+    if not isinstance(data, Sized):
+        return None
+    examples = hasattr(data, "__getitem__") and not isinstance(data, DataLoader)
+    return -(-len(data) // batch_size) if examples else len(data)
 
 
 def batches_of(

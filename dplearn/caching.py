@@ -13,9 +13,10 @@ import torch
 
 from dplearn import files
 from dplearn.backbones import Reading
-from dplearn.batches import batches_of
+from dplearn.batches import batches_of, number_of_batches
 from dplearn.fingerprint import differing, fingerprint
 from dplearn.kept import KeptInputs, state_of
+from dplearn.progress import told
 
 ABOUT = "kept.json"
 
@@ -53,7 +54,8 @@ def cache_inputs(
         adapter.kept = before
 
     kept.forget = forget
-    for number, batch in enumerate(batches()):
+    count = number_of_batches(data if held is None else held, batch_size)
+    for number, batch in enumerate(told(batches(), "keeping inputs", count, verbose)):
         adapter.keep(kept, _read(model, batch), config)
         if number == 0 and kept.dtype == model.backbone.dtype:
             _compare(model, batch)

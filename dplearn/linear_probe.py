@@ -20,7 +20,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dplearn.backbones.heads import head_of
 from dplearn.backbones.views import changed, path_of
+from dplearn.batches import number_of_batches
 from dplearn.checks import whole
+from dplearn.progress import told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +94,8 @@ class LinearProbe(nn.Module):
         """
         whole("batch_size", batch_size)
         kept, rows, device = [], iter(examples), next(self.parameters()).device
-        while some := list(islice(rows, batch_size)):
+        count = number_of_batches(examples, batch_size)
+        for some in told(iter(lambda: list(islice(rows, batch_size)), []), "images", count):
             for example in some:
                 if "pixel_values" not in example:
                     raise ValueError(

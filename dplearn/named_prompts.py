@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dplearn import card, card_hub, checkpoint, hub, settings
 from dplearn.backbones import Backbone, adapt
-from dplearn.batches import batches_of
+from dplearn.batches import batches_of, number_of_batches
 from dplearn.building import as_config, check_prompt, describe, new_prompt, restore
 from dplearn.caching import cache_inputs
 from dplearn.choice import Chooser
@@ -21,6 +21,7 @@ from dplearn.controllers import InstanceController, TaskController
 from dplearn.freezing import Frozen
 from dplearn.kept import KeptInputs
 from dplearn.offload import device_of
+from dplearn.progress import told
 from dplearn.prompt import DynamicPrompt
 
 if TYPE_CHECKING:
@@ -232,7 +233,8 @@ class NamedPrompts(Frozen):
         ]
         for controller in controllers:
             controller.forget()
-        for batch in batches_of(data, collate, batch_size, self.device) if controllers else ():
+        batches = batches_of(data, collate, batch_size, self.device) if controllers else iter(())
+        for batch in told(batches, "summaries", number_of_batches(data, batch_size)):
             summary = self.summarize(**self.accepted(batch))
             for controller in controllers:
                 controller.observe(summary)

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -165,6 +166,7 @@ def _converted(name: str) -> Path:
 
 def _convert(name: str, folder: Path) -> None:
     entry = PACKAGED[name]
+    print(f"converting {name}, once: up to a minute, into {cache_folder()}", file=sys.stderr)
     path = entry.checked()[str(_gguf(entry))]
     try:
         model, tokenizer = read_gguf(path)

@@ -25,6 +25,7 @@ from dplearn.controllers import LearnedDecision
 from dplearn.evidence import Evidence, evidence
 from dplearn.evidence import headroom as headroom_of
 from dplearn.model import PromptedModel
+from dplearn.progress import told
 from dplearn.report import DecisionReport
 from dplearn.sampling import Choice, learned
 from dplearn.vector import Mixture
@@ -99,7 +100,7 @@ def decision_report(
         count = len(next(iter(made.values())).index)
         labels, groups = _integers("labels", labels, count), _integers("groups", groups, count)
         first = _first(model, made, since, count)
-        own = run.losses({}) if made else None
+        own = run.losses({}, "losses as decided") if made else None
         if asked is not None and own is None:
             raise ValueError("headroom needs losses, expected data with labels")
         of_decisions = run.evidence(made, first, labels, own, seed)
@@ -153,7 +154,7 @@ class _Run:
     def decide(self) -> tuple[dict[str, Choice], Tensor | None]:
         """The choices for all inputs, and what instance-level decisions look at, if any does."""
         made, summaries = [], []
-        for batch in self.batches:
+        for batch in told(self.batches, "deciding", verbose=self.verbose):
             batch, _ = self._batch(batch)
             if self.model.prompt.needs_summary:
                 batch["summary"] = self.model.summarize(**batch)
@@ -164,10 +165,13 @@ class _Run:
             choices[name] = _one_after_the_other([each[name] for each in made])
         return choices, torch.cat(summaries) if summaries else None
 
-    def losses(self, decisions: dict[str, Choice]) -> Tensor | None:
-        """(N,) losses with these decisions, rows in the order of the data; None where the data has no labels."""
+    def losses(self, decisions: dict[str, Choice], words: str | None = None) -> Tensor | None:
+        """(N,) losses with these decisions, rows in the order of the data; None where the data has no labels.
+
+        ``words`` : what is done, for the progress; None: what calls this tells it.
+        """
         losses, start = [], 0
-        for batch in self.batches:
+        for batch in told(self.batches, words or "", verbose=self.verbose and words is not None):
             batch, labels = self._batch(batch)
             if labels is None:
                 return None
@@ -204,7 +208,7 @@ class _Run:
         of_decisions = {}
         for name in _learned(self.model):
             choice = made[name]
-            dealt = None if own is None else self.losses({name: _dealt(choice, order)})
+            dealt = None if own is None else self.losses({name: _dealt(choice, order)}, f"{name} of others")
             pi = _probabilities(self.model, name, choice)
             start, start_chosen = first[name]
             of_decisions[name] = evidence(pi, choice.index, start, start_chosen, labels, own, dealt, seed)
@@ -220,7 +224,7 @@ class _Run:
                 file=sys.stderr,
             )
         columns = []
-        for option in self._told(options):
+        for option in told(options, f"headroom of the {name}", verbose=self.verbose):
             index = torch.full((count,), option)
             weights = None
             if name == "vector":
@@ -229,13 +233,6 @@ class _Run:
                 )
             columns.append(self.losses({name: Choice(index, weights)}))
         return torch.stack([column for column in columns if column is not None], 1)
-
-    def _told(self, options: Sequence[int]) -> Iterable[int]:
-        if not self.verbose:
-            return options
-        from tqdm import tqdm
-
-        return tqdm(options, unit="option", leave=False)
 
 
 def _rows_on(rows: slice, device: torch.device, values: Tensor) -> Tensor:

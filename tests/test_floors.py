@@ -9,7 +9,7 @@ from project import ROOT
 # (theory, tasks, zoo, experiments) may use all of these.
 FLOORS = [
     # mathematics, checks, files
-    {"authors", "batches", "checks", "evidence", "offload", "version"},
+    {"authors", "batches", "checks", "evidence", "offload", "progress", "version"},
     {"report", "files", "conventions", "insertion", "sampling", "fits"},
     {"estimators", "kept", "packaged"},
     {"shelf"},

@@ -21,6 +21,7 @@ from dplearn.image_text.classes import Classes
 from dplearn.image_text.losses import compare_draws, losses_for
 from dplearn.image_text.towers import Answers, Images, Owners, PromptedTowers, Texts
 from dplearn.named_prompts import NamedPrompts
+from dplearn.progress import told
 from dplearn.prompt import PromptedInput
 from dplearn.sampling import Choice
 
@@ -164,7 +165,7 @@ class PromptedCLIP(NamedPrompts):
         self._towers().check_frozen_images("cache_images")
         embeds: list[Tensor] = []
         examples = list(examples)
-        for start in range(0, len(examples), batch_size):
+        for start in told(range(0, len(examples), batch_size), "images"):
             pixels = torch.stack(
                 [example["pixel_values"] for example in examples[start : start + batch_size]]
             )

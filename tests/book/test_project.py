@@ -117,6 +117,21 @@ def test_one_version_everywhere():
     assert citation["license"] == PROJECT["license"]
 
 
+def test_changes_begin_with_this_version():
+    versions = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "book" / "changelog.md").read_text(), re.MULTILINE)
+    assert versions[0] == PROJECT["version"] and versions == sorted(versions, key=Version, reverse=True)
+
+
+def test_every_deprecation_is_among_the_changes():
+    """Each FutureWarning that the package gives names what to write; the page of changes has one line for each."""
+    source = "".join(
+        path.read_text() for path in (ROOT / "dplearn").rglob("*.py") if "experiments" not in path.parts
+    )
+    changes = (ROOT / "book" / "changelog.md").read_text()
+    announced = re.findall(r"^\*\*Deprecated\*\*\n\n((?:- .*\n(?:  .*\n)*)+)", changes, re.MULTILINE)
+    assert sum(block.count("\n- ") + 1 for block in announced) == source.count("FutureWarning")
+
+
 def test_readme_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for name in ("README.md", "CONTRIBUTING.md", "book/intro.md", "book/install.md"):

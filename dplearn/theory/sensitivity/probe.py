@@ -12,6 +12,7 @@ from torch import Tensor
 from dplearn.backbones import Reading
 from dplearn.backbones.rows import token_positions
 from dplearn.backbones.views import evaluating
+from dplearn.progress import told
 from dplearn.prompt import PromptedInput
 from dplearn.theory.sensitivity.report import Change, Sensitivity
 from dplearn.theory.sensitivity.towers import States, Tower, normal_like, tower
@@ -75,7 +76,8 @@ def position_sensitivity(
         reading = stack.embed(length=length, **batch)
         pairs = _prompts(stack, reading, length, prompt, draws, torch.Generator().manual_seed(seed))
         others = _others(splits, length)
-        lines = [_lines(stack, reading, first, second, others) for first, second in pairs]
+        told_pairs = told(pairs, f"{len(others) + 1} places for each of {draws} prompts")
+        lines = [_lines(stack, reading, first, second, others) for first, second in told_pairs]
     return Sensitivity(
         model=type(model).__name__,
         length=length,
