@@ -79,7 +79,7 @@ def front_matter(
     Parameters
     ----------
     backbone : the description that a checkpoint records.
-    metadata : some of :data:`METADATA`, in the form of huggingface_hub's ``ModelCardData``: ``{"license":
+    metadata : some of ``METADATA``, in the form of huggingface_hub's ``ModelCardData``: ``{"license":
         "apache-2.0", "language": "en", "datasets": ["super_glue"], "metrics": ["accuracy"]}``. ``eval_results`` is a
         list of its ``EvalResult``. Tags are added to ours; all else takes the place of what is known.
     source : where the prompt lies; results are results of it.
