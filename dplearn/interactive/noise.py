@@ -160,6 +160,7 @@ KEY = """<div class="dpx-key"><span><i class="dpx-before"></i>soft sample y</spa
 <span>π</span><span>share</span></div>"""
 
 STYLE = """
+.dpx-controls { grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)) }
 .dpx-line.dpx-three { grid-template-columns: minmax(5.4rem, 7rem) 1fr 2.2rem 2.2rem 2.4rem }
 .dpx-small { font-size: .85rem }
 .dpx-chance { margin: 2px 0 }
