@@ -79,9 +79,11 @@ def front_matter(
     Parameters
     ----------
     backbone : the description that a checkpoint records.
-    metadata : some of ``METADATA``, in the form of huggingface_hub's ``ModelCardData``: ``{"license":
-        "apache-2.0", "language": "en", "datasets": ["super_glue"], "metrics": ["accuracy"]}``. ``eval_results`` is a
-        list of its ``EvalResult``. Tags are added to ours; all else takes the place of what is known.
+    metadata : some of "license", "license_name", "license_link", "language", "datasets", "metrics", "tags",
+        "base_model", "pipeline_tag", "model_name" and "eval_results", in the form of huggingface_hub's
+        ``ModelCardData``: ``{"license": "apache-2.0", "language": "en", "metrics": ["accuracy"]}``. Each is text or a
+        list of it, but for results, a list of its ``EvalResult``. Tags are added to ours; all else takes the place of
+        what is known.
     source : where the prompt lies; results are results of it.
 
     Raises
