@@ -3,6 +3,7 @@
     python tests/mutants.py                         every module of the table in pyproject.toml, every mutant
     python tests/mutants.py choice length           these modules
     python tests/mutants.py --sample 40 --seed 0    at most 40 of each, drawn with this seed
+    python tests/mutants.py --show                  the table of the record; nothing is run
     python tests/mutants.py --again --record        only what survived in the record, after a change of the tests
 
 mutmut makes the mutants and runs, for each, the tests that reach the changed function, out of the files that
@@ -161,13 +162,14 @@ def main():
     parser.add_argument("--again", action="store_true", help="only the survivors of the record")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="mutants that are tested at a time")
+    parser.add_argument("--show", action="store_true", help="print the table of the record")
     parser.add_argument("--record", action="store_true", help="store the result in tests/mutants.json")
     given = parser.parse_args()
     table = tested_by()
     if unknown := set(given.modules) - set(table):
         parser.error(f"unknown modules {sorted(unknown)}, expected some of {list(table)}")
-    rows = {}
-    for module in given.modules or table:
+    rows = recorded() if given.show else {}
+    for module in () if given.show else given.modules or table:
         if given.again:
             rows[module] = run_again(module, table[module], recorded()[module], given.jobs)
         else:

@@ -903,3 +903,10 @@ def test_bad_input_is_named(bad, error, message):
     if "weights" not in bad and "split" not in bad:
         with pytest.raises(error, match=message):
             insert_weighted(**usual | {"weights": torch.eye(6)[:2]} | bad)
+
+
+def test_weights_that_are_no_tensor_are_named_by_their_type():
+    with pytest.raises(
+        TypeError, match=r"^weights is list, expected a floating-point tensor of shape \(2, 6\)$"
+    ):
+        insert_weighted(torch.ones(5, 4), torch.zeros(2, 3, 4), weights=[[1.0, 0, 0, 0, 0, 0]] * 2)

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 import dplearn as dp
 from dplearn.choice import Choice
 from dplearn.estimators import ESTIMATORS
-from dplearn.length import expected_share, resolve_size
+from dplearn.length import expected_share, in_words, resolve_size
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 LENGTHS = [6, 3, 8, 5, 7, 4]
@@ -36,6 +36,20 @@ def test_the_share_is_computed_where_the_logits_are():
     """The meta device stands for any other than the CPU."""
     share = expected_share(Choice(None, None, torch.zeros(2, 5, device="meta", dtype=torch.float64)))
     assert share.device.type == "meta" and share.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("task", ("task", "0 to 5, learned for the task")),
+        ("instance", ("instance", "0 to 5, decided for each input from the mean of its embeddings")),
+        ("full", ("fixed", "all 5")),
+        (4, ("fixed", "the first 4 of 5; 1 vector is not in use")),
+        (2, ("fixed", "the first 2 of 5; 3 vectors are not in use")),
+    ],
+)
+def test_a_size_in_words(size, words):
+    assert in_words(dp.PromptConfig(length=5, size=size)) == words
 
 
 # --- names ---
