@@ -352,7 +352,8 @@ def test_accumulated_images_make_the_step_of_a_whole_batch():
         torch.manual_seed(1)
         model = images.build("VPT-shallow", backbone())
         images.fit(model, task(), Processor(), settings, 1)
-        weights.append(model.state_dict())
+        weights.append(dict(model.named_parameters()) | dict(model.named_buffers()))
+    assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
 
