@@ -353,6 +353,10 @@ def test_what_the_paper_map_says_of_pools_is_in_the_record(tmp_path):
         told[cell.task] = tables.evidence_over(groups["pool of 4 per instance"])["vector"]
         assert told[cell.task]["moved"] > one.verdict.moved
     assert seeds == {"place/mixed": 5, "place/names": 5, "docs/signature": 5}
+    sizes = recorded.table("ablations", "place/mixed", "pool")
+    by_size = [sizes.verdicts[f"one prompt of {n}", f"pool of {n}"].sentence() for n in (2, 4, 8, 16)]
+    assert {sizes.seeds(method) for method in sizes.lines} == {10} and "By one grid with ten seeds" in line
+    assert "of two vectors: {}; of four: {}; of eight: {}; of sixteen: {}.".format(*by_size) in line
     documents = told["docs/signature"]
     assert (
         f"moved by {documents['moved']:.2f}, and dealing it out to other inputs costs {documents['cost']:.2f} nats"

@@ -58,7 +58,7 @@ def test_a_chapter_for_a_class(written, path):
 def test_the_chapters_themselves_stay(written):
     source, result = written["00_first_prompt"]
     assert any(cell.get("outputs") for cell in source.cells)
-    assert "Most of the 15 kB" in prose(result.cells) and "20 * 768" not in "".join(code(result.cells))
+    assert "Most of the 15.5 kB" in prose(result.cells) and "20 * 768" not in "".join(code(result.cells))
 
 
 def test_answers_to_predictions_are_left_out():
