@@ -1,7 +1,8 @@
 """What all benchmarks share: times of runs that take turns, and the report that prints and keeps each figure.
 
-Times are CPU time on one thread, of this process and of those that it waited for. Single times mean little on a shared machine, so every figure on time is a
-ratio of two ways that take turns, A B A B, within one run: the median and the quartiles over the pairs.
+Times are CPU time on one thread, of this process and of those that it waited for. Single times mean little on a shared
+machine, so every figure on time is a ratio of two ways that take turns, A B A B, within one run: the median and the
+quartiles over the pairs.
 """
 
 import gc
