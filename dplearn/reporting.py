@@ -208,7 +208,7 @@ class _Run:
         of_decisions = {}
         for name in _learned(self.model):
             choice = made[name]
-            dealt = None if own is None else self.losses({name: _dealt(choice, order)}, f"{name} of others")
+            dealt = None if own is None else self.losses({name: choice.picked(order)}, f"{name} of others")
             pi = _probabilities(self.model, name, choice)
             start, start_chosen = first[name]
             of_decisions[name] = evidence(pi, choice.index, start, start_chosen, labels, own, dealt, seed)
@@ -314,12 +314,6 @@ def _first(
         mixes = isinstance(part, Mixture) and part.mixing != "hard"
         firsts[name] = (even, None if mixes else torch.full((count,), n - 1))
     return firsts
-
-
-def _dealt(choice: Choice, order: Tensor) -> Choice:
-    """The decisions of other inputs."""
-    weights = None if choice.weights is None else choice.weights[order]
-    return Choice(choice.index[order], weights)
 
 
 def _integers(name: str, values: Any, count: int) -> Tensor | None:

@@ -8,6 +8,7 @@ who do not see it.
 import json
 import math
 import re
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -87,24 +88,20 @@ def spoken(rows):
     return "Bars. " + "; ".join(f"{label} {value:.2f}" for label, value in rows)
 
 
-def steps(root):
-    """What a training step costs."""
-    rows = measured(root, STEPS)
-    caption = (
-        "Time of a training step on a T5 of the size of t5-small, as a multiple of a fixed prompt's (the dashed "
-        "line, 1; the scale is logarithmic). * as a multiple of our place per input."
-    )
-    return figure("bars", spoken(rows), caption, bars(rows, 0.8, 30)) if rows else ""
+def ratios(root, wanted, least, most, caption):
+    """A picture of ratios that the benchmarks have recorded, on a scale from ``least`` to ``most``."""
+    rows = measured(root, wanted)
+    return figure("bars", spoken(rows), caption, bars(rows, least, most)) if rows else ""
 
 
-def spared(root):
-    """What shortcuts save."""
-    rows = measured(root, SPARED)
-    caption = (
-        "What is left of a step, or of an epoch, with what the package can spare (the dashed line is all of it; the "
-        "scale is logarithmic)."
-    )
-    return figure("bars", spoken(rows), caption, bars(rows, 0.03, 1.2)) if rows else ""
+STEPS_CAPTION = (
+    "Time of a training step on a T5 of the size of t5-small, as a multiple of a fixed prompt's (the dashed line, 1; "
+    "the scale is logarithmic). * as a multiple of our place per input."
+)
+SPARED_CAPTION = (
+    "What is left of a step, or of an epoch, with what the package can spare (the dashed line is all of it; the scale "
+    "is logarithmic)."
+)
 
 
 # --- points ---
@@ -158,7 +155,8 @@ def gates(root):
     )
     caption = (
         "Right answers on test, means over seeds. Where the same prompt does as well on layers with random weights "
-        "(docs/library), the task says nothing about what was pretrained; elsewhere it stays near guessing there."
+        "(docs/library), the task says nothing about what was pretrained; elsewhere it is at least 20 points "
+        "behind there."
     )
     return figure("points", words, caption, lines)
 
@@ -208,7 +206,12 @@ def entries(root):
     return figure("rows", words, caption, lines)
 
 
-DRAWN = {"steps": steps, "spared": spared, "gates": gates, "entries": entries}
+DRAWN = {
+    "steps": partial(ratios, wanted=STEPS, least=0.8, most=30, caption=STEPS_CAPTION),
+    "spared": partial(ratios, wanted=SPARED, least=0.03, most=1.2, caption=SPARED_CAPTION),
+    "gates": gates,
+    "entries": entries,
+}
 
 
 def insert_pictures(app, docname, source):

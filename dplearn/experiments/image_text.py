@@ -180,7 +180,7 @@ class ImageTextRun(ImageRun):
         turns = some(range(1, count), DEALS) if count > 1 else [0]
         dealt = []
         for turn in turns:
-            moved = Choice(*(None if value is None else value.roll(turn + 1, 0) for value in choice))
+            moved = choice.of_each(lambda part, places=turn + 1: part.roll(places, 0))
             dealt.append(self._losses(rows, {name: moved}))
         return torch.stack(dealt).mean(0)
 
@@ -194,7 +194,7 @@ class ImageTextRun(ImageRun):
                 labels = batch.pop("labels")
                 owners = slice(start, start + BATCH) if each else slice(None)
                 given = {
-                    name: Choice(*(None if value is None else value[owners].to(device) for value in choice))
+                    name: choice.of_each(lambda part, owners=owners: part[owners].to(device))
                     for name, choice in decisions.items()
                 }
                 moved = {field: value.to(device) for field, value in batch.items()}
@@ -206,11 +206,10 @@ class ImageTextRun(ImageRun):
 
 def _for_each(made: dict[str, Choice], count: int) -> dict[str, Choice]:
     """Choices with a row for each class, where one holds for all of them."""
-
-    def rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.detach().expand(count, *values.shape[1:]).cpu()
-
-    return {name: Choice(*map(rows, choice)) for name, choice in made.items()}
+    return {
+        name: choice.of_each(lambda part: part.detach().expand(count, *part.shape[1:]).cpu())
+        for name, choice in made.items()
+    }
 
 
 def tune(

@@ -121,7 +121,8 @@ class PromptedCLIP(NamedPrompts):
     ) -> Tensor:
         """Unit vectors (C, p) of texts with their prompt; without ``input_ids``, of the classes.
 
-        Where images decide about the texts' prompt: (N, C, p), for ``image_embeds`` (N, p).
+        Where images decide about the texts' prompt: (N, C, p), for ``image_embeds`` (N, p). ``decisions``: as in
+        :meth:`forward`.
         """
         towers = self._towers()
         images = None if image_embeds is None else towers.read_images(None, image_embeds, {})
@@ -191,7 +192,7 @@ class PromptedCLIP(NamedPrompts):
         decisions: Mapping[str, object] | None = None,
     ) -> Tensor:
         """Probabilities (N, C) of texts for images, or of the classes: over the texts (CLIP), or of each pair alone
-        (SigLIP). Decisions are those of evaluation, whatever the current mode."""
+        (SigLIP). Decisions are those of evaluation, whatever the current mode, or ``decisions`` (:meth:`forward`)."""
         with evaluating(self) as model:
             adapter = self.adapter
             if model is not self:  # a view, so that nobody sees the mode change
@@ -244,7 +245,8 @@ class PromptedCLIP(NamedPrompts):
 
         Raises
         ------
-        ValueError : no texts or no images, or both kinds of either; both kinds of loss; shapes that do not fit.
+        ValueError : no texts or no images, or both kinds of either; both kinds of loss; shapes that do not fit; a given
+            decision that this prompt does not make, or no option of it.
         """
         self._check_replica()
         if return_loss and labels is not None:
@@ -293,6 +295,7 @@ class PromptedCLIP(NamedPrompts):
         """The embedded texts (or classes) with their prompt in place and what was decided; no layer runs.
 
         Images are needed where they decide (``summary="image"``); then there are N * C rows, image by image.
+        ``decisions``: as in :meth:`forward`.
 
         Raises
         ------

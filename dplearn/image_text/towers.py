@@ -186,7 +186,7 @@ class PromptedTowers:
         def of_all(value: object) -> object:
             if not isinstance(value, Choice) or len(value.index) != 1:
                 return value
-            return Choice(*(None if each is None else each.expand(number, *each.shape[1:]) for each in value))
+            return value.of_each(lambda part: part.expand(number, *part.shape[1:]))
 
         device = self.prompt.vectors.device
         return self.prompt.given({name: of_all(value) for name, value in decisions.items()}, number, device)

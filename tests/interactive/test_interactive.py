@@ -5,12 +5,14 @@ Browser tests are skipped where there is none; with DPLEARN_REQUIRE_BROWSER=1 th
 """
 
 import functools
+import json
 import math
 import re
 
 import pytest
 import torch
 from figures import Elements, Opened, stored
+from project import ROOT
 
 from dplearn.choice import gumbel_one_hot
 from dplearn.experiments import records
@@ -237,6 +239,58 @@ def test_what_chapter_09_says_of_the_pool():
     assert max(max(weights) for weights in row["decisions"]["vector"]["probabilities"]) < 0.65
     hits = [sources.right_words(row, source) for source in (sources.OWN, "input 3", "input 1")]
     assert [int(re.search(r", (\d+) of the 12", words)[1]) for words in hits] == [12, 7, 5]
+
+
+def of_chapter(notebook, call):
+    """The HTML of a figure as it stands in a chapter."""
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf8"))["cells"]
+    [cell] = [each for each in cells if f"{call}(" in "".join(each["source"]) and each["cell_type"] == "code"]
+    return "".join(cell["outputs"][0]["data"]["text/html"])
+
+
+def test_what_chapter_03_says_of_heads():
+    data = stored(of_chapter("03_attention_with_prompts", "head_explorer"))
+
+    def at(slot, *place):  # (split, layer, row)
+        axes, values = slot
+        for axis in axes:
+            values = values[place[axis]]
+        return values
+
+    heads = [
+        slot for slot in data["parts"][1]["slots"] if re.fullmatch(r"\d+ · \d+ · \d+", str(at(slot, 0, 0, 0)))
+    ]
+
+    def shares(head, *place):
+        return [int(part) for part in at(heads[head - 1], *place).split(" · ")]
+
+    layers = range(4)
+    lost = {head: [shares(head, 0, n, 0)[2] - shares(head, 6, n, 0)[0] for n in layers] for head in (1, 2, 4)}
+    assert [n + 1 for n in layers if lost[2][n] > 30] == [1, 3] and max(lost[4]) <= 0
+    assert sum(shares(1, 6, n, 0)[0] <= 1 for n in layers) == 3
+    end = [shares(1, 5, n, 7)[2] for n in layers]  # the vector before the end token
+    assert (min(end), max(end)) == (83, 100)
+    assert all(shares(1, 6, n, 7)[0] < end[n] / 2 for n in layers)
+
+
+def test_what_chapter_07_says_of_trainings():
+    html = of_chapter("07_position_per_instance", "place_explorer")
+    chance, right = {}, {}
+    for line in re.findall(r"<tr><th>([^<]*)</th>(.*?)</tr>", html):
+        cells = re.findall(r"<td>(.*?)</td>", line[1])
+        if len(cells) == 13:
+            right.setdefault(line[0], []).append(int(cells[1].removeprefix("k = ")))
+            chance.setdefault(line[0], []).append([float(cell.split(" · ")[0]) for cell in cells[2:]])
+    good, collapsed, back = chance  # chances of k = 0 at the steps 0, 10, ... 100
+    assert all(row[1:] == [1.0] * 10 for row in chance[collapsed])
+    assert 1.0 > max(abs(chance[name][0][1] - 0.5) + 0.5 for name in (good, back))  # less certain of text 1
+    parted = [row[1] for row in chance[good]]
+    assert max(parted) > 0.9 and min(parted) < 0.4
+    chosen = [0 if row[2] > 0.5 else 1 for row in chance[back]]
+    assert sum(a != b for a, b in zip(chosen, right[back])) > 6
+    assert min(row[1] for row in chance[back]) > 0.9  # at step 10 all texts go together
+    ends = [0 if row[-1] > 0.5 else 1 for row in chance[back]]
+    assert sum(a == b for a, b in zip(ends, right[back])) > 6
 
 
 def test_what_chapter_12_says_of_the_decisions():
