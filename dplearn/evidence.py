@@ -51,6 +51,15 @@ def mutual_information(options: Tensor, labels: Tensor) -> float:
     return float((torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum().clamp_min(0))
 
 
+def uniform(mean_entropy: float | None, options: int) -> bool:
+    """Whether distributions of this mean entropy (nats) are equal weights for every input, to rounding.
+
+    >>> uniform(0.6931, 2), uniform(0.68, 2)
+    (True, False)
+    """
+    return mean_entropy is not None and math.log(options) - mean_entropy < 1e-3
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What one decision did.
@@ -86,8 +95,19 @@ class Evidence:
 
     @property
     def learned(self) -> bool | None:
-        """Whether the decision moved away from its start (total variation of at least 0.1); None: not known."""
-        return None if self.moved is None else self.moved >= MOVED
+        """Whether the decision moved away from its start (total variation of at least 0.1); None: not known.
+
+        A decision that started the same for all inputs was also learned where dealing it to other inputs costs (its
+        interval lies above 0), however little it moved: the weights of a mixture have no scale of their own, since
+        larger vectors and smaller differences of the weights give the same prompts (chapter 14).
+        """
+        if self.moved is None or self.moved >= MOVED:
+            return None if self.moved is None else True
+        return (
+            uniform(self.entropy_first, self.options)
+            and self.cost is not None
+            and self.cost[0] > self.cost[1]
+        )
 
     @property
     def per_input(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dplearn.evidence import Evidence, Headroom
+from dplearn.evidence import MOVED, Evidence, Headroom
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class DecisionReport:
 
 def _in_words(name: str, evidence: Evidence) -> list[str]:
     moved = {None: "start not known", True: "moved", False: "NOT LEARNED"}[evidence.learned]
+    if evidence.learned and evidence.moved is not None and evidence.moved < MOVED:
+        moved = "moved little, but dealing it to other inputs costs"
     start = "" if evidence.entropy_first is None else f"{evidence.entropy_first:.3f} -> "
     lines = [
         f"{name}: {evidence.options} options, {evidence.inputs} inputs: {moved}",

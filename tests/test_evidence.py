@@ -64,6 +64,21 @@ def test_a_decision_that_did_not_move_is_not_learned_and_an_unknown_start_is_not
     assert ev.evidence(even, chosen, labels=torch.arange(10) % 2).information == 0
 
 
+@pytest.mark.parametrize(
+    "first, cost, learned",
+    [("even", 0.5, True), ("even", 0.0, False), ("even", -0.5, False), ("uneven", 0.5, False)],
+)
+def test_a_mixture_that_moved_little_was_learned_where_dealing_it_out_costs(first, cost, learned):
+    """Only from the same start for all inputs: else its differences may be those of the first random weights."""
+    even = torch.full((80, 2), 0.5)
+    tilt = torch.tensor([[0.05, -0.05], [-0.05, 0.05]]).repeat(40, 1)
+    start = even if first == "even" else even + torch.tensor([0.1, -0.1])
+    own = torch.zeros(80)
+    found = ev.evidence(start + tilt, torch.arange(80) % 2, start, own=own, dealt=own + cost + tilt[:, 0])
+    assert found.moved == pytest.approx(0.05) and found.learned is learned
+    assert ev.evidence(start + tilt, torch.arange(80) % 2, start).learned is False
+
+
 def crossed(losses, half, groups, group_of_row):
     """Mean loss of the option that is best for the row's group on the other half, by loops."""
     total = 0.0

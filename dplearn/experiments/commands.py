@@ -250,8 +250,7 @@ def split_of(one: Study) -> str:
 
 
 def _verdicts(one: Study, cell: Cell, rows: list[dict], split: str | None = None) -> dict:
-    limits, split = one.verdict, split or split_of(one)
-    return tables.judged(rows, cell.task, one.pairs(cell), limits.margin, limits.moved, split)
+    return tables.judged(rows, cell.task, one.pairs(cell), one.verdict, split or split_of(one))
 
 
 def _head(one: Study) -> None:

@@ -69,9 +69,8 @@ class Table(NamedTuple):
             if all(row.get("cross_entropy") for name in pair for row in self.runs.get(name, ()))
         ]  # fmt: skip
         rows = [row for group in self.runs.values() for row in group]
-        limits = self.study.verdict.margin, self.study.verdict.moved
         value = records.log_likelihood
-        found = tables.judged(rows, self.cell.task, pairs, *limits, self.split, value)
+        found = tables.judged(rows, self.cell.task, pairs, self.study.verdict, self.split, value)
         return {pair: verdict.told(1.0, 2) for pair, verdict in found.items()}
 
     def seeds(self, method: str) -> int:
@@ -129,8 +128,7 @@ def _table(one: Study, cell: Cell, record: dict | None, split: str, baseline: st
     ]  # fmt: skip
     runs, used = tables.reports(rows, cell.task), baseline or one.baseline
     lines = tables.lines_against(rows, cell.task, used if used in runs else None, split)
-    limits = one.verdict.margin, one.verdict.moved
-    verdicts = tables.judged(rows, cell.task, one.pairs(cell), *limits, split)
+    verdicts = tables.judged(rows, cell.task, one.pairs(cell), one.verdict, split)
     return Table(one, cell, split, used, {line.method: line for line in lines}, verdicts, runs)
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from dplearn.config import PromptConfig
 from dplearn.controllers import LEARNED
-from dplearn.evidence import ONE_FOR_ALL
+from dplearn.evidence import ONE_FOR_ALL, uniform
 from dplearn.experiments import verdicts
+from dplearn.experiments.parts import Margins
 from dplearn.experiments.records import by, headline, interval, paired
 from dplearn.experiments.verdicts import Verdict
 from dplearn.tasks.metrics import harmonic_mean
@@ -167,8 +168,9 @@ def evidence_over(group: Sequence[dict]) -> dict[str, dict]:
 
     Means of the entropies (``start``, ``end``), of the options in use (``used``) and of the share of inputs at the most
     used one; the median total variation (``moved``); in how many runs most inputs get the same option (``agree``); the
-    mean cost of dealing decisions to other inputs, in nats; whether each input is to decide for itself (``instance``),
-    and in how many runs at least 99 % of the inputs share one option all the same (``alike``).
+    mean cost of dealing decisions to other inputs, in nats, and whether its interval over the runs lies above 0
+    (``costs``); whether each input is to decide for itself (``instance``), and in how many runs at least 99 % of the
+    inputs share one option all the same (``alike``).
     """
     by_name: dict[str, dict] = {}
     decided = [row["evidence"]["decisions"] for row in group if row.get("evidence")]
@@ -186,19 +188,26 @@ def evidence_over(group: Sequence[dict]) -> dict[str, dict]:
             "share": statistics.mean(run["share"] for run in runs),
             "agree": max(map(most.count, most)),
             "cost": statistics.mean(costs) if costs else None,
+            "costs": bool(costs) and (over := verdicts.difference(costs)).mean > over.half,
             "instance": group[0].get("config", {}).get(name) == "instance",
             "alike": sum(run["share"] >= ONE_FOR_ALL for run in runs),
         }
     return by_name
 
 
-def moved(line_evidence: Mapping[str, Mapping], least: float) -> tuple[bool | None, str]:
+def moved(line_evidence: Mapping[str, Mapping], limits: Margins) -> tuple[bool | None, str]:
     """Whether a method's decisions moved, and which evidence says that they did not; None: nothing is known."""
     known = {name: each["moved"] for name, each in line_evidence.items() if each["moved"] is not None}
     if not known:
         return None, ""
+    tells = {
+        name: limits.by_cost and each["costs"] and uniform(each["start"], each["options"])
+        for name, each in line_evidence.items()
+    }
     still = [
-        f"{name} moved by {value:.2f} (total variation)" for name, value in known.items() if value < least
+        f"{name} moved by {value:.2f} (total variation)"
+        for name, value in known.items()
+        if value < limits.moved and not tells[name]
     ]
     return not still, "; ".join(still)
 
@@ -223,8 +232,7 @@ def judged(
     rows: Iterable[dict],
     task: str,
     pairs: Sequence[tuple[str, str]],
-    margin: float,
-    least: float,
+    limits: Margins,
     split: str = "test",
     value: Callable[[dict, str], float] = headline,
 ) -> dict[tuple[str, str], Verdict]:
@@ -232,8 +240,7 @@ def judged(
 
     Parameters
     ----------
-    margin : differences up to this do not matter.
-    least : total variation below which a decision was not learned.
+    limits : what was fixed before: the margin, and when a decision was not learned.
     value : what is compared of each run; more is better.
     """
     groups = reports(rows, task)
@@ -243,10 +250,11 @@ def judged(
         if pair[0] in groups and pair[1] in groups
     }
     differences = verdicts.family({pair: values for pair, values in gains.items() if values})
-    return {pair: _verdict(groups, pair, differences.get(pair), margin, least) for pair in pairs}
+    return {pair: _verdict(groups, pair, differences.get(pair), limits) for pair in pairs}
 
 
-def _verdict(groups: Mapping, pair: tuple[str, str], gain, margin: float, least: float) -> Verdict:
+def _verdict(groups: Mapping, pair: tuple[str, str], gain, limits: Margins) -> Verdict:
+    margin = limits.margin
     missing = [name for name in pair if name not in groups]
     if missing:
         return verdicts.judge(None, margin, why=f"no runs of {' and '.join(missing)}")
@@ -255,7 +263,7 @@ def _verdict(groups: Mapping, pair: tuple[str, str], gain, margin: float, least:
         evidence = evidence_over(groups[name])
         if not evidence and _learns(groups[name][0]):
             return Verdict("not tested", gain, margin, note=f"{name} has no report on its decisions")
-        learned, why = moved(evidence, least)
+        learned, why = moved(evidence, limits)
         if learned is False:
             return verdicts.judge(gain, margin, False, f"{name}: {why}")
         in_most, where = one_for_all(groups[name])

@@ -1,6 +1,7 @@
 """The commands of studies, on a small study with made-up runs: tables, verdicts, figures, publication, running again."""
 
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from test_study import TEXT, finished, read
 
 from dplearn.experiments import commands, execution, jobs, records, study, tables, verdicts
 from dplearn.experiments.__main__ import main
+from dplearn.experiments.parts import Margins
 from dplearn.experiments.records import headline
 from dplearn.experiments.store import Store
 
@@ -189,7 +191,7 @@ def test_the_verdicts_of_a_table_are_one_family():
     pairs = [("base", name) for name in ("up", "alike", "unreported", "still", "absent")] + [("still", "up")]
     found = {
         pair[1] if pair[0] == "base" else "over still": v
-        for pair, v in tables.judged(record, "t", pairs, 0.05, 0.1).items()
+        for pair, v in tables.judged(record, "t", pairs, Margins(0.05, 0.1)).items()
     }
     kinds = {name: verdict.kind for name, verdict in found.items()}
     assert kinds == {
@@ -233,10 +235,37 @@ def test_a_place_per_input_that_is_the_same_for_all_inputs_is_not_learned(alike,
         share = 0.99 if number < alike else 0.98
         row["evidence"] = {"decisions": {"position": decided(MOVED) | {"share": share}}}
     record = rows("base", (0.5, 0.52, 0.51), "prefix") + decided_rows
-    verdict = tables.judged(record, "t", [("base", "each")], 0.05, 0.1)["base", "each"]
+    verdict = tables.judged(record, "t", [("base", "each")], Margins(0.05, 0.1))["base", "each"]
     assert verdict.kind == (kind if level == "instance" else "better")
     told = f"each: position is one for all inputs in {alike} of 3 runs"
     assert verdict.note == (told if level == "instance" and alike else "")
+
+
+@pytest.mark.parametrize(
+    "costs, by_cost, start, kind",
+    [
+        ((1.7, 2.0, 1.9), True, math.log(2), "better"),
+        ((1.7, 2.0, 1.9), False, math.log(2), "not learned"),
+        ((1.7, 2.0, 1.9), True, 0.5, "not learned"),  # it may have cost as much at its start
+        ((0.1, -0.1, 0.2), True, math.log(2), "not learned"),
+        ((-1.7, -2.0, -1.9), True, math.log(2), "not learned"),
+    ],
+)
+def test_a_mixture_that_hardly_moved_is_learned_by_its_cost_where_that_was_fixed_before(
+    costs, by_cost, start, kind
+):
+    rows = [
+        {"purpose": "report", "task": "t", "method": "base", "seed": seed, "scores": {"test": {"a": 0.5}}}
+        for seed in range(3)
+    ]
+    for seed, cost in enumerate(costs):
+        found = decided(0.05) | {"cost": [cost, 0.1], "options": 2, "entropy_first": start, "share": 0.6}
+        scores = {"test": {"a": 0.7 + 0.01 * seed}}
+        rows.append(
+            rows[seed] | {"method": "pool", "scores": scores, "evidence": {"decisions": {"vector": found}}}
+        )
+    limits = Margins(0.05, 0.1, by_cost)
+    assert tables.judged(rows, "t", [("base", "pool")], limits)["base", "pool"].kind == kind
 
 
 def test_a_published_record_gives_the_same_table_and_keeps_what_made_it(runs, capsys):
