@@ -113,6 +113,24 @@ def test_tensors_that_stay_are_counted(monkeypatch):
     assert facts.memory(60)[1] >= 4
 
 
+def test_one_tensor_that_grows_is_counted_in_bytes(monkeypatch):
+    grows = torch.zeros(0)
+    decide = facts.test_threads.decide
+
+    def growing(*given):
+        grows.resize_(len(grows) + 5)
+        return decide(*given)
+
+    monkeypatch.setattr(facts.test_threads, "decide", growing)
+    assert facts.memory(60)[1] >= 20
+
+
+def test_a_process_that_grows_without_tensors_is_counted_in_megabytes(monkeypatch):
+    found = iter([(9, 400, 100 * 2**20), (9, 400, 111 * 2**20)])
+    monkeypatch.setattr(facts, "alive_now", lambda: next(found))
+    assert facts.memory(20)[1] == 6
+
+
 # --- mutants ---
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -235,13 +235,22 @@ def _again(one: Study, options, given: dict) -> int:
     return int(differ > 0)
 
 
-def _cells(options, one: Study) -> Iterable[tuple[Cell, list[dict]]]:
+def _cells(options, one: Study) -> list[tuple[Cell, list[dict]]]:
     """The tables of a study with their rows; cells without a reported run are left out."""
     rows = labelled_rows(options, one)
-    for cell in one.cells():
-        own = [row for row in rows if cell.holds(row)]
-        if any(row["purpose"] == "report" for row in own):
-            yield cell, own
+    found = [(cell, [row for row in rows if cell.holds(row)]) for cell in one.cells()]
+    return [(cell, own) for cell, own in found if any(row["purpose"] == "report" for row in own)]
+
+
+def _say_absent(one: Study, cells: Sequence[tuple[Cell, list[dict]]]) -> None:
+    """A first line on what is left out: tables and methods of the study without a reported run."""
+    there = {cell.title: tables.reports(rows, cell.task) for cell, rows in cells}
+    absent = [cell.title for cell in one.cells() if cell.title not in there]
+    for cell, _ in cells:
+        names = [method.name for method in one.methods_in(cell) if method.name not in there[cell.title]]
+        absent += [f"{', '.join(names)} in {cell.title}"] if names else []
+    if absent:
+        print(f"Not run, so left out: {'; '.join(absent)}.\n")
 
 
 def split_of(one: Study) -> str:
@@ -264,7 +273,9 @@ def table(options) -> int:
     one = study_of(options)
     split = options.split or split_of(one)
     _head(one)
-    for cell, rows in _cells(options, one):
+    cells = _cells(options, one)
+    _say_absent(one, cells)
+    for cell, rows in cells:
         # A method may have nothing to say on a split, as a linear probe on classes that it never saw.
         rows = [row for row in rows if row["purpose"] == "choice" or split in row["scores"]]
         verdicts = _verdicts(one, cell, rows, split)
@@ -284,9 +295,9 @@ def verdict(options) -> int:
     """What the runs allow to say, with the evidence of learning."""
     for one in _asked(options):
         _head(one)
-        any_cell = False
-        for cell, rows in _cells(options, one):
-            any_cell = True
+        cells = _cells(options, one)
+        _say_absent(one, cells)
+        for cell, rows in cells:
             print(f"{cell.title} (margin {100 * one.verdict.margin:g} points)")
             groups = tables.reports(rows, cell.task)
             for (baseline, method), judged in _verdicts(one, cell, rows).items():
@@ -296,8 +307,6 @@ def verdict(options) -> int:
                 for line in _again_lines(one, {method: groups.get(method, [])}):
                     print(f"    {line}")
             print()
-        if not any_cell:
-            print("not run\n")
     return 0
 
 
@@ -337,7 +346,9 @@ def figure(options) -> int:
     from dplearn.experiments import figures
 
     one = study_of(options)
-    for path in figures.draw(one, [*_cells(options, one)], Path(options.out)):
+    cells = _cells(options, one)
+    _say_absent(one, cells)
+    for path in figures.draw(one, cells, Path(options.out)):
         print(path)
     return 0
 

@@ -132,7 +132,30 @@ def test_verdicts_say_what_was_not_learned_not_run_and_by_which_evidence(runs, c
         in text
     )
     main(["verdict", "estimators-place", "--runs", str(runs[1] / "runs")])
-    assert capsys.readouterr().out.rstrip().endswith("not run")
+    titles = "; ".join(cell.title for cell in study.read("estimators-place").cells())
+    assert capsys.readouterr().out.rstrip().endswith(f"Not run, so left out: {titles}.")
+
+
+@pytest.mark.parametrize("verb", ["table", "verdict"])
+def test_methods_and_tables_that_were_not_run_are_named_first(runs, capsys, monkeypatch, verb):
+    """Never a table that is short of a method, or of a whole task, without a word."""
+    known = commands.labelled_rows
+    lost = "world/rte?shots=8&draw=seed"
+    monkeypatch.setattr(
+        commands,
+        "labelled_rows",
+        lambda *given: [
+            row
+            for row in known(*given)
+            if row["task"] != lost and not (row["method"] == "prefix" and row["purpose"] == "report")
+        ],
+    )
+    call(runs, verb)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Not run"))
+    one = study.read(runs[0])
+    whole = [cell.title for cell in one.cells() if cell.task == lost]
+    parts = [f"prefix in {cell.title}" for cell in one.cells() if cell.task != lost]
+    assert line == f"Not run, so left out: {'; '.join(whole + parts)}."
 
 
 def test_gains_are_set_against_the_probe_of_the_fixed_prompts(runs, capsys):
