@@ -499,7 +499,7 @@ def test_what_the_paper_map_says_of_vit_is_in_the_record():
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
     line = next(line for line in lines if line.startswith("| The gains hold for vision models"))
     found = [recorded.table("vit-decisions", task) for task in ("images/digits", "images/icons-classes")]
-    assert {each.seeds("VPT, shallow") for each in found} == {5} and "five seeds" in line
+    assert {each.seeds("VPT, shallow") for each in found} == {10} and "ten seeds" in line
     decided, coded = "place per image, score-function", "place per image, coded"
     moved = [f"{each.lines[decided].evidence['position']['moved']:.2f}" for each in found]
     drawn = [f"{100 * each.lines['place drawn for each image'].mean:.1f}" for each in found]
