@@ -274,8 +274,8 @@ def test_printed_lines_without_columns_break_on_a_phone(browser, address):
     """The result stands at their end. Aligned lines stay whole, and so does everything on a wide screen."""
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(f"{address}/{CHAPTER}")
-    wraps = '''boxes => boxes.map(box => [getComputedStyle(box).whiteSpace, box.scrollWidth <= box.clientWidth + 1,
-      / {2,}/.test(box.textContent.trim())])'''
+    wraps = """boxes => boxes.map(box => [getComputedStyle(box).whiteSpace, box.scrollWidth <= box.clientWidth + 1,
+      / {2,}/.test(box.textContent.trim())])"""
     printed = page.locator("article .cell_output pre")
     prose, aligned = [], []
     for space, fits, columns in printed.evaluate_all(wraps):
