@@ -11,10 +11,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import make_dataclass
+from difflib import get_close_matches
 from functools import cache
 from types import FunctionType
 from typing import Any, SupportsIndex
 
+import torch
 from torch import nn
 
 from dplearn.offload import device_of
@@ -87,6 +89,17 @@ def names_of(forward: Callable) -> frozenset[str] | None:
     return frozenset(parameters) - {"self"}
 
 
+@cache
+def nearly(name: str, known: tuple[str, ...]) -> str | None:
+    """The known name that ``name`` seems to mean by a slip of the pen, or None.
+
+    >>> nearly("context_lenght", ("labels", "context_length")), nearly("num_items_in_batch", ("labels",))
+    ('context_length', None)
+    """
+    alike = get_close_matches(name, known, 1, cutoff=0.82)
+    return alike[0] if alike and abs(len(alike[0]) - len(name)) <= 3 else None
+
+
 class AsBackbone(nn.Module):
     """A module whose ``backbone`` answers what libraries ask (``ASKED``), of a class made for the backbone's class."""
 
@@ -127,14 +140,19 @@ class AsBackbone(nn.Module):
         return {n: v for n, v in batch.items() if self.known_names is None or n in self.known_names}
 
     def _check_names(self, names) -> None:
-        """Raise TypeError where an argument is neither of the backbone's forward nor of a prompt."""
-        if self.known_names is not None:
-            for name in names:
-                if name not in self.known_names:
-                    raise TypeError(
-                        f"{name} is not an argument of {self._get_name()}.forward, nor of a prompt: expected some of "
-                        f"{sorted(self.known_names)}"
-                    )
+        """Raise TypeError where an argument is neither of the backbone's forward nor of a prompt.
+
+        Most models take any name and do nothing with those that they do not know. So where one is nearly the name of an
+        argument it is taken for a slip: ``context_lenght`` would leave the prompt in another place without a word.
+        """
+        for name in names:
+            start = f"{name} is not an argument of {self._get_name()}.forward, nor of a prompt: expected "
+            if self.known_names is not None and name not in self.known_names:
+                raise TypeError(f"{start}some of {sorted(self.known_names)}")
+            if self.known_names is None and name not in self.places and not torch.compiler.is_compiling():
+                near = nearly(name, self.places)
+                if near is not None:
+                    raise TypeError(f"{start}{near}, or a name that is less like it")
 
     @property
     def config(self):

@@ -137,6 +137,20 @@ def test_a_wrong_boundary_is_named(name, value):
             call(ids, mask, **{name: value})
 
 
+def test_a_context_of_more_tokens_than_there_are_is_refused():
+    """The prompt would stand behind the answer. As many as there are is the whole input."""
+    model, (ids, mask) = decoder("gpt2", position="instance"), spliced.padded(ROWS, "left")
+    lengths = torch.tensor([len(row) for row in ROWS])
+    assert_close(
+        model(ids, mask, context_length=lengths).logits, model(ids, mask, keep_last=0).logits, rtol=0, atol=0
+    )
+    lengths[1] += 2
+    said = f"context_length is {len(ROWS[1]) + 2} for instance 1, which has {len(ROWS[1])} real tokens"
+    for call in (model, model.generate, model.decide):
+        with pytest.raises(ValueError, match=said):
+            call(ids, mask, context_length=lengths)
+
+
 @pytest.mark.parametrize("name", ["forward", "generate", "decide", "insert_prompt", "summarize"])
 def test_both_boundaries_are_one_too_many(name):
     model, (ids, mask) = decoder("llama", position="instance"), spliced.padded(ROWS)

@@ -139,6 +139,24 @@ def test_a_name_that_the_backbone_does_not_take_is_a_type_error(kind):
         model(**given)
 
 
+def test_a_slip_in_a_name_is_an_error_where_the_backbone_takes_any_name():
+    """It would be passed on, and nothing would come of it: a prompt in another place, a loss that is None."""
+    decoder, classifier = model_of("gpt2", "instance"), model_of("bert-classifier")
+    for model in (decoder, classifier):
+        assert model.known_names is None
+    for call in (decoder, decoder.decide, decoder.insert_prompt, decoder.summarize):
+        with pytest.raises(
+            TypeError, match="context_lenght is not an argument of .*: expected context_length"
+        ):
+            call(IDS, context_lenght=2)
+    with pytest.raises(TypeError, match="lables is not an argument of BertForSeq.*: expected labels"):
+        classifier(IDS, lables=torch.tensor([1]))
+    # What the Trainer and callers of transformers pass by names of their own goes through.
+    found = decoder(IDS, keep_last=1, num_items_in_batch=3, output_hidden_states=True)
+    assert_close(found.logits, decoder(IDS, keep_last=1).logits, rtol=0, atol=0)
+    assert found.hidden_states is not None
+
+
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "bert", "vit"])
 def test_a_batch_as_one_argument_is_told_to_be_unpacked(kind):
     model = model_of(kind)

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import torch._dynamo.testing
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, ViTConfig, ViTForMaskedImageModeling
 
 import dplearn as dp
@@ -468,7 +469,34 @@ IDS, MASK = tiny.batch([6, 3, 8])
             ValueError,
             "prompt has width 9, but T5ForConditionalGeneration has width 16",
         ),
+        (
+            lambda: dp.prompted(make(tiny.t5())),
+            TypeError,
+            "got dplearn.model.PromptedT5.*, which has a prompt: its add_prompt",
+        ),
+        (
+            lambda: dp.prompted(get_peft_model(tiny.t5(), LoraConfig(target_modules=["q"]))),
+            TypeError,
+            r"got peft.peft_model.PeftModel: give its get_base_model\(\)",
+        ),
         (lambda: make(tiny.t5())(), ValueError, "expected one of input_ids and inputs_embeds, got none"),
+        (lambda: make(tiny.t5())("a text"), TypeError, "input_ids is a str, expected a tensor: tokenizer"),
+        (
+            lambda: make(tiny.t5())(IDS, MASK.tolist(), labels=LABELS),
+            TypeError,
+            "attention_mask is a list, expected a tensor",
+        ),
+        (
+            lambda: make(tiny.t5())(IDS + 1000, MASK, labels=LABELS),
+            ValueError,
+            rf"input_ids holds 1\d\d\d, expected 0..{tiny.t5().config.vocab_size - 1}: the tokenizer",
+        ),
+        (lambda: make(tiny.bert())(-IDS - 1, MASK), ValueError, "input_ids holds -"),
+        (
+            lambda: make(tiny.bart())(IDS, MASK),
+            ValueError,
+            "labels=None and decoder_input_ids=None, expected one of them: the decoder of BartFor",
+        ),
         (lambda: make(tiny.t5())(IDS, MASK, inputs_embeds=torch.zeros(3, 8, 16)), ValueError, "got both"),
         (
             lambda: make(tiny.t5())(IDS, MASK[:, :-1], labels=LABELS),

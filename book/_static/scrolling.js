@@ -15,7 +15,17 @@
     else box.removeAttribute("tabindex");
   };
 
+  // Printed lines without columns are read like prose: on a phone they break (custom.css), since what stands at their
+  // end is the result. Where spaces align something, lines stay whole and the box scrolls.
+  const columns = /\S {2,}\S/;
+  const markProse = () => {
+    for (const printed of document.querySelectorAll("article .cell_output pre")) {
+      if (!columns.test(printed.textContent)) printed.classList.add("prose");
+    }
+  };
+
   document.addEventListener("DOMContentLoaded", () => {
+    markProse();
     // A box is measured again whenever it or what it holds changes its width: solutions open, mathematics is drawn.
     const sizes = new ResizeObserver((entries) => {
       for (const { target } of entries) measure(target.closest(boxes) || target);

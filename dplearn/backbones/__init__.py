@@ -42,7 +42,7 @@ def adapt(backbone: nn.Module) -> Backbone:
     start = f"backbone={type(backbone).__name__} cannot take a prompt: "
     if not isinstance(backbone, PreTrainedModel):
         kind = f"{type(backbone).__module__}.{type(backbone).__name__}"
-        raise TypeError(f"{start}expected a transformers PreTrainedModel, got {kind}")
+        raise TypeError(f"{start}expected a transformers PreTrainedModel, got {kind}{_instead_of(backbone)}")
     for adapter in ADAPTERS:
         if adapter.refusal(backbone) is None:
             candidate = adapter(backbone)
@@ -52,6 +52,18 @@ def adapt(backbone: nn.Module) -> Backbone:
             if reason != OTHER_WAY:
                 raise TypeError(start + reason)
     raise TypeError(start + nearest(backbone).refusal(backbone))
+
+
+def _instead_of(backbone: object) -> str:
+    """What to give in place of a model that holds a transformers model, as the end of an error message."""
+    if hasattr(backbone, "prompt_config"):
+        return ", which has a prompt: its add_prompt puts another one beside it, its unload gives the backbone back"
+    if hasattr(backbone, "peft_config"):
+        return (
+            ": give its get_base_model(), in which adapters such as LoRA stay in place, frozen "
+            "(import_peft reads a prompt of PEFT)"
+        )
+    return ""
 
 
 def nearest(backbone: nn.Module) -> type[Backbone]:

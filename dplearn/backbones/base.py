@@ -23,6 +23,7 @@ from dplearn.backbones.views import Changes, evaluating
 from dplearn.checks import caller_level
 from dplearn.config import PromptConfig
 from dplearn.estimators import instance_losses
+from dplearn.insertion import values_are_free
 from dplearn.offload import device_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
 from dplearn.summaries import masked_mean
@@ -185,6 +186,12 @@ class Backbone:
         if (ids is None) == (rows is None):
             both = "both" if ids is not None else "none"
             raise ValueError(f"expected one of input_ids and inputs_embeds, got {both}")
+        for name, value in (("input_ids", ids), ("attention_mask", mask), ("inputs_embeds", rows)):
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} is a {type(value).__name__}, expected a tensor: "
+                    "tokenizer(texts, return_tensors='pt', padding=True) makes them of texts"
+                )
         if ids is not None and (ids.ndim != 2 or ids.is_floating_point() or 0 in ids.shape):
             raise ValueError(
                 f"input_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}, expected integers (batch, seq)"
@@ -194,6 +201,13 @@ class Backbone:
             raise ValueError(
                 f"inputs_embeds has shape {tuple(rows.shape)}, expected (batch, seq, {self.width})"
             )
+        if ids is not None and values_are_free(ids) and self.vocabulary:
+            outside = ids[(ids < 0) | (ids >= self.vocabulary)]
+            if outside.numel():
+                raise ValueError(
+                    f"input_ids holds {int(outside[0])}, expected 0..{self.vocabulary - 1}: the tokenizer has other "
+                    f"tokens than {type(self.model).__name__}"
+                )
         shape = (ids if rows is None else rows).shape[:2]
         if mask is None:
             self._warn_of_padding(ids)

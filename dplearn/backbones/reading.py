@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dplearn.checks import is_whole
 from dplearn.estimators import pick
+from dplearn.insertion import values_are_free
 from dplearn.prompt import PromptedInput
 
 if TYPE_CHECKING:
@@ -67,14 +68,22 @@ class Boundary(NamedTuple):
 
         Raises
         ------
-        ValueError : not whole numbers of at least 0, or not one for each instance.
+        ValueError : not whole numbers of at least 0, or not one for each instance; a context of more tokens than there
+            are, where values can be looked at (on a CPU, outside of compiled code).
         """
         if self.keep_last is not None:
             return _whole("keep_last", self.keep_last, mask)
         if self.context_length is None:
             return otherwise
-        real = (mask != 0).sum(1)
-        return (real - _whole("context_length", self.context_length, mask)).clamp(min=0)
+        behind = (mask != 0).sum(1) - _whole("context_length", self.context_length, mask)
+        if values_are_free(behind) and (behind < 0).any():
+            number = int(behind.argmin())
+            real = int((mask[number] != 0).sum())
+            raise ValueError(
+                f"context_length is {real - int(behind[number])} for instance {number}, which has {real} real tokens: "
+                "expected at most that many (was the input cut, or counted with other tokens?)"
+            )
+        return behind.clamp(min=0)
 
 
 def _whole(name: str, value: int | Tensor, mask: Tensor) -> int | Tensor:

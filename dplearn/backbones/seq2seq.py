@@ -20,6 +20,9 @@ from dplearn.backbones.text import moved, no_table, right_padded
 from dplearn.backbones.views import below, changed, evaluating, path_of
 from dplearn.config import PromptConfig
 
+# What gives the decoder something to read.
+DECODED = ("labels", "decoder_input_ids", "decoder_inputs_embeds")
+
 
 class Seq2SeqBackbone(Backbone):
     """Adapter of an encoder-decoder model with a language-modelling head."""
@@ -146,6 +149,11 @@ class Seq2SeqBackbone(Backbone):
         return {f"{below(path, name)}:compute_bias": change for name in attentions}
 
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
+        if self.model.can_generate() and all(reading.given.get(name) is None for name in DECODED):
+            raise ValueError(
+                f"labels=None and decoder_input_ids=None, expected one of them: the decoder of "
+                f"{type(self.model).__name__} has nothing to read (generate needs neither)"
+            )
         with changed(self.model, {} if placed.moves is None else self._carrying(placed.moves)) as model:
             return model(**self._given(placed, reading, reading.given))
 

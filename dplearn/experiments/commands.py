@@ -74,6 +74,11 @@ def list_studies(options) -> int:
                 f"{', '.join(state) or 'not run'}"
             )
             print(f"  {each.title}")
+    print(
+        "\nchoices: runs on validation that choose settings; reports: the runs of the tables.\n"
+        "published: rows of the record that ships, also of grids that were widened and of settings that a file has no "
+        "more.\n`plan STUDY` says how many of the file's own runs are among them."
+    )
     return 0
 
 
@@ -100,11 +105,16 @@ def plan(options) -> int:
     """How many runs are done, here or in the published record, and the hours that the others take on one process."""
     one = study_of(options)
     rows, counts, here = rows_of(options, one), jobs.count(one), store_of(options, one).rows()
-    done = [job for job in jobs.jobs(one, rows) if job.key in rows]
+    known = list(jobs.jobs(one, rows))
+    done = [job for job in known if job.key in rows]
     published = [job for job in done if job.key not in here]
-    total = counts["choice"] + counts["report"]
+    # Where an axis was widened there are more runs than the file tells.
+    total = max(counts["choice"] + counts["report"], len(known))
+    more = total - counts["choice"] - counts["report"]
     print(
-        f"{one.name}: {counts['choice']} choice runs and {counts['report']} report runs; {len(done)} of them done"
+        f"{one.name}: {counts['choice']} choice runs and {counts['report']} report runs"
+        + (f", {more} more where grids were widened" if more else "")
+        + f"; {len(done)} of them done"
         + (f", {len(published)} in the published record alone" if published else "")
     )
     if published:

@@ -35,7 +35,8 @@ class Progress:
         self.finished += 1
         left = (time.monotonic() - self.started) / self.finished * (total - done)
         scores = ", ".join(f"{split} {next(iter(s.values())):.3f}" for split, s in row["scores"].items())
-        self.say(f"[{done}/{total}, {clock(left)} left] {job}: {scores} ({row.get('seconds', 0)} s)")
+        after = f", {clock(left)} left" if done < total else ""
+        self.say(f"[{done}/{total}{after}] {job}: {scores} ({row.get('seconds', 0)} s)")
 
 
 def clock(seconds: float) -> str:

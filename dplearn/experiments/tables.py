@@ -258,6 +258,8 @@ def _verdict(groups: Mapping, pair: tuple[str, str], gain, limits: Margins) -> V
     missing = [name for name in pair if name not in groups]
     if missing:
         return verdicts.judge(None, margin, why=f"no runs of {' and '.join(missing)}")
+    if gain is None:
+        return Verdict("not tested", margin=margin, note=f"{pair[1]} and {pair[0]} have no seed in common")
     notes = []
     for name in pair[::-1]:
         evidence = evidence_over(groups[name])

@@ -11,7 +11,7 @@ Of three sentences one is said:
 
 Where decision reports say that a decision did not move, or that one made per input is the same for all inputs in most
 runs, "not learned" stands in their place, since nothing about the method follows; "not run" where runs are missing;
-"not tested" where a study says that its claim was not put to a test.
+"not tested" where a study says that its claim was not put to a test, or the two have no seed in common.
 """
 
 from __future__ import annotations

@@ -270,6 +270,23 @@ def test_the_first_tap_defines_and_the_second_follows(browser, address):
     page.close()
 
 
+def test_printed_lines_without_columns_break_on_a_phone(browser, address):
+    """The result stands at their end. Aligned lines stay whole, and so does everything on a wide screen."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(f"{address}/{CHAPTER}")
+    wraps = """boxes => boxes.map(box => [getComputedStyle(box).whiteSpace, box.scrollWidth <= box.clientWidth + 1,
+      / {2,}/.test(box.textContent.trim())])"""
+    printed = page.locator("article .cell_output pre")
+    prose, aligned = [], []
+    for space, fits, columns in printed.evaluate_all(wraps):
+        (prose if space == "pre-wrap" else aligned).append((fits, columns))
+    assert len(prose) > 3 and all(fits for fits, _ in prose)
+    assert aligned and all(columns for _, columns in aligned)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert {space for space, *_ in printed.evaluate_all(wraps)} == {"pre"}
+    page.close()
+
+
 def test_what_is_wider_fades_where_more_follows(browser, address):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(f"{address}/{CHAPTER}")

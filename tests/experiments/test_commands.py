@@ -210,8 +210,10 @@ def test_the_verdicts_of_a_table_are_one_family():
     record = [
         *rows("base", (0.5, 0.52, 0.51)), *rows("up", (0.6, 0.63, 0.6)), *rows("alike", (0.5, 0.53, 0.5)),
         *rows("unreported", (0.6, 0.6, 0.6), learned), *rows("still", (0.6, 0.6, 0.6), learned, STILL),
+        rows("alone", (0.6,))[0] | {"seed": 9},
     ]  # fmt: skip
-    pairs = [("base", name) for name in ("up", "alike", "unreported", "still", "absent")] + [("still", "up")]
+    names = ("up", "alike", "unreported", "still", "absent", "alone")
+    pairs = [("base", name) for name in names] + [("still", "up")]
     found = {
         pair[1] if pair[0] == "base" else "over still": v
         for pair, v in tables.judged(record, "t", pairs, Margins(0.05, 0.1)).items()
@@ -219,7 +221,7 @@ def test_the_verdicts_of_a_table_are_one_family():
     kinds = {name: verdict.kind for name, verdict in found.items()}
     assert kinds == {
         "up": "better", "alike": "no difference", "unreported": "not tested", "still": "not learned",
-        "absent": "not run", "over still": "not learned",
+        "absent": "not run", "alone": "not tested", "over still": "not learned",
     }  # fmt: skip
     gains = {
         name: [headline(a) - headline(b) for a, b in zip(record[i : i + 3], record[:3])]
@@ -230,6 +232,7 @@ def test_the_verdicts_of_a_table_are_one_family():
     assert found["up"].difference.level == pytest.approx(expected["up"].level)
     assert found["alike"].difference.half == pytest.approx(expected["alike"].half)
     assert found["absent"].sentence() == "not run: no runs of absent"
+    assert found["alone"].sentence() == "not tested: alone and base have no seed in common"
     assert found["unreported"].sentence() == "not tested: unreported has no report on its decisions"
 
 
@@ -373,6 +376,17 @@ def test_a_row_runs_again_by_its_command_and_is_compared(runs, capsys, monkeypat
     assert "(recorded {'test': {'accuracy': 0.7}})" in capsys.readouterr().out
 
 
+def test_a_plan_counts_the_runs_of_widened_grids(runs, capsys, monkeypatch):
+    """There are more of them than the file tells; when all are done, nothing is left, and not less than nothing."""
+    monkeypatch.setattr(jobs, "count", lambda one: {"choice": 3, "report": 4})
+    call(runs, "plan")
+    text, done = capsys.readouterr().out, len(list((runs[1] / "runs" / "try").glob("*.json")))
+    assert (
+        f"3 choice runs and 4 report runs, {done - 7} more where grids were widened; {done} of them" in text
+    )
+    assert "about 0.0 hours" in text
+
+
 def test_a_finished_study_says_so_and_plans_nothing(runs, capsys):
     call(runs, "plan")
     text = capsys.readouterr().out
@@ -416,7 +430,9 @@ def test_errors_are_one_line_and_a_status(runs, capsys, tmp_path):
 def test_the_list_and_a_study_in_words(capsys, tmp_path):
     main(["list", "--runs", str(tmp_path)])
     text = capsys.readouterr().out
-    told = [line[:28].strip() for line in text.splitlines()[::2]]
+    lines, _, words = text.partition("\n\n")
+    told = [line[:28].strip() for line in lines.splitlines()[::2]]
+    assert all(f"{word}: " in words for word in ("choices", "reports", "published"))
     assert told == [
         each
         for name in study.names()
