@@ -143,13 +143,18 @@ def test_every_notebook_is_a_page_and_every_page_exists():
     assert {str(path.relative_to(ROOT).with_suffix("")) for path in PAGES} <= set(files)
 
 
-def test_map_says_what_exists():
+def test_the_map_names_every_page_in_the_order_of_the_contents():
     rows = re.findall(
-        r"^\| (\d\d) \|.*\{(ready|planned)\}", (ROOT / "book" / "intro.md").read_text(), re.MULTILINE
+        r"^\| (\d\d)? ?\| \{doc\}`(?:[^`<]* <)?([^`>]+)>?` \|",
+        (ROOT / "book" / "intro.md").read_text(),
+        re.MULTILINE,
     )
-    ready = {number for number, status in rows if status == "ready"}
-    assert [number for number, _ in rows] == [f"{number:02d}" for number in range(16)]
-    assert ready == {path.stem[:2] for path in NOTEBOOKS}
+    chapters = [(number, page.rpartition("/")[2]) for number, page in rows if number]
+    assert chapters == [(path.stem[:2], path.stem) for path in sorted(NOTEBOOKS)]
+    pages = [name.removeprefix("book/") for name in toc_files() if name.startswith("book/")]
+    assert [page for number, page in rows if not number] == [
+        page for page in pages if "/" not in page and page != "intro"
+    ]
 
 
 def test_every_module_is_in_the_api_reference():

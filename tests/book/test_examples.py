@@ -283,7 +283,9 @@ def test_what_the_paper_map_says_of_few_examples_is_in_the_record(tmp_path):
         )
         assert f"a place per input: {each.sentence()}" in line
         if cell.task.startswith("world/color"):
-            assert "position moved by 0.09" in task.sentence() and "hardly moved (total variation 0.09)" in line
+            assert (
+                "position moved by 0.09" in task.sentence() and "hardly moved (total variation 0.09)" in line
+            )
             assert statistics.stdev(scores["best fixed split"]) > 0.2
         else:
             assert "position moved by 0.02" in task.sentence()
