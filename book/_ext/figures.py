@@ -31,7 +31,7 @@ LEAST, MOST = 220, 300
 GAP = 12
 NARROW = "screen and (max-width: 600px)"
 
-LIGHT, DARK = "#ffffff", "#14181e"  # the grounds of the theme
+DARK = "#121212"  # the ground of a dark page
 INK = "#ced6dd"  # of the theme's text on a dark page
 # The dark brown of dplearn/plots.py is orange in the dark, as Okabe and Ito have it.
 PARTNERS = {"#7a5200": "#e69f00"}
@@ -86,7 +86,7 @@ def in_the_dark(colour):
     made lighter until letters in them can be read.
 
     >>> in_the_dark("#ffffff"), in_the_dark("#000000"), in_the_dark("#7a5200")
-    ('#14181e', '#ced6dd', '#e69f00')
+    ('#121212', '#ced6dd', '#e69f00')
     """
     colour = colour.lower()
     values = channels(colour)
