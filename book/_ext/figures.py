@@ -225,23 +225,29 @@ def columns(panels, ids):
 
 
 def words_of_axis(panel):
-    """The parts of a panel that say what its vertical axis shows: numbers and name."""
-    vertical = [child for child in panel if child.get("id", "").startswith("matplotlib.axis_")][1:2]
-    parts = [part for axis in vertical for tick in axis for part in (tick, *tick)]
-    return [part for part in parts if part.get("id", "").startswith("text_")]
+    """What a panel says about its vertical axis: its numbers, and its name."""
+    axis = [child for child in panel if child.get("id", "").startswith("matplotlib.axis_")][1]
+    numbers = [part for tick in axis for part in tick if part.get("id", "").startswith("text_")]
+    return numbers, [part for part in axis if part.get("id", "").startswith("text_")]
 
 
 def moved_words(panel, panels, ids):
-    """What the first panel of a row says about its vertical axis, for one that shares it and says nothing itself."""
+    """What a panel leaves to the first one of its row to say about the vertical axis: numbers, where they share it, and
+    the name."""
     here = frame(panel, ids)
-    row = [each for each in panels if abs(frame(each, ids)[1] - here[1]) < 2 and words_of_axis(each)]
-    if words_of_axis(panel) or not row:
-        return []
+    row = [each for each in panels if abs(frame(each, ids)[1] - here[1]) < 2]
     first = min(row, key=lambda each: frame(each, ids)[0])
-    words = copy.deepcopy(words_of_axis(first))
+    (own, own_name), (numbers, name) = words_of_axis(panel), words_of_axis(first)
+    if own:  # the name stands as far from them as it does there
+        words = [] if own_name or not numbers else name
+        shift = box(own, ids)[0] - box(numbers, ids)[0] if words else 0
+    else:
+        words = numbers + ([] if own_name else name)
+        shift = here[0] - frame(first, ids)[0]
+    words = copy.deepcopy(words)
     for element in (each for word in words for each in word.iter()):
         element.attrib.pop("id", None)  # the letters are defined where they stood
-    return [moved(words, here[0] - frame(first, ids)[0], 0)]
+    return [moved(words, shift, 0)] if words else []
 
 
 def rows_of(panels, ids, most=MOST):

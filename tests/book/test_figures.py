@@ -174,10 +174,27 @@ def test_panels_stand_below_one_another_with_the_words_of_their_axis(example):
     assert len(list(above)) == 7 and len({figures.box([entry], ids)[1] // 10 for entry in above}) > 2
 
 
+def test_a_panel_with_numbers_of_its_own_gets_the_name_of_its_axis_alone(example):
+    wide = figures.parsed(example.read_text())
+    ids, (first, second, _) = figures.named(wide), figures.children(wide, "axes_")
+    numbers, name = figures.words_of_axis(first)
+    assert len(numbers) > 3 and len(name) == 1 and figures.words_of_axis(second) == ([], [])
+    (words,) = figures.moved_words(second, [first, second], ids)
+    assert len(words) == len(numbers) + 1
+    axis = [child for child in second if child.get("id", "").startswith("matplotlib.axis_")][1]
+    axis[0].append(numbers[0])  # now it has a number, though in the place of the other's
+    (words,) = figures.moved_words(second, [first, second], ids)
+    left = figures.box(name, ids)[0] - figures.box(numbers, ids)[0]
+    assert len(words) == 1
+    assert figures.box([words], ids)[0] - figures.box([numbers[0]], ids)[0] == pytest.approx(left, abs=0.01)
+    axis.append(name[0])
+    assert figures.moved_words(second, [first, second], ids) == []
+
+
 def test_no_letter_is_lost_on_the_way(example):
     wide = figures.parsed(example.read_text())
     count = len(list(figures.letters(wide)))
-    axis = figures.words_of_axis(figures.children(wide, "axes_")[0])
+    axis = sum(figures.words_of_axis(figures.children(wide, "axes_")[0]), [])
     repeated = [
         path
         for word in axis
