@@ -135,7 +135,7 @@ matplotlib.use("module://matplotlib_inline.backend_inline")
 from dplearn import plots
 plots.use_style()  # before the first figure, when nothing is set up, and after it
 import matplotlib.pyplot as plt
-figure = plt.figure()
+figure, _ = plt.subplots()
 for _ in range(2):
     data, _ = shell.display_formatter.format(figure)
     assert "image/png" not in data, list(data)
