@@ -283,8 +283,10 @@ def test_what_is_wider_fades_where_more_follows(browser, address):
 
 
 FIGURES = """
-() => [...document.querySelectorAll("article .drawing")].map((figure) => {
+() => Promise.all([...document.querySelectorAll("article .drawing")].map(async (figure) => {
   const images = [...figure.querySelectorAll("img")].filter((image) => image.checkVisibility());
+  for (const image of images) image.loading = "eager"; // those in the dark wait until they are seen
+  await Promise.all(images.map((image) => image.decode()));
   const links = [...figure.querySelectorAll("a")].filter((link) => link.checkVisibility());
   return {
     files: images.map((image) => image.currentSrc.split("/").pop()),
@@ -294,7 +296,7 @@ FIGURES = """
     links: links.map((link) => link.getAttribute("aria-label")),
     caption: figure.closest("figure").querySelector("figcaption").checkVisibility(),
   };
-})
+}))
 """
 
 
