@@ -37,6 +37,8 @@ class Page(HTMLParser):
             self.links.append(attributes["href"])
         if tag in LOADS and attributes.get(LOADS[tag]):
             self.loads.append(attributes[LOADS[tag]])
+        if attributes.get("srcset"):
+            self.loads += [each.split()[0] for each in attributes["srcset"].split(",") if each.strip()]
         if tag == "link" and LINK_LOADS & set((attributes.get("rel") or "").split()):
             self.loads.append(attributes.get("href") or "")
         if tag == "img" and not is_described(attributes):

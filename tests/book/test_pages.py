@@ -229,6 +229,10 @@ PAGES = {
     "broken link": (HEAD.format("", '<a href="none.html">x</a>'), "broken link"),
     "broken anchor": (HEAD.format("", '<a href="#none">x</a>'), "broken anchor"),
     "outside": (HEAD.format('<script src="https://example.org/a.js"></script>', ""), "loads from outside"),
+    "no picture for phones": (
+        HEAD.format("", '<picture><source srcset="i.png 1x, none.svg 2x"><img src="i.png" alt="a"></picture>'),
+        "broken link: none.svg",
+    ),
     "wordless image": (HEAD.format("", '<img src="i.png" alt="i.png">'), "without alternative text"),
 }  # fmt: skip
 

@@ -299,6 +299,57 @@ def test_what_is_wider_fades_where_more_follows(browser, address):
     page.close()
 
 
+FIGURES = """
+() => Promise.all([...document.querySelectorAll("article .drawing")].map(async (figure) => {
+  const images = [...figure.querySelectorAll("img")].filter((image) => image.checkVisibility());
+  for (const image of images) image.loading = "eager"; // those in the dark wait until they are seen
+  await Promise.all(images.map((image) => image.decode()));
+  const links = [...figure.querySelectorAll("a")].filter((link) => link.checkVisibility());
+  return {
+    files: images.map((image) => image.currentSrc.split("/").pop()),
+    words: images.map((image) => image.alt),
+    grounds: images.map((image) => getComputedStyle(image).backgroundColor + getComputedStyle(image).filter),
+    widths: images.map((image) => image.getBoundingClientRect().width),
+    links: links.map((link) => link.getAttribute("aria-label")),
+    caption: figure.closest("figure").querySelector("figcaption").checkVisibility(),
+  };
+}))
+"""
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_figure_is_shown_and_heard_once(browser, address, view):
+    page = browser.new_page(**VIEWS[view])
+    page.emulate_media(media="print" if view.startswith("paper") else "screen")
+    page.goto(f"{address}/{CHAPTER}")
+    found = page.evaluate(FIGURES)
+    assert len(found) == 4
+    kind = "-dark.svg" if view.endswith("dark") and not view.startswith("paper") else ".svg"
+    for figure in found:
+        (file,), (words,), (width,) = figure["files"], figure["words"], figure["widths"]
+        assert file.endswith(kind) and (kind != ".svg" or "-dark" not in file)
+        assert figure["grounds"] == ["rgba(0, 0, 0, 0)none"] and figure["caption"]
+        assert figure["links"] == ([] if view.startswith("paper") else ["Open this figure alone"])
+        assert page.get_by_role("img", name=words, exact=True).count() == 1
+        assert not view.startswith("phone") or width >= 358  # what test_figures.py reckons with
+    narrow = ["fig-gumbel-bias", "fig-gumbel-segments"] if view.startswith("phone") else []
+    assert [f["files"][0].partition("-narrow")[0] for f in found if "-narrow" in f["files"][0]] == narrow
+    page.close()
+
+
+def test_a_figure_opens_alone_on_its_ground(browser, address):
+    page = browser.new_page(**VIEWS["desktop-dark"])
+    page.goto(f"{address}/{CHAPTER}")
+    page.locator("article .drawing").first.click()
+    page.wait_for_url("**/_images/fig-gumbel-bias-dark.svg#ground")
+    ground = "getComputedStyle(document.getElementById('ground'))"
+    assert page.evaluate(f"{ground}.visibility") == "visible"
+    assert page.evaluate(f"{ground}.fill") == "rgb(18, 18, 18)"
+    page.goto(page.url.partition("#")[0])
+    assert page.evaluate(f"{ground}.visibility") == "hidden"
+    page.close()
+
+
 def test_icons_are_drawn(browser, address):
     """Without the theme's script they are letters of its font."""
     page = browser.new_page()
