@@ -83,11 +83,15 @@ def test_a_further_call_adds_where_weights_and_options_are_the_same(tmp_path):
     model, (first, second) = model_of(), (batch_of([row], [2]) for row in (ROWS[0], ROWS[2]))
     kept = model.cache_inputs(first, verbose=False)
     assert model.cache_inputs(second, verbose=False) is kept and len(kept) == 2
-    for options in ({"dtype": torch.bfloat16}, {"folder": tmp_path / "a"}, {"folder": tmp_path / "b"}):
+    short, in_files = {"dtype": torch.bfloat16}, {"folder": tmp_path / "a"}
+    for options in (short, in_files, {"folder": tmp_path / "b"}, short | {"folder": tmp_path / "c"}):
         other = model.cache_inputs(second, **options, verbose=False)
         assert other is not kept and len(other) == 1 and model.adapter.kept is other
         assert other.made_as(options.get("dtype"), options.get("folder"))
         assert model.cache_inputs(second, **options, verbose=False) is other
+        if "folder" in options:
+            about = json.loads((options["folder"] / "kept.json").read_text())
+            assert about["dtype"] == str(options.get("dtype", torch.float64))
         kept = other
     with torch.no_grad():
         next(model.backbone.parameters()).mul_(1.5)
@@ -128,9 +132,9 @@ def test_it_says_how_much_is_new(tmp_path, capsys):
             f"keeping {room.replace('.0', '.1') if room == '12.0' else room} MB of 2 inputs {place}; 1 are kept already\n"
             f"keeping {thousand:,.1f} MB of 1,200 inputs {place}; 1 are kept already\n"
         )
-    model = model_of()
-    model.cache_inputs(batch_of())
-    assert capsys.readouterr().out == "keeping 0.0 MB of 3 inputs in memory; 0 are kept already\n"
+    for data in (batch_of(), iter([batch_of([row], [last]) for row, last in zip(ROWS, BEHIND)])):
+        model_of().cache_inputs(data)
+        assert capsys.readouterr().out == "keeping 0.0 MB of 3 inputs in memory; 0 are kept already\n"
 
 
 # --- folders ---
