@@ -58,6 +58,21 @@ def test_instance_logits_see_what_differs_between_the_training_inputs():
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_decision_learns_what_inputs_look_like_in_training_until_it_forgets():
+    controller = InstanceController(6, 4)
+    decision, steps = LearnedDecision(controller, Chooser()), []
+    for training, sampling in ((True, None), (False, None), (False, True), (True, False)):
+        decision.train(training)(torch.randn(5, 6), None, sampling)
+        steps.append(int(controller.standardizer.count))
+    assert steps == [5, 5, 10, 10]
+    controller.forget()
+    assert controller.standardizer.count == 0
+    plain = InstanceController(6, 4, standardize=False)
+    plain.observe(torch.randn(5, 6))
+    plain.forget()  # there is nothing to forget
+    assert plain.standardizer is None
+
+
 @pytest.mark.parametrize(
     "make", [lambda **o: TaskController(5, 2, **o), lambda **o: InstanceController(3, 5, **o)]
 )
