@@ -867,6 +867,7 @@ BAD = [
     ({"split": 1.0}, TypeError, r"split is float, expected an int or an integer tensor"),
     ({"split": True}, TypeError, r"split is bool, expected an int"),
     ({"prompt": torch.ones(5, 4)}, ValueError, r"prompt has width 4, expected 3, the width of inputs"),
+    ({"prompt": torch.ones(2, 5, 4)}, ValueError, r"^prompt has width 4, expected 3, the width of inputs$"),
     ({"prompt": torch.ones(0, 3)}, ValueError, r"prompt has shape \(0, 3\), expected .* length >= 1"),
     ({"prompt": torch.ones(3)}, ValueError, r"prompt has shape \(3,\), expected \(length, dim\)"),
     ({"prompt": torch.ones(4, 5, 3)}, ValueError, r"prompt holds 4 instances, expected 2"),
