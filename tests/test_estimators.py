@@ -525,6 +525,8 @@ def test_draws_are_made_where_the_logits_are_and_by_the_generator_alone():
     for name in estimators.comparing_losses():
         drawn = estimators.draw({"position": torch.zeros(2, 4, device="meta")}, name, samples=2)
         assert drawn.index["position"].device.type == drawn.log_probs.device.type == "meta"
+        usual = estimators.draw({"position": torch.zeros(2, 4, device="meta")}, name)
+        assert usual.index["position"].device.type == "meta"
         found = []
         for seed in (1, 2):
             torch.manual_seed(seed)
@@ -536,6 +538,15 @@ def test_draws_are_made_where_the_logits_are_and_by_the_generator_alone():
     choice = estimators.straight_through(torch.zeros(30, 9), 0.7, torch.Generator().manual_seed(0))
     again = estimators.straight_through(torch.zeros(30, 9), 0.7, torch.Generator().manual_seed(0))
     assert torch.equal(choice.index, again.index)
+
+
+@pytest.mark.parametrize("estimator", ["score-function", "score-function-batch"])
+def test_options_are_drawn_as_often_as_is_probable(estimator):
+    chances, count = torch.tensor([0.05, 0.5, 0.15, 0.3]), 40_000
+    logits = chances.log().expand(count // 2, -1)
+    drawn = estimators.draw({"size": logits}, estimator, 2, torch.Generator().manual_seed(0)).index["size"]
+    found = torch.bincount(drawn.flatten(), minlength=4) / count
+    assert ((found - chances).abs() < 4 * (chances * (1 - chances) / count).sqrt()).all(), found
 
 
 def test_exact_tries_no_more_options_than_there_are():
