@@ -54,7 +54,7 @@ def cache_inputs(
         adapter.kept = before
 
     kept.forget = forget
-    count = number_of_batches(data if held is None else held, batch_size)
+    count = number_of_batches(data, batch_size) if held is None else len(held)
     for number, batch in enumerate(told(batches(), "keeping inputs", count, verbose)):
         adapter.keep(kept, _read(model, batch), config)
         if number == 0 and kept.dtype == model.backbone.dtype:
@@ -91,9 +91,9 @@ def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | 
 
 
 def _read(model, batch: dict) -> Reading:
-    given, boundary = model._taken_apart(model.accepted(batch), sees=True)[:2]
+    given, boundary = model._taken_apart(model.accepted(batch))[:2]
     # Layers that an image passes do not run here.
-    return model.adapter.read(given, boundary, replace(model.prompt_config, from_layer=1), model._size())
+    return model.adapter.read(given, boundary, replace(model.prompt_config, from_layer=1))
 
 
 def _tell(kept: KeptInputs, sizes: dict[str, int]) -> None:

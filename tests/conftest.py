@@ -17,6 +17,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+if "MUTANT_UNDER_TEST" in os.environ:
+    # mutmut forks a process for each mutant. A lock that all of them share would stay locked once one ends inside it.
+    import threading
+
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
+
 # The same examples on every machine, and no limit on one example's time: cores may be shared.
 hypothesis.settings.register_profile("dplearn", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("dplearn")

@@ -6,8 +6,8 @@
     python tests/mutants.py --show                  the table of the record; nothing is run
     python tests/mutants.py --again --record        only what survived in the record, after a change of the tests
 
-mutmut makes the mutants and runs, for each, the tests that reach the changed function, out of the files that
-pyproject.toml names for the module ([tool.mutants]). A mutant that survives is either a gap in the tests or no change
+mutmut makes the mutants and runs, for each, the tests that reach the changed function, the quick ones first, out of the
+files that pyproject.toml names for the module ([tool.mutants]). A mutant that survives is either a gap in the tests or no change
 at all: ``tests/equivalent_mutants.toml`` lists the latter with the reason. Everything happens in ``_build/mutants``;
 ``--record`` stores what was run and found in ``tests/mutants.json``. Exit status 1: fewer than 92 % are killed, or a
 survivor is not in the list.
@@ -26,6 +26,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RECORD, EQUIVALENT = ROOT / "tests" / "mutants.json", ROOT / "tests" / "equivalent_mutants.toml"
 GOAL = 0.92
+# What mutmut says of a mutant: noticed by a test, or not. One that never ends counts as not noticed, until somebody has
+# looked whether it is the mutant or the machine that hangs. Anything else (interrupted, out of memory) is no answer.
+KILLED, ALIVE = ("killed",), ("survived", "no tests", "suspicious", "timeout")
 # What the tests need besides the package and themselves.
 BESIDE = ("dplearn", "tests", "README.md", "CITATION.cff", "LICENSE", "constraints.txt", "notebooks", "book")
 
@@ -75,7 +78,8 @@ def outcomes(folder, module, chosen):
     from mutmut.stats import status_by_exit_code
 
     codes = json.loads((folder / "mutants" / "dplearn" / f"{module}.py.meta").read_text())["exit_code_by_key"]
-    return {name: status_by_exit_code[codes[name]] for name in chosen}
+    # mutmut has one word for a crash of the tests (-11), which is noticed, and for a process that was killed (-9).
+    return {name: "killed" if codes[name] == -11 else status_by_exit_code[codes[name]] for name in chosen}
 
 
 def change(folder, name):
@@ -111,10 +115,10 @@ def run(module, tests, chosen, jobs):
     if done.returncode:
         raise SystemExit(f"mutmut stopped; see {folder.relative_to(ROOT)}/log.txt")
     known, found = tomllib.loads(EQUIVALENT.read_text()), outcomes(folder, module, chosen)
+    if unknown := {name: status for name, status in found.items() if status not in KILLED + ALIVE}:
+        raise SystemExit(f"mutants that were not tested to the end count neither way: {unknown}")
     survivors = []
-    for name in sorted(
-        name for name, status in found.items() if status in ("survived", "no tests", "suspicious")
-    ):
+    for name in sorted(name for name, status in found.items() if status in ALIVE):
         function, before, after = change(folder, name)
         why = why_equivalent(module, function, after, known)
         survivors.append({"name": name, "function": function, "before": before, "after": after, "why": why})

@@ -58,6 +58,21 @@ def test_instance_logits_see_what_differs_between_the_training_inputs():
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_decision_learns_what_inputs_look_like_in_training_until_it_forgets():
+    controller = InstanceController(6, 4)
+    decision, steps = LearnedDecision(controller, Chooser()), []
+    for training, sampling in ((True, None), (False, None), (False, True), (True, False)):
+        decision.train(training)(torch.randn(5, 6), None, sampling)
+        steps.append(int(controller.standardizer.count))
+    assert steps == [5, 5, 10, 10]
+    controller.forget()
+    assert controller.standardizer.count == 0
+    plain = InstanceController(6, 4, standardize=False)
+    plain.observe(torch.randn(5, 6))
+    plain.forget()  # there is nothing to forget
+    assert plain.standardizer is None
+
+
 @pytest.mark.parametrize(
     "make", [lambda **o: TaskController(5, 2, **o), lambda **o: InstanceController(3, 5, **o)]
 )
@@ -74,7 +89,7 @@ def test_a_new_task_starts_as_the_others_did(init):
     controller = TaskController(300, init=init)
     first = controller.logits.detach().clone()
     controller.add_task()
-    assert torch.equal(controller.logits[:1], first)
+    assert torch.equal(controller.logits[:1], first) and controller.tasks == 2
     assert bool(controller.logits[1].any()) is (init == "uniform")
     assert controller.logits[1].abs().max() <= 0.5
 
@@ -92,6 +107,9 @@ def test_a_controller_is_made_by_its_level():
     )
     assert alone.logits.shape == (1, 4) and several.logits.shape == (3, 4)
     assert several.tasks == 3 and several.options == 4 and several.init == "uniform"
+    assert torch.equal(
+        several(torch.zeros(5, 9)), several.logits[[0] * 5]
+    )  # where nobody says, the first task
     plain, seeing = (make_controller("instance", 9, 4, options(standardize=known)) for known in (False, True))
     assert plain.linear.weight.shape == (4, 9) and plain.options == 4
     assert plain.standardizer is None and seeing.standardizer is not None
@@ -188,6 +206,7 @@ def test_choices_are_made_where_the_inputs_are():
     assert FixedDecision(2)(elsewhere).index.device.type == "meta"
     for value in (1, torch.tensor([0, 1, 2, 3])):
         assert as_choice("size", value, 4, 4, "meta").index.device.type == "meta"
+    assert as_choice("size", torch.zeros(4, device="meta").long(), 4, 4, "meta").index.shape == (4,)
     moved = TaskController(3, 1).to(device="meta", dtype=torch.float64)
     moved.add_task()
     assert moved.logits.device.type == "meta" and moved.logits.dtype == torch.float64

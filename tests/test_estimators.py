@@ -175,20 +175,21 @@ def test_over_all_outcomes_the_batch_baseline_gives_the_exact_gradient(samples):
     assert_close(mean, exact, **EXACT)
 
 
-def test_the_batch_baseline_is_the_mean_of_the_other_instances():
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("batch", [2, 4])
+def test_the_batch_baseline_is_the_mean_of_the_other_instances(batch, samples):
     torch.manual_seed(0)
-    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    draws = estimators.draw({"position": logits}, "score-function-batch", samples=2)
-    losses = torch.randn(2, 4, dtype=torch.float64)
+    logits = torch.randn(batch, 3, dtype=torch.float64, requires_grad=True)
+    draws = estimators.draw({"position": logits}, "score-function-batch", samples=samples)
+    losses = torch.randn(samples, batch, dtype=torch.float64)
     (found,) = torch.autograd.grad(estimators.surrogate(losses, draws).sum(), logits)
     by_hand = torch.zeros_like(logits)
-    for b in range(4):
-        others = [losses[s, other].item() for s in range(2) for other in range(4) if other != b]
-        for s in range(2):
+    for b in range(batch):
+        others = [losses[s, other].item() for s in range(samples) for other in range(batch) if other != b]
+        for s in range(samples):
             one_hot = torch.eye(3, dtype=torch.float64)[draws.index["position"][s, b]]
-            by_hand[b] += (
-                (losses[s, b].item() - sum(others) / 6) * (one_hot - logits[b].detach().softmax(-1)) / 2
-            )
+            score = one_hot - logits[b].detach().softmax(-1)
+            by_hand[b] += (losses[s, b].item() - sum(others) / len(others)) * score / samples
     assert_close(found, by_hand, **EXACT)
 
 
@@ -498,6 +499,19 @@ def test_what_cannot_be_drawn_is_refused_by_name():
         estimators.draw(logits, "exact")
     with pytest.raises(ValueError, match="expected at least one decision"):
         estimators.draw({}, "score-function")
+    with pytest.raises(ValueError) as error:
+        estimators.surrogate(torch.zeros(1, 2), Draws({}, torch.zeros(1, 2), None, "straight-through"))
+    assert str(error.value) == (
+        "draws.estimator='straight-through' is not valid, expected one of "
+        "['score-function', 'exact', 'score-function-batch']"
+    )
+
+
+def test_options_without_a_factor_count_once_each():
+    losses, chances = torch.randn(3, 2), torch.randn(2, 3).log_softmax(1)
+    draws = Draws({}, chances.T, None, "exact")
+    by_hand = [sum(losses[k, b] * chances[b, k].exp() for k in range(3)) for b in range(2)]
+    assert_close(estimators.surrogate(losses, draws), torch.stack(by_hand))
 
 
 def test_what_is_tried_where_nobody_says():
@@ -511,6 +525,8 @@ def test_draws_are_made_where_the_logits_are_and_by_the_generator_alone():
     for name in estimators.comparing_losses():
         drawn = estimators.draw({"position": torch.zeros(2, 4, device="meta")}, name, samples=2)
         assert drawn.index["position"].device.type == drawn.log_probs.device.type == "meta"
+        usual = estimators.draw({"position": torch.zeros(2, 4, device="meta")}, name)
+        assert usual.index["position"].device.type == "meta"
         found = []
         for seed in (1, 2):
             torch.manual_seed(seed)
@@ -522,6 +538,15 @@ def test_draws_are_made_where_the_logits_are_and_by_the_generator_alone():
     choice = estimators.straight_through(torch.zeros(30, 9), 0.7, torch.Generator().manual_seed(0))
     again = estimators.straight_through(torch.zeros(30, 9), 0.7, torch.Generator().manual_seed(0))
     assert torch.equal(choice.index, again.index)
+
+
+@pytest.mark.parametrize("estimator", ["score-function", "score-function-batch"])
+def test_options_are_drawn_as_often_as_is_probable(estimator):
+    chances, count = torch.tensor([0.05, 0.5, 0.15, 0.3]), 40_000
+    logits = chances.log().expand(count // 2, -1)
+    drawn = estimators.draw({"size": logits}, estimator, 2, torch.Generator().manual_seed(0)).index["size"]
+    found = torch.bincount(drawn.flatten(), minlength=4) / count
+    assert ((found - chances).abs() < 4 * (chances * (1 - chances) / count).sqrt()).all(), found
 
 
 def test_exact_tries_no_more_options_than_there_are():
@@ -574,6 +599,10 @@ def test_losses_of_texts_of_tokens_and_of_the_next_token():
     assert_close(estimators.instance_losses(texts, kinds), expected)
     nothing = estimators.instance_losses(logits, torch.full((3, 5), -100))
     assert nothing.tolist() == [0.0] * 3
+    one = torch.full((3, 5), -100)
+    one[1, 2] = 4
+    alone = torch.nn.functional.cross_entropy(logits[1, 2:3], one[1, 2:3])
+    assert_close(estimators.instance_losses(logits, one), torch.stack([0 * alone, 3 * alone, 0 * alone]))
     half = estimators.instance_losses(logits.bfloat16(), labels)
     assert half.dtype == torch.float32
 

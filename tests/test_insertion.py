@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dplearn import insertion
-from dplearn.insertion import insert, insert_weighted
+from dplearn.insertion import Moves, insert, insert_weighted, rows_at_every_split
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
@@ -798,6 +798,49 @@ def test_only_what_is_trained_gets_a_gradient():
     assert case.weights.grad is not None
 
 
+# ---- where every row would stand at every split -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [None, [2, 0, 4, 3]])
+@pytest.mark.parametrize("keep_last", [0, 1, torch.tensor([0, 2, 1, 9])])
+@pytest.mark.parametrize("padding", ["left", "right", "both"])
+def test_rows_at_every_split_are_those_of_the_insertion_at_that_split(padding, keep_last, sizes):
+    case = make_case(batch=4, padding=padding, lengths=[6, 0, 3, 4], keep_last=keep_last, splits=[2, 4, 0, 3])
+    size = None if sizes is None else torch.tensor(sizes)
+    found = rows_at_every_split(case.mask, 4, case.split, size, keep_last)
+    assert found.shape == (4, 5, 10) and found.dtype == torch.int64
+    used = [4] * 4 if sizes is None else sizes
+    for b in range(4):
+        real = case.mask[b].tolist()
+        now = naive_rows(real, 4, int(case.split[b]), used[b], case.kept[b])
+        for k in range(5):
+            then = naive_rows(real, 4, k, used[b], case.kept[b])
+            assert found[b, k].tolist() == [then.index(token) for token in now]
+
+
+def test_positions_count_from_the_first_real_row():
+    rows = torch.tensor([[[0, 1, 2, 3], [0, 3, 1, 2]], [[1, 0, 2, 3], [3, 2, 1, 0]]])
+    moves = Moves(torch.zeros(2, 2), rows, torch.tensor([[0], [2]]))
+    assert moves.positions.tolist() == [[[0, 1, 2, 3], [0, 3, 1, 2]], [[0, 0, 0, 1], [1, 0, 0, 0]]]
+
+
+def test_everything_is_made_where_the_inputs_are():
+    """The meta device stands for any other than the CPU: mixing them up is an error there."""
+    inputs = torch.zeros(2, 4, 3, device="meta")
+    prompt, weights = torch.zeros(5, 3, device="meta"), torch.zeros(2, 6, device="meta", requires_grad=True)
+    learned = (
+        insert_weighted(prompt, inputs, None, weights),
+        insert_weighted(prompt, inputs, None, weights, split=None, size=3),
+    )
+    for placed in (insert(prompt, inputs), insert(prompt, inputs, split=2, size=3), *learned):
+        assert {each.device.type for each in placed} == {"meta"} and placed.embeds.shape == (2, 9, 3)
+        assert placed.mask.dtype == torch.int64
+    learned[1].embeds.sum().backward()
+    assert weights.grad.shape == (2, 6)
+    mask = torch.ones(2, 4, device="meta").long()
+    assert rows_at_every_split(mask, 5, weights.argmax(1)).device.type == "meta"
+
+
 # ---- bad input ----------------------------------------------------------------------------------------------
 
 SPLIT_SCALE = r"the prompt has 5 vectors \(0 is postfix, 5 is prefix\)"
@@ -824,6 +867,7 @@ BAD = [
     ({"split": 1.0}, TypeError, r"split is float, expected an int or an integer tensor"),
     ({"split": True}, TypeError, r"split is bool, expected an int"),
     ({"prompt": torch.ones(5, 4)}, ValueError, r"prompt has width 4, expected 3, the width of inputs"),
+    ({"prompt": torch.ones(2, 5, 4)}, ValueError, r"^prompt has width 4, expected 3, the width of inputs$"),
     ({"prompt": torch.ones(0, 3)}, ValueError, r"prompt has shape \(0, 3\), expected .* length >= 1"),
     ({"prompt": torch.ones(3)}, ValueError, r"prompt has shape \(3,\), expected \(length, dim\)"),
     ({"prompt": torch.ones(4, 5, 3)}, ValueError, r"prompt holds 4 instances, expected 2"),
@@ -885,7 +929,31 @@ BAD = [
         ValueError,
         r"size_weights has shape \(2, 5\), expected \(2, 6\), one column per size",
     ),
-    ({"weights": torch.eye(6)[:2] * torch.nan}, ValueError, r"weights row 0 is nan away from one-hot"),
+    (
+        {"weights": torch.eye(6)[:2] * torch.nan},
+        ValueError,
+        r"weights row 0 is nan away from one-hot, expected one 1 and else 0: where they were learned, training has "
+        r"diverged$",
+    ),
+    (
+        {"weights": torch.tensor([[1.0, 0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0, 0]])},
+        ValueError,
+        r"^weights row 1 is 0\.5 away from one-hot, expected one 1 and else 0$",
+    ),
+    ({"weights": torch.eye(5)[:2]}, ValueError, r"expected \(2, 6\), one column per split 0\.\.5$"),
+    ({"weights": torch.eye(6, device="meta")[:2]}, ValueError, r"^weights is on meta, expected cpu"),
+    (
+        {"mask": torch.ones(2, 4).cfloat()},
+        TypeError,
+        r"mask has dtype torch.complex64, expected bool or an int",
+    ),
+    (
+        {"keep_last": torch.ones(2).bool()},
+        TypeError,
+        r"^keep_last has dtype torch.bool, expected an integer dtype$",
+    ),
+    ({"keep_last": torch.ones(2, device="meta").long()}, ValueError, r"^keep_last is on meta, expected cpu"),
+    ({"split": torch.ones(2, device="meta").long()}, ValueError, r"^split is on meta, expected cpu"),
 ]
 
 

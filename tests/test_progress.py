@@ -77,6 +77,18 @@ def test_images_and_kept_inputs_tell_it(terminal):
         model.cache_inputs(texts, batch_size=1, verbose=True)
         clip.cache_images([{"pixel_values": each} for each in tiny.images(3)], batch_size=2)
     assert "keeping inputs" in terminal.getvalue() and "images" in terminal.getvalue()
+    for data, said in (
+        (texts, "/1"),
+        (iter([texts[0] | {"input_ids": ids[:1], "attention_mask": mask[:1]}] * 3), "/3"),
+    ):
+        terminal.truncate(0)
+        with redirect_stderr(terminal):
+            model.cache_inputs(data, verbose=True)
+        assert said in terminal.getvalue()
+    terminal.truncate(0)
+    with redirect_stderr(terminal):
+        model.cache_inputs(texts, verbose=False)
+    assert terminal.getvalue() == ""
 
 
 def test_the_number_of_batches_is_that_of_the_batches():

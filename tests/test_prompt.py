@@ -16,7 +16,8 @@ from dplearn.config import DECISIONS, OPTIONS
 from dplearn.controllers import Decision, FixedDecision, LearnedDecision, TaskController, Words
 from dplearn.estimators import ESTIMATORS, draw
 from dplearn.prompt import DynamicPrompt
-from dplearn.sampling import Draws
+from dplearn.sampling import Choice, Draws
+from dplearn.vector import Mixture
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 LENGTHS = [6, 3, 8, 5]
@@ -33,6 +34,12 @@ every_combination = pytest.mark.parametrize(
 
 def make(position, size, vector, seed=0, **options):
     return naive.prompted(seed, position=position, size=size, vector=vector, **options)
+
+
+def small(width=2, **options):
+    """A prompt of random float64 vectors without a backbone."""
+    config = dp.PromptConfig(length=LENGTH, **options)
+    return config.build(torch.randn(*config.shape, width)).double()
 
 
 # --- every combination ---
@@ -179,11 +186,72 @@ def test_what_a_decision_needs_is_asked_for_by_name():
         shape = (POOL, LENGTH, 5) if part == "vector" else (LENGTH, 5)
         options = {"length": LENGTH, "tasks": ["a", "b"]} | ({"pool_size": POOL} if part == "vector" else {})
         prompt = dp.PromptConfig(**options, **{part: "instance"}).build(torch.zeros(shape))
-        with pytest.raises(ValueError, match="summary=None, expected"):
+        with pytest.raises(ValueError) as error:
             prompt(inputs, mask)
+        expected = "summary=None, expected a (batch, width) tensor: something is decided per instance"
+        assert str(error.value) == expected
         prompt = dp.PromptConfig(**options, **{part: "task"}).build(torch.zeros(shape))
-        with pytest.raises(ValueError, match="task=None, expected"):
+        with pytest.raises(ValueError) as error:
             prompt(inputs, mask)
+        expected = "task=None, expected task numbers (batch,): something is decided per task"
+        assert str(error.value) == expected
+
+
+def test_given_decisions_become_choices_and_the_others_are_made():
+    prompt = small(
+        position="task", size="task", vector="task", pool_size=POOL, controller_init="uniform"
+    ).eval()
+    summary, index = torch.zeros(5, 2), torch.tensor([0, 2, 1, 2, 0])
+    made = prompt.decide(summary, given={"position": LENGTH, "vector": index})
+    assert list(made) == ["position", "size", "vector"]
+    assert made["position"] == (made["position"].index, None, None)
+    assert made["position"].index.tolist() == [LENGTH] * 5 and made["position"].index.dtype == torch.int64
+    best = [int(prompt.size.controller.logits.argmax())] * 5
+    assert made["size"].index.tolist() == best and made["size"].logits.requires_grad
+    weights = made["vector"].weights
+    assert made["vector"].index.tolist() == index.tolist() and weights.dtype == prompt.vectors.dtype
+    assert weights.tolist() == [[float(k == chosen) for k in range(POOL)] for chosen in index.tolist()]
+    mixture = Choice(index, torch.rand(5, POOL))
+    for name, option in (("vector", POOL - 1), ("vector", mixture), ("size", LENGTH), ("size", 0)):
+        found = prompt.given({name: option}, 5, "cpu")
+        assert list(found) == [name]
+        assert found[name] == mixture if option is mixture else found[name].index.tolist() == [option] * 5
+    assert made.keys() == prompt.decide(summary, given={}).keys()
+    on_device = small(position=1).decide(torch.zeros(5, 2, device="meta"), given={"position": 2})
+    assert {choice.index.device.type for choice in on_device.values()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("position", LENGTH + 1, f"decisions['position'] holds {LENGTH + 1}..{LENGTH + 1}, expected a number in 0..{LENGTH}, "),
+        ("size", LENGTH + 1, f"decisions['size'] holds {LENGTH + 1}..{LENGTH + 1}, expected a number in 0..{LENGTH}, "),
+        ("vector", POOL, f"decisions['vector'] holds {POOL}..{POOL}, expected a number in 0..{POOL - 1}, "),
+        ("position", torch.tensor([0, 1, 2]), f"decisions['position'] has shape (3,), expected a number in 0..{LENGTH}, "),
+    ],
+)  # fmt: skip
+def test_a_given_decision_is_an_option_for_each_instance(name, value, message):
+    prompt = small(position="task", size="task", vector="task", pool_size=POOL)
+    with pytest.raises(ValueError) as error:
+        prompt.decide(torch.zeros(5, 2), given={name: value})
+    assert str(error.value) == message + "one for each of the 5 instances, or a Choice"
+
+
+def test_what_can_be_given_is_named():
+    for options, names in (
+        ({}, ["position"]),
+        ({"size": "task"}, ["position", "size"]),
+        ({"size": 2, "vector": "task", "pool_size": POOL}, ["position", "vector"]),
+    ):
+        prompt = small(position=1, **options)
+        takes = {name: prompt.takes(name) for name in ("position", "size", "vector", "order")}
+        assert takes == {name: name in names for name in takes}
+        with pytest.raises(ValueError) as error:
+            prompt.decide(torch.zeros(5, 2), given={"order": 1})
+        assert str(error.value) == (
+            "decisions holds 'order', which this prompt does not decide for each instance, expected some of "
+            f"{names}"
+        )
 
 
 def test_one_graph_under_compile():
@@ -255,6 +323,199 @@ def test_one_layer_is_the_default_depth():
     )
     with pytest.raises(ValueError, match=r"expected \(length, width\)"):
         DynamicPrompt(torch.randn(2, 3, 4), FixedDecision(1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "depth", "pool", "expected"),
+    [
+        ((4,), 1, False, "(length, width) with length >= 1, floating point"),
+        ((2, 3, 4), 1, False, "(length, width) with length >= 1, floating point"),
+        ((0, 4), 1, False, "(length, width) with length >= 1, floating point"),
+        ((3, 0), 1, False, "(length, width) with length >= 1, floating point"),
+        ((3, 4), 1, True, "(pool, length, width) with length >= 1, floating point"),
+        ((0, 3, 4), 1, True, "(pool, length, width) with length >= 1, floating point"),
+        ((3, 4), 2, False, "(depth, length, width) with length >= 1, floating point, depth=2"),
+        ((3, 3, 4), 2, False, "(depth, length, width) with length >= 1, floating point, depth=2"),
+        ((2, 3, 4), 2, True, "(pool, depth, length, width) with length >= 1, floating point, depth=2"),
+        ((2, 3, 3, 4), 2, True, "(pool, depth, length, width) with length >= 1, floating point, depth=2"),
+        ((2, 3, 3, 4), 4, True, "(pool, depth, length, width) with length >= 1, floating point, depth=4"),
+    ],
+)  # fmt: skip
+def test_vectors_of_another_shape_are_refused(shape, depth, pool, expected):
+    mixture = Mixture(TaskController(2)) if pool else None
+    with pytest.raises(ValueError) as error:
+        DynamicPrompt(torch.zeros(shape), FixedDecision(1), vector=mixture, depth=depth)
+    assert str(error.value) == f"vectors has shape {shape} and dtype torch.float32, expected {expected}"
+
+
+def test_whole_numbers_are_no_vectors():
+    with pytest.raises(ValueError) as error:
+        DynamicPrompt(torch.ones(3, 4).long(), FixedDecision(1))
+    assert str(error.value) == (
+        "vectors has shape (3, 4) and dtype torch.int64, expected (length, width) with length >= 1, floating point"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "depth"), [((1, 4), 1), ((3, 1), 1), ((2, 3, 4), 2), ((3, 1, 1), 3), ((1, 3, 4), 1), ((2, 2, 3, 4), 2)]
+)  # fmt: skip
+def test_what_is_not_said_of_a_prompt_is_off(shape, depth):
+    """All vectors are in use, nothing costs, nothing else is decided; the vectors are a copy."""
+    given, mixture = torch.randn(shape), Mixture(TaskController(shape[0]))
+    pool = {"vector": mixture} if len(shape) > 2 + (depth > 1) else {}
+    prompt = DynamicPrompt(given, FixedDecision(1), depth=depth, **pool)
+    assert torch.equal(prompt.vectors, given) and prompt.vectors.requires_grad
+    given.zero_()
+    assert prompt.vectors.abs().min() > 0
+    assert (prompt.length, prompt.width, prompt.depth) == (*shape[-2:], depth)
+    assert isinstance(prompt.size, FixedDecision) and prompt.size.option == prompt.most == shape[-2]
+    assert list(prompt.parts) == ["position", "size", *pool] and prompt.attached == {}
+    learned = LearnedDecision(TaskController(shape[-2] + 1), Chooser())
+    assert DynamicPrompt(torch.ones(shape), FixedDecision(1), learned, depth=depth, **pool).size_cost == 0
+
+
+@pytest.mark.parametrize("size", ["full", 2, "task"])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_each_layer_has_its_own_vectors(depth, pool, size):
+    options = {"vector": "instance", "pool_size": POOL, "controller_init": "uniform"} if pool else {}
+    prompt = small(position=1, size=size, depth=depth, **options)
+    summary, inputs = torch.randn(3, 2).double(), torch.zeros(3, 5, 2).double()
+    decisions = prompt.decide(summary)
+    rows = prompt.vectors.detach().view(-1, depth, LENGTH, 2)  # (K or 1, depth, l, d)
+    expected = torch.zeros(3 if pool else 1, depth, LENGTH, 2).double()
+    for b, layer in itertools.product(range(len(expected)), range(depth)):
+        for k in range(len(rows)):
+            expected[b, layer] += (decisions["vector"].weights[b, k].detach() if pool else 1) * rows[k, layer]
+    expected = expected if pool else expected[0]
+    assert_close(prompt.content(decisions), expected[..., 0, :, :], **EXACT)
+    used = 2 if size == 2 else LENGTH
+    assert_close(prompt.every_layer(decisions), expected[..., :used, :], **EXACT)
+    placed = prompt(inputs, torch.ones(3, 5).long(), summary, decisions=decisions)
+    for deeper in (prompt.deeper(decisions), placed.deeper):
+        assert (
+            deeper is None if depth == 1 else assert_close(deeper, expected[..., 1:, :, :], **EXACT) is None
+        )
+    entries = prompt.entries_in_use()["vectors"]
+    assert isinstance(entries, int) and entries == rows[:, :, :used].numel()
+
+
+# --- what is placed, against single insertions ---
+
+# Two instances padded on the right and on the left and one without padding; a row's numbers tell which row it is.
+PADDED = torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+ROWS = torch.arange(15.0).view(3, 5, 1).expand(3, 5, 2).double()
+
+
+def numbered(**options):
+    """A prompt whose vectors are told apart by their numbers, while training."""
+    prompt = small(**{"controller_init": "uniform"} | options).train()
+    with torch.no_grad():
+        prompt.vectors.copy_(torch.arange(100.0, 100 + LENGTH).unsqueeze(1).expand(LENGTH, 2))
+    return prompt
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("sizes", [[1, 2, 0], [0, 0, 0], [LENGTH, 1, 2]])
+def test_rows_that_no_instance_uses_are_dropped_in_evaluation(sizes, sampling):
+    prompt, sizes = numbered(position=1, size="task"), torch.tensor(sizes)
+    decisions = prompt.decide(ROWS, given={"size": sizes})
+    placed = prompt(ROWS, PADDED, keep_last=1, decisions=decisions, sampling=sampling)
+    expected = dp.insert(prompt.vectors, ROWS, PADDED, 1, sizes, keep_last=1)
+    rows = 5 + (LENGTH if sampling else int(sizes.max()))
+    assert torch.equal(placed.embeds, expected.embeds[:, :rows]) and placed.masked is True
+    assert torch.equal(placed.mask, expected.mask[:, :rows]) and not expected.mask[:, rows:].any()
+    assert torch.equal(placed.prompt_positions, expected.prompt_positions)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("split", [0, 1, LENGTH])
+def test_a_fixed_size_is_a_prompt_of_so_many_vectors(split, sampling):
+    prompt = numbered(position=split, size=2)
+    placed = prompt(ROWS, PADDED, sampling=sampling)  # without keep_last nothing stays behind the prompt
+    expected = dp.insert(prompt.vectors[:2], ROWS, PADDED, min(split, 2))
+    assert torch.equal(placed.embeds, expected.embeds) and torch.equal(placed.mask, expected.mask)
+    assert placed.prompt_positions[:, :2].tolist() == expected.prompt_positions.tolist()
+    assert placed.prompt_positions[:, 2:].tolist() == [[-1] * (LENGTH - 2)] * 3
+    assert placed.masked is False and placed.moves is None and placed.penalty is None
+
+
+@pytest.mark.parametrize("made", ["position", "size"])
+def test_one_decision_given_leaves_the_other_its_gradient(made):
+    """The gradient of the sum over all options of the other decision, each weighted and inserted by itself."""
+    prompt = numbered(position="task", size="task", estimator="straight-through")
+    option = torch.tensor([1, 3, 2])
+    decisions = prompt.decide(ROWS, given={made: option})
+    other = ({"position", "size"} - {made}).pop()
+    placed = prompt(ROWS, PADDED, keep_last=1, decisions=decisions)
+    weights, probe = decisions[other].weights, torch.randn(3, 5 + LENGTH, 2).double()
+    total = 0.0
+    for k in range(LENGTH + 1):
+        split, size = (k, option) if made == "size" else (option, k)
+        total += (
+            weights[:, k].view(3, 1, 1)
+            * dp.insert(prompt.vectors, ROWS, PADDED, split, size, keep_last=1).embeds
+        )
+    assert torch.equal(placed.embeds, total.detach())
+    logits = prompt.parts[other].controller.logits
+    found, expected = (
+        torch.autograd.grad((each * probe).sum(), logits, retain_graph=True)[0]
+        for each in (placed.embeds, total)
+    )
+    assert found.abs().max() > 1e-3
+    assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize("keep_last", [0, torch.tensor([1, 0, 2])])
+@pytest.mark.parametrize("size", ["full", 2, "task"])
+def test_moves_say_where_each_row_would_stand_at_every_split(size, keep_last):
+    prompt = numbered(position="task", size=size, estimator="position-space")
+    decisions = prompt.decide(ROWS, given={} if size != "task" else {"size": torch.tensor([1, 3, 2])})
+    placed = prompt(ROWS, PADDED, keep_last=keep_last, decisions=decisions)
+    vectors, sizes = prompt.vectors, None if size != "task" else decisions["size"].index
+    vectors = vectors[:2] if size == 2 else vectors
+    moves, options = placed.moves, len(vectors) + 1
+    assert moves.rows.shape == (3, options, 5 + len(vectors)) and moves.first.tolist() == [[0], [1], [0]]
+    chosen = decisions["position"].index.clamp(max=options - 1)
+    for k in range(options):
+        there = dp.insert(vectors, ROWS, PADDED, k, sizes, keep_last=keep_last).embeds[..., 0].tolist()
+        for b, s in itertools.product(range(3), range(5 + len(vectors))):
+            assert moves.rows[b, k, s] == there[b].index(placed.embeds[b, s, 0].item())
+            assert k != chosen[b] or moves.rows[b, k, s] == s
+    assert torch.equal(moves.weights, torch.eye(options).double()[chosen])
+    # Splits of more vectors than there are all are the prefix; the rows themselves give the position no gradient.
+    (found,) = torch.autograd.grad(
+        moves.weights[:, -1].sum(), decisions["position"].weights, retain_graph=True
+    )
+    assert found.tolist() == [[0.0] * (options - 1) + [1.0] * (LENGTH + 2 - options)] * 3
+    leaf = prompt.position.controller.logits
+    assert torch.autograd.grad(placed.embeds.sum(), leaf, allow_unused=True) == (None,)
+
+
+def test_moves_are_made_where_a_gradient_is_wanted_in_position_space():
+    space = numbered(position="task", estimator="position-space")
+    assert space(ROWS, PADDED).moves is not None
+    assert space(ROWS, PADDED, sampling=False).moves is None
+    with torch.no_grad():
+        assert space(ROWS, PADDED).moves is None
+    assert space(ROWS, PADDED, decisions=space.decide(ROWS, given={"position": 1})).moves is None
+    assert numbered(position="task", estimator="straight-through")(ROWS, PADDED).moves is None
+
+
+def test_a_learned_size_costs_what_its_distribution_says():
+    prompt = numbered(position=1, size="task", size_cost=3.0)
+    chances = prompt.size.controller.logits[0].softmax(0).tolist()
+    mean = sum(n * chance for n, chance in enumerate(chances))
+    expected = torch.tensor(3.0 * mean / LENGTH, dtype=torch.float64)
+    assert_close(prompt(ROWS, PADDED).penalty, expected, **EXACT)
+    decisions = prompt.decide(ROWS)
+    assert_close(prompt.penalty(decisions), expected, **EXACT)
+    assert prompt.penalty(decisions, False) is None and prompt(ROWS, PADDED, sampling=False).penalty is None
+    assert prompt.penalty(prompt.decide(ROWS, given={"size": 2})) is None
+    assert prompt.eval().penalty(decisions) is None and prompt(ROWS, PADDED).penalty is None
+    assert_close(prompt.penalty(decisions, True), expected, **EXACT)
+    prompt.size_cost = 0.0
+    assert prompt.penalty(decisions, True) is None
 
 
 # --- draws become decisions ---

@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 import dplearn as dp
 from dplearn.choice import Chooser
-from dplearn.controllers import TaskController
-from dplearn.vector import MIXINGS, Mixture, mix, mixture_weights
+from dplearn.controllers import InstanceController, TaskController
+from dplearn.sampling import Choice
+from dplearn.vector import MIXINGS, VECTOR, Mixture, mix, mixture_weights
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 IDS, MASK = tiny.batch([6, 3, 8, 5, 7, 4], seed=1)
@@ -98,6 +99,74 @@ def test_a_hard_choice_samples_where_it_is_asked_to():
     assert hard(torch.zeros(60, 1), None, False).index.unique().tolist() == [best]
     assert hard.eval()(torch.zeros(60, 1), None, True).index.unique().numel() > 1
     assert hard.train()(torch.zeros(60, 1), None, False).weights.requires_grad is False
+
+
+def test_the_choice_of_a_mixture_holds_what_it_was_made_of():
+    """Weights and logits of the instances' own tasks, in float32 at least."""
+    controller = TaskController(3, tasks=2).bfloat16()
+    torch.nn.init.normal_(controller.logits)
+    logits = controller.logits.float()[[1, 0, 1, 1]]
+    choice = Mixture(controller, "tanh")(torch.zeros(4, 1), torch.tensor([1, 0, 1, 1]))
+    assert torch.equal(choice.logits, logits) and torch.equal(choice.weights, logits.tanh().softmax(1))
+    chosen = Mixture(controller, "hard", Chooser()).eval()(torch.zeros(4, 1), torch.tensor([1, 0, 1, 1]))
+    assert torch.equal(chosen.logits, logits) and torch.equal(chosen.weights, torch.eye(3)[logits.argmax(1)])
+
+
+@pytest.mark.parametrize("mixing", ["softmax", "hard"])
+def test_summaries_are_learned_from_while_training_or_sampling(mixing):
+    controller = InstanceController(4, 3)
+    mixture = Mixture(controller, mixing, Chooser() if mixing == "hard" else None)
+    for training, sampling, seen in ((True, None, 5), (False, None, 5), (False, True, 10), (True, False, 10)):
+        mixture.train(training)(torch.randn(5, 4), None, sampling)
+        assert int(controller.standardizer.count) == seen
+
+
+@pytest.mark.parametrize("depth", [None, 2])
+def test_each_instance_gets_its_own_mixture_in_every_layer(depth):
+    shape = (3, 4, 2) if depth is None else (3, depth, 4, 2)
+    pool, weights = torch.randn(shape).double(), torch.rand(5, 3).double()
+    mixture = Mixture(TaskController(3))
+    found = mixture.edit(pool, Choice(weights.argmax(1), weights))
+    assert found.shape == (5, *shape[1:])
+    for b in range(5):
+        assert_close(found[b], sum(weights[b, k] * pool[k] for k in range(3)), **EXACT)
+
+
+def test_a_choice_between_one_prompt_is_none():
+    for pool, used in ((1, 0), (2, 2), (3, 3)):
+        assert Mixture(TaskController(pool)).entries_in_use() == {"controller.logits": used}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ("single", "one prompt")),
+        ({"vector": "task"}, ("task", "a mixture (softmax) out of a pool of 3, learned for the task")),
+        ({"vector": "task", "tasks": ["a", "b"], "mixing": "tanh"}, ("task", "a mixture (tanh) out of a pool of 3, learned for each task")),
+        ({"vector": "instance", "mixing": "hard"}, ("instance", "one prompt out of a pool of 3, decided for each input from the mean of its embeddings")),
+    ],
+)  # fmt: skip
+def test_the_vectors_in_words(options, words):
+    pool = {"pool_size": 3} if options else {}
+    assert VECTOR.words(dp.PromptConfig(**options, **pool)) == words
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_a_pool_is_weighed_by_what_the_options_say(mixing):
+    made = []
+
+    def chooser():
+        made.append(Chooser())
+        return made[-1]
+
+    config = dp.PromptConfig(vector="instance", pool_size=3, mixing=mixing, controller_init="uniform")
+    mixture = VECTOR.build(config, 7, chooser)
+    assert mixture.controller.linear.weight.shape == (3, 7) and mixture.controller.linear.weight.any()
+    assert mixture.mixing == mixing and mixture.looks_at_input
+    assert (mixture.chooser, len(made)) == ((made[0], 1) if mixing == "hard" else (None, 0))
+    task = VECTOR.build(dp.PromptConfig(vector="task", pool_size=3, tasks=["a", "b"]), 7, chooser)
+    assert task.controller.logits.shape == (2, 3)
+    assert VECTOR.build(dp.PromptConfig(), 7, chooser) is None
 
 
 # --- on a backbone ---
@@ -240,7 +309,10 @@ def test_a_pool_trains_the_parameters_that_it_should(length, pool, dim, tasks, m
         ),
         (lambda: dp.PromptConfig(pool_size=0), "pool_size=0 is not valid, expected an integer of at least 1"),
         (lambda: Mixture(TaskController(2), "max"), "mixing='max' is unknown"),
-        (lambda: Mixture(TaskController(2), "hard"), "chooser=None does not fit mixing='hard'"),
+        (
+            lambda: Mixture(TaskController(2), "hard"),
+            "^chooser=None does not fit mixing='hard': expected one for 'hard' alone$",
+        ),
         (lambda: Mixture(TaskController(2), "tanh", Chooser()), "does not fit mixing='tanh'"),
         (
             lambda: dp.PromptConfig(length=2, vector="task", pool_size=3).build(torch.zeros(2, 5)),
