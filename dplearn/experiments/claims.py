@@ -35,8 +35,8 @@ FIXED, PLACE = "best fixed split", "best fixed place"
 MANY = "one prompt, as many parameters"
 FULL = 0.99  # a share of right answers that leaves nothing to win by a margin of a point
 CONTROLS = ("place/none",)  # nothing can be won there, by construction
-# Without "l = 4" and "l = 8", where the decision's vectors were given no rate that is fast enough: "one grid" is each of
-# these tables again.
+# Without "l = 4" and "l = 8", where the decision's vectors were given no rate that is fast enough: "one grid" is each
+# of these tables again.
 LENGTHS = "given", "l = [12]", "l = *, one grid"
 
 CLAIMS: Mapping[str, tuple[Source, ...]] = {
