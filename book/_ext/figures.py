@@ -203,8 +203,9 @@ def children(drawing, prefix):
 
 
 def frame(panel, ids):
-    """The rectangle of a panel between its axes."""
-    return box([next(child for child in panel if child.get("id", "").startswith("patch_"))], ids)
+    """The rectangle of a panel between its axes; of a panel without axes, what its letters and marks cover."""
+    patches = (child for child in panel if child.get("id", "").startswith("patch_"))
+    return box([next((each for each in patches if any(shapes(each, ids))), panel)], ids)
 
 
 def moved(elements, dx, dy):
@@ -226,7 +227,8 @@ def columns(panels, ids):
 
 def words_of_axis(panel):
     """What a panel says about its vertical axis: its numbers, and its name."""
-    axis = [child for child in panel if child.get("id", "").startswith("matplotlib.axis_")][1]
+    axes = [child for child in panel if child.get("id", "").startswith("matplotlib.axis_")]
+    axis = axes[1] if axes else ()  # a drawing without axes has none
     numbers = [part for tick in axis for part in tick if part.get("id", "").startswith("text_")]
     return numbers, [part for part in axis if part.get("id", "").startswith("text_")]
 

@@ -206,6 +206,16 @@ def test_no_letter_is_lost_on_the_way(example):
     assert len(list(figures.letters(figures.narrowed(wide)))) == count + 2 * len(repeated)
 
 
+def test_panels_without_axes_stand_below_one_another_with_all_of_their_letters():
+    """The figure of chapter 02: boxes and lines that are clipped to their panel, and names."""
+    (text,) = drawn(ROOT / "notebooks" / "02_inserting_a_prompt.ipynb")
+    wide = figures.parsed(text)
+    narrow = figures.narrowed(wide)
+    assert len(list(figures.letters(narrow))) == len(list(figures.letters(wide)))
+    (width, height), (wide_width, wide_height) = figures.size(narrow), figures.size(wide)
+    assert width < 0.6 * wide_width and height > 1.6 * wide_height
+
+
 def test_a_figure_of_one_panel_stays_as_it_is(example):
     wide = figures.parsed(example.read_text())
     figure = figures.named(wide)["figure_1"]
