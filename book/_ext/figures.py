@@ -202,10 +202,16 @@ def children(drawing, prefix):
     return [element for element in figure if element.get("id", "").startswith(prefix)]
 
 
+def ground_of(panel):
+    """What lies below a panel; None where its axes were turned off. Everything else of a panel is clipped to it."""
+    patches = [child for child in panel if child.get("id", "").startswith("patch_")]
+    return next((patch for patch in patches if not patch[0].get("clip-path")), None)
+
+
 def frame(panel, ids):
-    """The rectangle of a panel between its axes; of a panel without axes, what its letters and marks cover."""
-    patches = (child for child in panel if child.get("id", "").startswith("patch_"))
-    return box([next((each for each in patches if any(shapes(each, ids))), panel)], ids)
+    """The rectangle of a panel between its axes; where these were turned off, what its letters cover."""
+    ground = ground_of(panel)
+    return box([panel if ground is None else ground], ids)
 
 
 def moved(elements, dx, dy):
@@ -344,7 +350,8 @@ def parsed(text):
         "fill", "#000000"
     )  # what says nothing about its colour is black; in the dark it is not
     for panel in children(drawing, "axes_"):
-        next(part for part in panel if part.get("id", "").startswith("patch_"))[0].set("style", "fill: none")
+        if (ground := ground_of(panel)) is not None:
+            ground[0].set("style", "fill: none")
     next(element for element in drawing.iter() if tag(element) == "style").text += STYLE
     spread(drawing, *size(drawing))
     return drawing

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -206,14 +207,25 @@ def test_no_letter_is_lost_on_the_way(example):
     assert len(list(figures.letters(figures.narrowed(wide)))) == count + 2 * len(repeated)
 
 
-def test_panels_without_axes_stand_below_one_another_with_all_of_their_letters():
-    """The figure of chapter 02: boxes and lines that are clipped to their panel, and names."""
-    (text,) = drawn(ROOT / "notebooks" / "02_inserting_a_prompt.ipynb")
-    wide = figures.parsed(text)
-    narrow = figures.narrowed(wide)
-    assert len(list(figures.letters(narrow))) == len(list(figures.letters(wide)))
-    (width, height), (wide_width, wide_height) = figures.size(narrow), figures.size(wide)
-    assert width < 0.6 * wide_width and height > 1.6 * wide_height
+def test_of_panels_whose_axes_are_turned_off_nothing_is_lost(tmp_path):
+    """They have no ground: the first box that is drawn is not it."""
+    draw = (
+        DRAW[: DRAW.index("figure, axes")]
+        + """
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 2))
+for ax in axes:
+    ax.add_patch(plt.Rectangle((0.1, 0.1), 0.8, 0.8, fc="#0072b2"))
+    ax.text(0.5, 0.5, "a box")
+    ax.axis("off")
+figure.savefig(sys.argv[1])
+"""
+    )
+    subprocess.run([sys.executable, "-c", draw, tmp_path / "off.svg"], check=True, cwd=ROOT)
+    drawing = figures.parsed((tmp_path / "off.svg").read_text())
+    assert ET.tostring(drawing, encoding="unicode").count("fill: #0072b2") == 2
+    narrow = figures.narrowed(drawing)
+    count = len(list(figures.letters(drawing)))
+    assert len(list(figures.letters(narrow))) == count >= 2 * len("abox")
 
 
 def test_a_figure_of_one_panel_stays_as_it_is(example):
