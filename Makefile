@@ -70,7 +70,7 @@ test: test-package test-notebooks ## all tests: the package, then every notebook
 test-package: $(VENV)/.ready ## the tests of the package, the project files and the built site
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope
 
-fast: $(VENV)/.ready ## the quick tests, those of plain pytest: under three minutes on two idle cores
+fast: $(VENV)/.ready ## the quick tests, those of plain pytest: under three minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 test-notebooks: $(VENV)/.ready ## strict nbval: re-execute every notebook and compare each stored output

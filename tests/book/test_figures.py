@@ -1,7 +1,6 @@
 """The figures of the notebooks: letters that can be read on a phone, colours that can be told from both grounds, the
 four drawings of each, and one of them on a page."""
 
-import doctest
 import importlib.util
 import re
 import subprocess
@@ -86,11 +85,6 @@ def test_the_ground_and_the_ink_are_those_of_the_theme():
         f"--pst-color-text-base:{figures.INK}" in each
         for each in dark.findall(style_of("pydata_sphinx_theme"))
     )
-
-
-def test_examples():
-    result = doctest.testmod(figures)
-    assert result.attempted and not result.failed
 
 
 # A figure of three panels that share an axis, with a legend; drawn in a process of its own, as matplotlib's settings are

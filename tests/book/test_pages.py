@@ -31,7 +31,7 @@ def extension(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["accessible", "descriptions", "plain_text", "repository", "reference_tables"]
+    "name", ["accessible", "descriptions", "figures", "plain_text", "repository", "reference_tables"]
 )
 def test_examples(name):
     result = doctest.testmod(extension(name))
