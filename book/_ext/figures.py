@@ -346,9 +346,8 @@ def parsed(text):
     if "figure_1" not in ids or "patch_1" not in ids:
         return None
     ids["patch_1"][0].set("id", "ground")
-    ids["figure_1"].set(
-        "fill", "#000000"
-    )  # what says nothing about its colour is black; in the dark it is not
+    # What says nothing about its colour is black; in the dark it is not.
+    ids["figure_1"].set("fill", "#000000")
     for panel in children(drawing, "axes_"):
         if (ground := ground_of(panel)) is not None:
             ground[0].set("style", "fill: none")
