@@ -54,11 +54,12 @@ def _running(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", type=int, default=1, help="processes on this machine, one thread each (default 1)")
     add("--scheduler", metavar="ADDRESS", help="send the runs to this Dask scheduler instead")
-    add(
-        "--only", metavar="METHOD/TASK/SEED", help="these runs alone; patterns as of files, METHOD alone: all"
-    )
-    add("--condition", help="runs of this condition alone (a pattern)")
-    add("--backbone", help="runs of this backbone alone (a pattern)")
+    for name, shown, words in (
+        ("--only", "METHOD/TASK/SEED", "these runs alone; patterns as of files, METHOD alone: all"),
+        ("--condition", "CONDITION", "runs of this condition alone (a pattern)"),
+        ("--backbone", "BACKBONE", "runs of this backbone alone (a pattern)"),
+    ):
+        add(name, metavar=shown, action="append", help=f"{words}; may be given again, for several")
     add("--purpose", choices=("choice", "report"), help="choices or reports alone")
     add("--published", action="store_true", help="the runs of the record that ships are done: add to them")
     add("--again", action="store_true", help="run what is recorded again and compare; writes nothing")

@@ -64,16 +64,26 @@ class Job:
         return command_again(self.source, self.labels, self.spec["seed"], self.purpose, backbone)
 
     def matches(
-        self, only: str | None, condition: str | None, purpose: str | None, backbone: str | None = None
+        self,
+        only: Sequence[str] | None = None,
+        condition: Sequence[str] | None = None,
+        purpose: str | None = None,
+        backbone: Sequence[str] | None = None,
     ) -> bool:
-        """Whether the job is asked for: patterns METHOD/TASK/SEED, CONDITION and BACKBONE, and a purpose."""
+        """Whether the job is asked for: it fits one of the patterns METHOD/TASK/SEED, one of CONDITION and one of
+        BACKBONE, where any were given, and it has the purpose."""
         own = f"{self.labels['method']}/{self.labels['task']}/{self.spec['seed']}"
         return (
-            (only is None or fnmatchcase(own, _pattern(only)))
-            and (condition is None or fnmatchcase(self.labels["condition"], condition))
-            and (backbone is None or fnmatchcase(self.spec["backbone"] or "", backbone))
+            _fits(own, only and [_pattern(one) for one in only])
+            and _fits(self.labels["condition"], condition)
+            and _fits(self.spec["backbone"] or "", backbone)
             and purpose in (None, self.purpose)
         )
+
+
+def _fits(value: str, patterns: Sequence[str] | None) -> bool:
+    """Whether the value fits one of the patterns; without any, all values do."""
+    return not patterns or any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
 def command_again(source: str, labels: Mapping, seed: int, purpose: str, backbone: str | None = None) -> str:

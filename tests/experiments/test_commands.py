@@ -100,7 +100,7 @@ def test_each_line_comes_with_the_command_that_runs_it_again(runs, capsys, verb)
         words = shlex.split(line)
         assert words[:4] == ["python", "-m", "dplearn.experiments", "run"] and words[4] == str(path)
         said = dict(zip(words[5::2], words[6::2]))
-        found = [job for job in known if job.matches(said["--only"], said["--condition"], said["--purpose"])]
+        found = [job for job in known if job.matches([said["--only"]], [said["--condition"]], said["--purpose"])]
         assert len(found) == 1 and found[0].spec["seed"] == 1 and found[0].purpose == "report"
         meant.append((found[0].labels["condition"], found[0].labels["task"], found[0].labels["method"]))
     cells = [(cell.condition.name, cell.task) for cell in one.cells()]
@@ -374,6 +374,16 @@ def test_a_row_runs_again_by_its_command_and_is_compared(runs, capsys, monkeypat
     with pytest.raises(SystemExit, match="1"):
         call(runs, "run", *again)
     assert "(recorded {'test': {'accuracy': 0.7}})" in capsys.readouterr().out
+
+
+def test_a_filter_that_is_given_again_adds_to_the_first(runs, capsys):
+    """The second does not take the place of the first."""
+
+    def known(*patterns: str) -> int:
+        call(runs, "resume", "--purpose", "report", *(word for one in patterns for word in ("--only", one)))
+        return int(re.findall(r"(\d+) runs are known", capsys.readouterr().out)[0])
+
+    assert known("*/*/1", "*/*/2") == known("*/*/1") + known("*/*/2") > known("*/*/2")
 
 
 def test_a_plan_counts_the_runs_of_widened_grids(runs, capsys, monkeypatch):

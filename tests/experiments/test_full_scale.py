@@ -61,7 +61,7 @@ def test_every_method_of_a_full_study_runs_by_its_own_command(home, name, only, 
     said = run(home, "run", name, "--scale", "full", "--try", "2", "--jobs", "1", *asked)
     (counts,) = re.findall(r"(\d+) of (\d+) runs end", said)
     full = study.read(name, "full")
-    wanted = jobs.trials(full, lambda job: job.matches(only, None, None, backbone))
+    wanted = jobs.trials(full, lambda job: job.matches([only], backbone=[backbone]))
     assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 6
     assert not (home / "runs").exists()  # nothing is kept
 
@@ -101,7 +101,7 @@ def test_every_method_of_the_same_study_runs_on_what_ships(tmp_path, name, only)
     """The command without `--scale`, as the chapters print it."""
     said = run(tmp_path, "run", name, "--try", "1", "--jobs", "1", "--only", only)
     (counts,) = re.findall(r"(\d+) of (\d+) runs end", said)
-    wanted = jobs.trials(study.read(name), lambda job: job.matches(only, None, None, None))
+    wanted = jobs.trials(study.read(name), lambda job: job.matches([only]))
     assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 6
 
 

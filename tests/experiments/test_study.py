@@ -234,14 +234,16 @@ def test_a_key_is_what_the_result_depends_on_and_nothing_else(tmp_path):
 def test_filters_and_commands_name_the_same_runs(tmp_path):
     one = read(tmp_path)
     known = jobs.jobs(one, finished(one, lambda job: 0.5))
-    found = [job for job in known if job.matches("k = 1/world/color/2", "l = 2", "report")]
+    found = [job for job in known if job.matches(["k = 1/world/color/2"], ["l = 2"], "report")]
     (job,) = found
     words = "--only 'k = 1/world/color/2' --condition 'l = 2' --purpose report --again"
     assert job.command() == f"python -m dplearn.experiments run {tmp_path / 'try.toml'} {words}"
     shipped = jobs.jobs(study.read("position"), {})[0]
     assert shipped.command().startswith("python -m dplearn.experiments run position --only ")
-    assert {job.labels["method"] for job in known if job.matches("prefix", None, None)} == {"prefix"}
-    assert {job.spec["seed"] for job in known if job.matches("/*/2", None, None)} == {2}
+    assert {job.labels["method"] for job in known if job.matches(["prefix"])} == {"prefix"}
+    assert {job.spec["seed"] for job in known if job.matches(["/*/2"])} == {2}
+    several = [job for job in known if job.matches(["prefix/*/2", "k = 1/*/1"], ["l = 2"], "report")]
+    assert {(job.labels["method"], job.spec["seed"]) for job in several} == {("prefix", 2), ("k = 1", 1)}
 
 
 @pytest.mark.parametrize(
