@@ -118,7 +118,7 @@ endif
 lint: $(VENV)/.ready ## ruff, over the package, the tests, the tools and the notebooks
 	$(BIN)/ruff check .
 
-types: $(VENV)/.ready ## mypy over the package; pyproject.toml lists the modules that are checked less strictly
+types: $(VENV)/.ready ## mypy over the package; pyproject.toml lists where inner functions may go without types
 	$(BIN)/python -m mypy
 
 format: $(VENV)/.ready ## let ruff lay out the code and sort the imports

@@ -51,7 +51,7 @@ def adapt(backbone: nn.Module) -> Backbone:
                 return candidate
             if reason != OTHER_WAY:
                 raise TypeError(start + reason)
-    raise TypeError(start + nearest(backbone).refusal(backbone))
+    raise TypeError(f"{start}{nearest(backbone).refusal(backbone)}")
 
 
 def _instead_of(backbone: object) -> str:

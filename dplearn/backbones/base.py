@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Backbone:
     # --- whether and how the model is served ---
 
     @staticmethod
-    def refusal(model: nn.Module) -> str | None:
+    def refusal(model: PreTrainedModel) -> str | None:
         """Why this adapter cannot serve the model, or None if it can."""
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class Backbone:
         return None
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> nn.Embedding:
         """The module that embeds tokens."""
         return self.model.get_input_embeddings()
 
@@ -172,7 +172,7 @@ class Backbone:
         ids, mask, rows = self._tokens(batch)
         self.check_length(mask.shape[1] + config.length)
         keep_last = boundary.kept(mask, self.keep_last(ids, mask))
-        rows = self.embed(ids) if rows is None else rows
+        rows = self.embed(cast(Tensor, ids)) if rows is None else rows
         return Reading(rows, mask, self.seen(mask, keep_last), keep_last, batch)
 
     def _refuse_images(self, batch: dict) -> None:
@@ -208,10 +208,11 @@ class Backbone:
                     f"input_ids holds {int(outside[0])}, expected 0..{self.vocabulary - 1}: the tokenizer has other "
                     f"tokens than {type(self.model).__name__}"
                 )
-        shape = (ids if rows is None else rows).shape[:2]
+        given = cast(Tensor, ids if rows is None else rows)
+        shape = given.shape[:2]
         if mask is None:
             self._warn_of_padding(ids)
-            mask = torch.ones(shape, dtype=torch.long, device=(ids if rows is None else rows).device)
+            mask = torch.ones(shape, dtype=torch.long, device=given.device)
         elif mask.shape != shape:
             mask_shape = tuple(mask.shape)
             raise ValueError(f"attention_mask has shape {mask_shape}, expected {tuple(shape)} as the input")

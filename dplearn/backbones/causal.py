@@ -10,7 +10,7 @@ vector. So logits and labels have the shapes that they have without a prompt.
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +75,13 @@ class CausalBackbone(TextBackbone):
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
         if reading.front is not None:
             return fronts.run(self, placed, reading, head)
-        mask, changes = None, standing_in(head)
+        mask: Any = None
+        changes = standing_in(head)
         if placed.moves is not None:
             mask = position_space.causal_masks(
                 self.model.config, placed.moves, placed.mask, placed.embeds.dtype
             )
-            how, name = self._positions()
+            how, name = cast(tuple[str, str], self._positions())
             changes[below(self.entry.path, name)] = getattr(position_space, how)(
                 self.entry.module.get_submodule(name), placed.moves
             )
@@ -91,7 +92,7 @@ class CausalBackbone(TextBackbone):
         prepare(self.entry.module, reading.given)
         with changed(self.model, changes) as model:
             output = model(**reading.given)
-        cache = reading.given.get("past_key_values")
+        cache: Any = reading.given.get("past_key_values")
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         if hasattr(cache, "get_seq_length") and not torch.compiler.is_compiling():
             vectors = (placed.mask != 0).sum(1, keepdim=True) - (reading.mask != 0).sum(1, keepdim=True)
@@ -121,7 +122,8 @@ class CausalBackbone(TextBackbone):
 
     def proceed(self, batch: dict):
         """The model on new tokens behind a cached prompted input; the mask of that is remembered with the cache."""
-        cache, mask, positions = (batch.get(n) for n in ("past_key_values", "attention_mask", "position_ids"))
+        cache: Any = batch.get("past_key_values")
+        mask, positions = batch.get("attention_mask"), batch.get("position_ids")
         tokens = batch["input_ids"] if batch.get("input_ids") is not None else batch.get("inputs_embeds")
         if tokens is None:
             raise ValueError("expected one of input_ids and inputs_embeds, got none")
@@ -185,7 +187,7 @@ class CausalBackbone(TextBackbone):
     def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
         """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: by the model's own masks."""
         places = torch.arange(rows.shape[1], device=rows.device) if order is None else order
-        mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+        mask: Any = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
         if order is not None:
             mask = position_space.ordered_masks(self.model.config, order, rows.dtype)
         return self.entry.module(
@@ -199,7 +201,7 @@ class CausalBackbone(TextBackbone):
     def generate(self, placed, reading: Reading, **options) -> Tensor:
         """Returns the new tokens alone, as transformers does for ``inputs_embeds``. Padding goes to the left first."""
         self._check_generates(placed.mask)
-        cache = options.get("past_key_values")
+        cache: Any = options.get("past_key_values")
         if hasattr(cache, "get_seq_length") and int(cache.get_seq_length()) > 0:
             raise ValueError(
                 f"past_key_values holds {int(cache.get_seq_length())} rows, expected an empty cache: generate puts the "

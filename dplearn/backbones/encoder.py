@@ -8,6 +8,8 @@ the prompt out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class EncoderBackbone(TextBackbone):
 
     def __init__(self, model):
         super().__init__(model)
-        self.table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+        self.table: Any = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
         # The path of what a pooler reads; None where nothing stands behind the layers.
         self.stack: str | None = None
 

@@ -7,7 +7,7 @@ outputs have as many, as with transformers' ``logits_to_keep``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ def values_of_a_token(adapter) -> int:
     given = {"inputs_embeds": rows, "attention_mask": mask, **adapter.position_ids(mask)}
     try:
         adapter.entry.module(**given, past_key_values=cache, use_cache=True)
-        shapes = [part.shape for layer in cache.layers for part in (layer.keys, layer.values)]
+        shapes: Any = [part.shape for layer in cache.layers for part in (layer.keys, layer.values)]
     except Exception as error:
         shapes = f"{type(error).__name__}: {str(error)[:120]}"
     if isinstance(shapes, str) or not shapes or any(len(shape) != 4 or shape[2] != 1 for shape in shapes):
@@ -191,7 +191,7 @@ def shortened(front: Front, placed: PromptedInput, reading: Reading) -> Reading:
 
 def run(adapter, placed: PromptedInput, reading: Reading, head: nn.ModuleDict | None):
     """The model's output for a shortened batch: N columns, the last of them each input's last real one."""
-    front, device = reading.front, placed.embeds.device
+    front, device = cast("Front", reading.front), placed.embeds.device
     ends = (torch.arange(placed.mask.shape[1], device=device) * (placed.mask != 0)).amax(1) + 1
     rest = (ends - front.counts).unsqueeze(1)
     rows = torch.arange(int(rest.max()), device=device)

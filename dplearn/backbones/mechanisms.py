@@ -36,6 +36,8 @@ class Mechanism(NamedTuple):
 
     def standing_at(self, positions: Tensor) -> Changes:
         """The change by which the rows stand at these positions, (B, S), whatever the model counts."""
+        if self.first is None:
+            raise ValueError(f"{self.name or 'no positions'}: expected one table that position ids look up")
         ids = positions + self.first
         return {self.paths[0]: lambda usual, *arguments, **options: usual(ids)}
 

@@ -39,7 +39,7 @@ class First(NamedTuple):
     states: (B, count, d), their last hidden states; None: nobody reads them.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple counts its values by this name
     layers: list[Tensor]
     states: Tensor | None
 
@@ -126,10 +126,10 @@ def _front(adapter, placed: PromptedInput, reading: Reading) -> First | None:
 
 def _asks_for_more(model, given: dict) -> bool:
     """Whether a call wants states of single layers, brings what has a value for each row, or has dropout."""
-    config, given = model.config, {name for name, value in given.items() if value is not None}
+    config, names = model.config, {name for name, value in given.items() if value is not None}
     wants = [getattr(config, name, False) for name in ("output_hidden_states", "output_attentions")]
     wants += [getattr(config, "return_dict", True) is False]
-    return any(wants) or not given <= SERVED or any(module.training for module in model.modules())
+    return any(wants) or not names <= SERVED or any(module.training for module in model.modules())
 
 
 def _run(adapter, embeds: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -17,12 +17,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dplearn.backbones.views import Change, evaluating
 from dplearn.insertion import Moves
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 from dplearn.offload import device_of
 
 # Weight of a key that causal order hides, instead of 0: small enough to change nothing that is visible, large enough
@@ -162,7 +166,9 @@ def _for_kinds(config, mask: Callable) -> Tensor | dict[str, Tensor]:
     return mask(windows[kinds.pop()] if kinds else window)
 
 
-def refuses_order(model: nn.Module, states: Callable, width: int, window: int | None = None) -> str | None:
+def refuses_order(
+    model: PreTrainedModel, states: Callable, width: int, window: int | None = None
+) -> str | None:
     """Why a model's position information is not all within reach of the mixtures, or None if it is.
 
     What stands where is told by positions (and a mask) alone, so rows in another order, each told where it stands, have
@@ -268,7 +274,7 @@ def in_rotary_angles(rotary: nn.Module, moves: Moves) -> Change:
     return forward
 
 
-def in_vectors(module: nn.Module, moves: Moves, first: int = 0) -> Change:
+def in_vectors(module: nn.Embedding, moves: Moves, first: int = 0) -> Change:
     """An embedding module whose position vectors carry the mixture.
 
     first : the row of its table that belongs to position 0.

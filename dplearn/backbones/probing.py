@@ -42,7 +42,7 @@ States = Callable[..., Tensor]
 _ASKED: weakref.WeakKeyDictionary[nn.Module, Findings | str] = weakref.WeakKeyDictionary()
 
 
-def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: States) -> Findings:
+def tried(model: PreTrainedModel, embedding: nn.Embedding, body: nn.Module, states: States) -> Findings:
     """Ask a model, once.
 
     Parameters
@@ -67,7 +67,7 @@ def tried(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states:
     return findings
 
 
-def _try(model: PreTrainedModel, embedding: nn.Module, body: nn.Module, states: States) -> Findings:
+def _try(model: PreTrainedModel, embedding: nn.Embedding, body: nn.Module, states: States) -> Findings:
     if is_empty(embedding):
         return Findings(causal=_is_listed_as_causal(model))  # weights that are not there yet
     name = type(model).__name__
@@ -215,18 +215,22 @@ def end_of_layers(base: nn.Module, ids: Tensor) -> str | None:
     inside = sorted((depth, path) for depth, path, states in seen if states is last)
     calls = [path for _, path, _ in seen]
     if not inside or calls.count(inside[0][1]) != 1:
-        return _at_pooler(base)
+        _check_pooler(base)
+        return None
 
     def one_row(usual, *values, **options):
         return with_rows(usual(*values, **options), ids[:, :1] * 0)
 
     with torch.no_grad(), changed(base, {inside[0][1]: one_row}) as view:
         left = view(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).last_hidden_state
-    return inside[0][1] if left.shape[1] == 1 else _at_pooler(base)
+    if left.shape[1] == 1:
+        return inside[0][1]
+    _check_pooler(base)
+    return None
 
 
-def _at_pooler(base: nn.Module) -> None:
-    """Rows can be taken at the base model's output and at its pooler's input, where these are modules."""
+def _check_pooler(base: nn.Module) -> None:
+    """Raise Refused unless there is a pooler: rows can be taken at the base model's output and at a pooler's input."""
     if not isinstance(getattr(base, "pooler", None), nn.Module):
         raise Refused(
             f"no module of {type(base).__name__} gives the last hidden states that its pooler reads"

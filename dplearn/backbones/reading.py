@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Reading(NamedTuple):
         """The batch of these instances, (N,) numbers of 0..B - 1, any of them any number of times."""
         batch = self.rows.shape[0]
         given = {name: pick(value, instances, batch) for name, value in self.given.items()}
-        fields = {
+        fields: dict[str, Any] = {
             name: pick(value, instances, batch) for name, value in self._asdict().items() if name != "codes"
         }
         return self._replace(**fields | {"given": given, "copies": instances})

@@ -8,6 +8,7 @@ right before the encoder runs: some encoders number their rows themselves.
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,11 @@ from dplearn.backbones.base import Backbone
 from dplearn.backbones.probing import Refused, tried
 from dplearn.backbones.reading import Boundary, Reading
 from dplearn.backbones.text import moved, no_table, right_padded
-from dplearn.backbones.views import below, changed, evaluating, path_of
+from dplearn.backbones.views import Changes, below, changed, evaluating, path_of
 from dplearn.config import PromptConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What gives the decoder something to read.
 DECODED = ("labels", "decoder_input_ids", "decoder_inputs_embeds")
@@ -31,13 +35,12 @@ class Seq2SeqBackbone(Backbone):
         super().__init__(model)
         # Two models in one name the token in their own.
         configs = (model.config, getattr(model.get_encoder(), "config", None))
-        self.eos_token_id = next(
-            (c.eos_token_id for c in configs if getattr(c, "eos_token_id", None) is not None), None
-        )
+        tokens = [getattr(config, "eos_token_id", None) for config in configs]
+        self.eos_token_id = next((token for token in tokens if token is not None), None)
         self.names = set(inspect.signature(model.forward).parameters)
 
     @staticmethod
-    def refusal(model: nn.Module) -> str | None:
+    def refusal(model: PreTrainedModel) -> str | None:
         """Why this adapter cannot serve the model, or None if it can."""
         if not model.config.is_encoder_decoder:
             return f"expected an encoder-decoder model, model_type={model.config.model_type!r} is not one"
@@ -73,7 +76,7 @@ class Seq2SeqBackbone(Backbone):
         tokens, mask, columns = right_padded(tokens, mask)
         ids, rows = tokens.get("input_ids"), tokens.get("inputs_embeds")
         keep_last = boundary.kept(mask, self.keep_last(ids, mask))
-        rows = self.embed(ids) if rows is None else rows
+        rows = self.embed(cast(Tensor, ids)) if rows is None else rows
         return Reading(rows, mask, mask, keep_last, batch, columns)
 
     def keep_last(self, input_ids: Tensor | None, mask: Tensor) -> int | Tensor:
@@ -112,14 +115,15 @@ class Seq2SeqBackbone(Backbone):
 
     def _ordered_states(self, rows: Tensor, order: Tensor | None) -> Tensor:
         """Hidden states of rows (1, S, d) that stand at ``order`` (S,); None: as they come."""
-        changes, encoder = {}, self.model.get_encoder()
+        changes: Changes = {}
+        encoder = self.model.get_encoder()
         path, biases = path_of(self.model, encoder), position_space.relative_biases(encoder)
         if order is not None and biases:
             changes = {
                 f"{below(path, n)}:compute_bias": position_space.bias_standing_at(order) for n in biases
             }
         elif order is not None:
-            table = self.position_table()
+            table = cast(nn.Embedding, self.position_table())
             changes = position_space.standing_at(
                 below(path, "embed_positions"), table, order, getattr(table, "offset", 0)
             )
@@ -127,7 +131,7 @@ class Seq2SeqBackbone(Backbone):
             mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
             return self.hidden_states(model, rows, mask)
 
-    def position_table(self) -> nn.Module | None:
+    def position_table(self) -> nn.Embedding | None:
         """The encoder's learned position vectors (BART); None for relative biases."""
         table = getattr(self.model.get_encoder(), "embed_positions", None)
         return table if isinstance(table, nn.Embedding) else None
@@ -137,7 +141,7 @@ class Seq2SeqBackbone(Backbone):
         encoder = self.model.get_encoder()
         path, attentions = path_of(self.model, encoder), position_space.relative_biases(encoder)
         if not attentions:
-            table = self.position_table()
+            table = cast(nn.Embedding, self.position_table())
             change = position_space.in_vectors(table, moves, getattr(table, "offset", 0))
             return {below(path, "embed_positions"): change}
         if any(getattr(module, "gradient_checkpointing", False) for module in encoder.modules()):

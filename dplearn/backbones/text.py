@@ -9,7 +9,7 @@ each hidden state where it would be without a prompt.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -206,13 +206,13 @@ class TextBackbone(Backbone):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
-        self.entry: Entry | None = None
+        self.entry: Entry = None  # type: ignore[assignment]  # found by the probe
         rope = getattr(model.config, "rope_parameters", None)
         if isinstance(rope, dict) and rope and _rope_types(rope) != {"default"}:
             self.max_positions = None  # angles that stretch with the input
 
     @staticmethod
-    def refusal(model: nn.Module) -> str | None:
+    def refusal(model: PreTrainedModel) -> str | None:
         """Why this adapter cannot serve the model, or None if it can."""
         from transformers.models.auto import modeling_auto
 
@@ -267,7 +267,9 @@ class TextBackbone(Backbone):
         return None
 
     def _states(self, mask: Tensor, first: int = 0, **tokens) -> Tensor:
-        module, places, given = self.entry.module, {}, {}
+        module = self.entry.module
+        places: dict[str, Tensor] = {}
+        given: dict[str, bool] = {}
         if "inputs_embeds" in tokens and self.entry.takes_positions:
             places["position_ids"] = token_positions(mask) + first
         if "use_cache" in self.entry.names:
@@ -295,7 +297,7 @@ class TextBackbone(Backbone):
         return Reading(rows, mask, self.seen(mask, keep_last), keep_last, batch, columns)
 
     def hidden_states(self, model: PreTrainedModel, inputs: Tensor, mask: Tensor) -> Tensor:
-        options = self.position_ids(mask)
+        options: dict[str, Any] = self.position_ids(mask)
         if "use_cache" in self.entry.names:
             options["use_cache"] = False
         output = model.get_submodule(self.entry.path)(
@@ -304,7 +306,7 @@ class TextBackbone(Backbone):
         return output.last_hidden_state
 
 
-def no_table(model: nn.Module) -> str | None:
+def no_table(model: PreTrainedModel) -> str | None:
     """Why a model has no table of token embeddings, whose rows a prompt stands among, or None if it has one."""
     try:
         table = model.get_input_embeddings()

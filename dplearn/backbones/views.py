@@ -25,7 +25,7 @@ from torch import Tensor, nn
 Change = Callable
 
 # Path of a module ("" is the model itself) -> change. A path may end in ":name" to change another method than forward.
-Changes = Mapping[str, Change]
+Changes = dict[str, Change]
 
 
 @contextmanager
@@ -111,8 +111,9 @@ def _view(module: nn.Module, branch: _Branch, path: str, copies: list) -> nn.Mod
             f"the module {path or 'at the top'!r} ({type(module).__name__}) has a forward of its own that cannot be "
             "followed, expected the one of its class: something has replaced it"
         )
+    modules: dict = module._modules
     for name, below in branch.children.items():
-        own["_modules"][name] = _view(module._modules[name], below, f"{path}.{name}".lstrip("."), copies)
+        own["_modules"][name] = _view(modules[name], below, f"{path}.{name}".lstrip("."), copies)
     if branch.tensors:
         own["_parameters"] = {**module._parameters, **branch.tensors}
     for name, change in branch.methods.items():
@@ -160,10 +161,10 @@ def _patched(model: nn.Module, changes: Changes, tensors: Mapping[str, Tensor]) 
         module = model.get_submodule(name)
         before.append((module, method, module.__dict__.get(method)))
         setattr(module, method, _calling(change, getattr(module, method)))
-    swapped = []
+    swapped: list[tuple[dict, str, nn.Parameter | None]] = []
     for path, tensor in tensors.items():
         name, _, parameter = path.rpartition(".")
-        parameters = model.get_submodule(name)._parameters
+        parameters: dict = model.get_submodule(name)._parameters
         swapped.append((parameters, parameter, parameters[parameter]))
         parameters[parameter] = tensor
     try:
@@ -174,8 +175,8 @@ def _patched(model: nn.Module, changes: Changes, tensors: Mapping[str, Tensor]) 
                 module.__dict__.pop(method)  # the class's own is visible again
             else:
                 setattr(module, method, usual)
-        for parameters, name, tensor in swapped:
-            parameters[name] = tensor
+        for parameters, name, own in swapped:
+            parameters[name] = own
 
 
 def _calling(change: Change, usual: Callable) -> Callable:

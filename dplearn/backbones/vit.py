@@ -31,6 +31,7 @@ rows are followed to where they stand, not counted from the front.
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,9 @@ from dplearn.backbones.views import Change, Changes, below, changed, evaluating,
 from dplearn.controllers import LEARNED
 from dplearn.kept import digest_of
 from dplearn.summaries import masked_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KINDS = {"vit", "deit", "dinov2"}
 POSITIONED = ("before-positions", "position-coded")  # the ways to insert in which a position is real
@@ -66,7 +70,7 @@ class ViTBackbone(Backbone):
         self.max_positions = None
         self.base = model.base_model
         self.path = path_of(model, self.base)
-        self.layers = _layers(model)
+        self.layers = cast(nn.ModuleList, _layers(model))  # `refusal` has seen them
         self.embeddings = self.base.embeddings
         self.patches = self.embeddings.patch_embeddings
         # DINOv2's embeddings always interpolate, so they have no option for it.
@@ -75,7 +79,7 @@ class ViTBackbone(Backbone):
         self.special = self.embeddings.position_embeddings.shape[1] - self.patches.num_patches
 
     @staticmethod
-    def refusal(model: nn.Module) -> str | None:
+    def refusal(model: PreTrainedModel) -> str | None:
         """Why this adapter cannot serve the model, or None if it can."""
         kind = getattr(model.config, "model_type", "")
         if kind not in KINDS:
@@ -146,7 +150,8 @@ class ViTBackbone(Backbone):
             rows = self._states(rows, batch, passed)
         mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
         mask[:, : self.special] = 0  # no prompt surrounds special tokens, and no decision looks at them
-        codes = self.positions(pixels, size) if config.entry in POSITIONED else None
+        vectors = config.length if size is None else size
+        codes = self.positions(pixels, vectors) if config.entry in POSITIONED else None
         return Reading(rows, mask, mask, 0, batch, None, codes, passed=passed)
 
     def _states(self, rows: Tensor, batch: dict, passed: int) -> Tensor:
@@ -202,7 +207,9 @@ class ViTBackbone(Backbone):
             kept.add({digests[number]: [rows[None]] for number, rows in zip(new, states)})
 
     @torch.no_grad()
-    def embed(self, pixel_values: Tensor, positions: bool = True, **options) -> Tensor:
+    def embed(  # type: ignore[override]  # images are embedded with options
+        self, pixel_values: Tensor, positions: bool = True, **options
+    ) -> Tensor:
         """(B, channels, height, width) -> (B, T, d): special tokens and patches, with or without position vectors.
 
         ``options`` are those of the model's embeddings: ``interpolate_pos_encoding``, ``bool_masked_pos``.
@@ -259,9 +266,8 @@ class ViTBackbone(Backbone):
         )
         position = placed.decisions.get("position") if moves is None else moves
         weights = None if position is None else position.weights
-        learning = torch.is_grad_enabled() and weights is not None
         if positions is None:
-            if moves is not None:
+            if moves is not None and weights is not None:
                 embeds = embeds + weights.sum().to(embeds.dtype) * 0
         else:
             table = positions[:, : embeds.shape[1]]
@@ -269,7 +275,7 @@ class ViTBackbone(Backbone):
             embeds = embeds + table * holds
             if moves is not None:
                 embeds = embeds + table_term(moves, positions[0, self.special :], embeds.dtype) * holds
-            elif coded and learning:
+            elif coded and weights is not None and torch.is_grad_enabled():
                 patches = placed.input_positions.shape[1] - self.special
                 at = _rows_of_vectors(weights.shape[1], embeds.shape[1], self.special, patches, embeds.device)
                 embeds = embeds + code_term(weights, table[0], at, embeds.dtype)
@@ -322,7 +328,7 @@ class _Reached(Exception):
         self.states = states
 
 
-def _layers(model: nn.Module) -> nn.ModuleList | None:
+def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
     """The list of the model's layers: ``layers``, or ``encoder.layer`` in some versions and kinds."""
     count = model.config.num_hidden_layers
     for module in model.base_model.modules():

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from dplearn.experiments.jobs import Job
 from dplearn.experiments.parts import Study
 from dplearn.experiments.watching import Looks
 from dplearn.tasks.vision_benchmarks import BENCHMARKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Bfloat16 FLOP/s, dense, by the makers, times the share of it that such steps reach: an assumption. The last is float32
 # on one thread of the processor of the recorded benchmarks, measured there (group "peft").
@@ -99,7 +103,7 @@ def config_of(name: str):
 
 
 @lru_cache(maxsize=4)
-def _on_meta(name: str) -> nn.Module:
+def _on_meta(name: str) -> PreTrainedModel:
     """A backbone without numbers, with its head."""
     config = config_of(name)
     cls, _ = shelf.class_of(config, None)
@@ -152,7 +156,7 @@ def step_of(
     return Step(forward, total, sum(saved.values()))
 
 
-def _answer(model: nn.Module, batch: int, rows: int, classes: int, images: bool) -> Tensor:
+def _answer(model: PreTrainedModel, batch: int, rows: int, classes: int, images: bool) -> Tensor:
     """What a loss is made of, from embedded inputs that want a gradient, as those behind a prompt do."""
     kind = model.config.model_type
     if kind == "clip":
@@ -181,7 +185,7 @@ def _through(body: nn.Module, rows: Tensor) -> Tensor:
     return rows
 
 
-def _clip_answer(model: nn.Module, batch: int, classes: int, rows: int, images: bool) -> Tensor:
+def _clip_answer(model: PreTrainedModel, batch: int, classes: int, rows: int, images: bool) -> Tensor:
     """Similarities of images and texts, both with a gradient; without ``images`` those of kept features, or of one text
     where there are no classes."""
     text, vision = model.config.text_config, model.config.vision_config

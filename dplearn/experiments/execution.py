@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
+from typing import Any
 from urllib.parse import parse_qsl
 
 from dplearn.experiments import records
@@ -74,19 +75,19 @@ def load_task(name: str):
 
         return join([load_task(part) for part in name.split("+")])
     plain, _, query = name.partition("?")
-    options = {key: os.path.expandvars(value) for key, value in parse_qsl(query)}
-    for key, value in options.items():
+    given = {key: os.path.expandvars(value) for key, value in parse_qsl(query)}
+    for key, value in given.items():
         if value.startswith("$"):
             raise ValueError(
                 f"task={name!r}: {key}={value}, expected the variable {value[1:]} to be set in the environment"
             )
-    options = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+    options: dict[str, Any] = {key: int(value) if value.isdigit() else value for key, value in given.items()}
     shots, total, draw = (
         options.pop(key, usual) for key, usual in (("shots", None), ("total", None), ("draw", 0))
     )
     family = plain.partition("/")[0]
     more = {} if family in TEXTS else {"validation": options.pop("validation", None)}
-    task = tasks.load(plain, **options)
+    task: Any = tasks.load(plain, **options)
     if shots is None and total is None:
         return task
     return task.few_shot(shots, draw, **more) if more else task.few_shot(shots, draw, total=total)

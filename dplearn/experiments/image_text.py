@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,8 +141,9 @@ class ImageTextRun(ImageRun):
     @property
     def fields(self) -> tuple[str, ...]:
         config = self.model.prompt_config
-        by_image = {"vision": ("pixel_values",)}.get(config.towers, ())
-        return ("image_embeds",) if config.summary == "image" else by_image
+        if config.summary == "image":
+            return ("image_embeds",)
+        return ("pixel_values",) if config.towers == "vision" else ()
 
     def choices(self, rows: Sequence[dict]) -> dict[str, Choice]:
         """As of any run where images decide; else what is decided for each class that is set."""
@@ -165,7 +167,7 @@ class ImageTextRun(ImageRun):
             own = self._losses(rows, {})
         for name, part in learned_parts(self.model).items():
             pis[name] = distribution(part, made[name]).float()
-            told = {}
+            told: dict[str, Any] = {}
             if since is not None:
                 told = {"own": own, "dealt": self._dealt(rows, name, made[name])}
                 told |= {"first": since.probabilities[name], "first_chosen": since.chosen[name]}
@@ -180,7 +182,7 @@ class ImageTextRun(ImageRun):
         turns = some(range(1, count), DEALS) if count > 1 else [0]
         dealt = []
         for turn in turns:
-            moved = choice.of_each(lambda part, places=turn + 1: part.roll(places, 0))
+            moved = choice.of_each(partial(torch.roll, shifts=turn + 1, dims=0))
             dealt.append(self._losses(rows, {name: moved}))
         return torch.stack(dealt).mean(0)
 
@@ -190,13 +192,14 @@ class ImageTextRun(ImageRun):
         losses, each, device = [], bool(self.fields), self.model.device
         with evaluating(self.model):
             for start in range(0, len(rows), BATCH):
-                batch = self.collate(rows[start : start + BATCH])
+                batch = dict(self.collate(list(rows[start : start + BATCH])))
                 labels = batch.pop("labels")
                 owners = slice(start, start + BATCH) if each else slice(None)
-                given = {
-                    name: choice.of_each(lambda part, owners=owners: part[owners].to(device))
-                    for name, choice in decisions.items()
-                }
+
+                def own(part: Tensor, owners: slice = owners) -> Tensor:
+                    return part[owners].to(device)
+
+                given = {name: choice.of_each(own) for name, choice in decisions.items()}
                 moved = {field: value.to(device) for field, value in batch.items()}
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     logits = self.model(**moved, decisions=given).logits
@@ -232,11 +235,10 @@ def tune(
     ValueError : an unknown method; the message lists them. A setting that has no effect on images.
     """
     settings.check_for_images()
-    named = isinstance(method, str)
-    if named and method not in METHODS:
+    if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown, expected one of {list(METHODS)}")
     clip, processor = zoo.load(backbone)
-    if named and method.endswith(images.RANDOM):
+    if isinstance(method, str) and method.endswith(images.RANDOM):
         clip = zoo.random_control(backbone, seed)
     if not task.new_names:
         task = task.base_to_new()
@@ -270,7 +272,8 @@ def _run_on_texts(
 ) -> ImageTextRun:
     """A method that compares images with the texts of the classes: zero-shot, a prompt, or full fine-tuning."""
     if method in (ZERO_SHOT, FULL):
-        model, template, keeps = WholeModel(clip), task.template, False
+        model: Any = WholeModel(clip)
+        template, keeps = task.template, False
     else:
         model, template = _prompted(method, clip, processor, task)
         keeps = model.prompt_config.towers is None
@@ -301,4 +304,4 @@ def _prompted(method: str | Mapping, clip, processor, task: ImageTask) -> tuple[
     config = config_of(method, len(words), min(tower.num_hidden_layers for tower in towers))
     # A prompt in the images alone leaves the texts as they are in zero-shot classification.
     template = task.template if config.towers == "vision" else "{}" + after
-    return prompted(clip, config, vectors=first_vectors(config, words)), template
+    return cast(PromptedCLIP, prompted(clip, config, vectors=first_vectors(config, words))), template

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ def config_of(method: str | Mapping, layers: int) -> PromptConfig | None:
     if method in (PROBE, FULL):
         return None
     own = PROMPTS[method.removesuffix(RANDOM)] if isinstance(method, str) else method
-    options = {"length": LENGTH, "head": "trained"} | dict(own)
+    options: dict[str, Any] = {"length": LENGTH, "head": "trained", **own}
     if options.get("depth") == "all":
         options["depth"] = layers
     return PromptConfig(**options)
@@ -83,7 +84,7 @@ def build(method: str | Mapping, backbone: PreTrainedModel) -> nn.Module:
     return LinearProbe(backbone) if config is None else prompted(backbone, config)
 
 
-def head_of(model: nn.Module) -> list[nn.Parameter]:
+def head_of(model: Any) -> list[nn.Parameter]:
     """The parameters of the head of a model without a prompt; none where it is not known to have one."""
     if hasattr(model, "head_parameters"):
         return model.head_parameters()
@@ -138,11 +139,11 @@ def fit(
     ValueError : a setting that has no effect on images; the message names it.
     """
     settings.check_for_images()
-    probe, model = isinstance(model, LinearProbe), model.to(device())
+    model.to(device())
 
     @cache
     def encode(split: str):
-        if probe:
+        if isinstance(model, LinearProbe):
             return model.cache_images(task.encode(processor, split))
         return task.encode(processor, split, in_memory=KEPT)
 

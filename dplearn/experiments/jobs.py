@@ -218,13 +218,13 @@ def _beyond(values: Sequence[float], value: float) -> float:
     return float(f"{value * value / inner:.4g}")
 
 
-def judged(row: Mapping, by: str) -> float:
+def judged(row: dict, by: str) -> float:
     """What a choice maximises: the headline on validation, or minus the cross-entropy there."""
     return headline(row, "validation") if by == "headline" else -row["cross_entropy"]["validation"]
 
 
 def choose(
-    study: Study, cell: Cell, method: Method, rows: Mapping[str, Mapping]
+    study: Study, cell: Cell, method: Method, rows: Mapping[str, dict]
 ) -> tuple[Chosen | None, list[Job]]:
     """What a method chooses in a cell by the rows that there are (key -> row): values, or None while runs are missing,
     and the choice runs that this takes."""
@@ -242,7 +242,7 @@ def _own_choices(study: Study, cell: Cell, method: Method, chosen: Mapping) -> l
 
 
 def _point(
-    study: Study, cell: Cell, method: Method, rows: Mapping[str, Mapping]
+    study: Study, cell: Cell, method: Method, rows: Mapping[str, dict]
 ) -> tuple[Chosen | None, list[Job]]:
     """As :func:`choose`, without what "best of" methods look at."""
     axes = study.grid_of(cell, method)
@@ -281,12 +281,13 @@ def seeds_of(study: Study, method: Method) -> tuple[int, ...]:
     return study.seeds if method.seeds is None else method.seeds
 
 
-def jobs(study: Study, rows: Mapping[str, Mapping]) -> list[Job]:
+def jobs(study: Study, rows: Mapping[str, dict]) -> list[Job]:
     """The runs that are known by now, choices first: reports follow when the choices of their method are done.
 
     rows : key -> row of the runs that are done.
     """
-    choices, reports = {}, []
+    choices: dict[str, Job] = {}
+    reports: list[Job] = []
     for cell in study.cells():
         for method in study.methods_in(cell):
             if method.kind == "best of":
@@ -317,7 +318,8 @@ def first_of_each(study: Study) -> list[tuple[Job, int]]:
 
 def trials(study: Study, wanted: Callable[[Job], bool]) -> list[Job]:
     """Of the wanted among :func:`first_of_each` so many that each method of each backbone is there, and each table."""
-    kept, seen = [], set()
+    kept: list[Job] = []
+    seen: set = set()
     for job in (job for job, _ in first_of_each(study) if wanted(job)):
         backbone, labels = job.spec["backbone"], job.labels
         new = {(backbone, labels["method"]), (backbone, labels["task"], labels["condition"])} - seen
@@ -336,7 +338,7 @@ def count(study: Study) -> dict[str, int]:
     return {"choice": sum(job.purpose == "choice" for job in known), "report": reports}
 
 
-def labelled(study: Study, rows: Mapping[str, Mapping]) -> Iterator[dict]:
+def labelled(study: Study, rows: Mapping[str, dict]) -> Iterator[dict]:
     """The rows of a study as its tables read them: with labels, with chosen values, and with those of "best of"."""
     for cell in study.cells():
         reports, scores = {}, {}
@@ -346,13 +348,13 @@ def labelled(study: Study, rows: Mapping[str, Mapping]) -> Iterator[dict]:
             chosen, wanted = choose(study, cell, method, rows)
             for job in wanted:
                 if job.key in rows:
-                    yield rows[job.key] | job.labels | {"key": job.key}
+                    yield {**rows[job.key], **job.labels, "key": job.key}
             if chosen is None:
                 continue
             own = [job_of(study, cell, method, seed, "report", chosen) for seed in seeds_of(study, method)]
             extra = {"chosen": dict(chosen), "tries": chosen.tries, "edges": list(chosen.edges)}
             reports[method.name] = [
-                rows[job.key] | job.labels | extra | {"key": job.key} for job in own if job.key in rows
+                {**rows[job.key], **job.labels, **extra, "key": job.key} for job in own if job.key in rows
             ]
             runs = _own_choices(study, cell, method, chosen)
             if _compared(study, method) and all(run.key in rows for run in runs):

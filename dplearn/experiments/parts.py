@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 from dplearn.controllers import LEARNED
 from dplearn.experiments import rivals
@@ -33,14 +34,14 @@ class Method:
 
     name: str
     kind: str = "prompt"
-    prompt: Mapping = field(default_factory=dict)
-    settings: Mapping = field(default_factory=dict)
+    prompt: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
     control: str | None = None
     grid: str | None = None
     seeds: tuple[int, ...] | None = None
     of: tuple[str, ...] = ()
-    peft: Mapping = field(default_factory=dict)
-    rival: Mapping = field(default_factory=dict)
+    peft: dict = field(default_factory=dict)
+    rival: dict = field(default_factory=dict)
     tasks: tuple[str, ...] = ALL
     conditions: tuple[str, ...] = ALL
     backbones: tuple[str, ...] = ALL
@@ -58,9 +59,9 @@ class Condition:
     """A part of a study in which methods are compared: its options, and where they are others, its grids and tasks."""
 
     name: str = ""
-    prompt: Mapping = field(default_factory=dict)
-    settings: Mapping = field(default_factory=dict)
-    grid: Mapping = field(default_factory=dict)
+    prompt: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    grid: dict = field(default_factory=dict)
     cue: str | None = None
     tasks: tuple[str, ...] = ALL
     backbones: tuple[str, ...] = ALL
@@ -127,9 +128,9 @@ class Study:
     baseline: str | None = None
     comparisons: tuple[tuple[str, str], ...] = ()
     conditions: tuple[Condition, ...] = (Condition(),)
-    settings: Mapping = field(default_factory=dict)
-    prompt: Mapping = field(default_factory=dict)
-    grid: Mapping = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    prompt: dict = field(default_factory=dict)
+    grid: dict = field(default_factory=dict)
     choice: Choice = Choice()
     seeds: tuple[int, ...] = ()
     splits: tuple[str, ...] = SPLITS
@@ -258,7 +259,10 @@ def _splits(values, length: int) -> list[int]:
     return sorted({round(i * length / (count - 1)) for i in range(count)})
 
 
-def expanded(method: Method, prompt: Mapping) -> Iterator[Method]:
+Entry = TypeVar("Entry", Method, Condition)
+
+
+def expanded(method: Entry, prompt: Mapping) -> Iterator[Entry]:
     """The methods that one entry stands for: ``each`` (kept in its prompt and settings as ``{"each": ...}``)."""
     each = {}
     for where in ("prompt", "settings"):
@@ -271,7 +275,7 @@ def expanded(method: Method, prompt: Mapping) -> Iterator[Method]:
         for where in ("prompt", "settings")
     }
     for values in itertools.product(*each.values()):
-        one = {where: dict(options[where]) for where in options}
+        one: dict[str, Any] = {where: dict(options[where]) for where in options}
         for (where, option), value in zip(each, values):
             if option != "named":  # it is in the name alone
                 one[where][option] = value

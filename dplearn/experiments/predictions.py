@@ -81,10 +81,11 @@ def correlations(measured: Sequence[Point]) -> dict[str, tuple[float, float]]:
     if len(measured) < 4:
         return {}
     gains = [point.gain for point in measured]
-    return {
-        name: tuple(float(value) for value in spearmanr([getattr(point, name) for point in measured], gains))
-        for name in ("deviation", "headroom")
-    }
+    found = {}
+    for name in ("deviation", "headroom"):
+        correlation, p_value = spearmanr([getattr(point, name) for point in measured], gains)
+        found[name] = (float(correlation), float(p_value))
+    return found
 
 
 def markdown(measured: Sequence[Point]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from dplearn.backbones.rows import last_real, take_rows, token_positions
 from dplearn.experiments.scoring import batch_size
 from dplearn.summaries import masked_mean
 from dplearn.tasks.base import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def majority(task: Task, splits: Sequence[str] = ("validation", "test")) -> dict:
@@ -82,7 +86,7 @@ def minilm_probe(task: Task, splits: Sequence[str] = ("validation", "test")) -> 
 
 
 def state_probe(
-    backbone: nn.Module,
+    backbone: PreTrainedModel,
     task: Task,
     encode: Callable[[str, nn.Module], Sequence[dict]],
     collate: Callable,

@@ -42,7 +42,7 @@ class Table(NamedTuple):
         ValueError : the table has no column of this name.
         """
         cells = tables.columns(list(self.lines.values()), self.verdicts, self.baseline)
-        told = {method: self.verdicts.get((self.baseline, method)) for method in self.lines}
+        told = {method: self.verdicts.get((self.baseline or "", method)) for method in self.lines}
         cells[f"against {self.baseline}"] = ["" if each is None else each.told() for each in told.values()]
         for name in names:
             if name not in cells and self.lines:
@@ -59,7 +59,7 @@ class Table(NamedTuple):
 
     def told(self, method: str, baseline: str | None = None) -> str:
         """What may be said of a method against a baseline (None: the usual one), with its interval in points."""
-        return self.verdicts[baseline or self.baseline, method].told()
+        return self.verdicts[baseline or self.baseline or "", method].told()
 
     def in_nats(self) -> dict[tuple[str, str], str]:
         """The verdicts by cross-entropy instead, a family of its own: "better" has fewer nats. The margin is the same

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from dplearn.checks import Flag, Names, Number, OneOf, Whole, shown
+from dplearn.checks import Check, Flag, Names, Number, OneOf, Whole, shown
 from dplearn.config import INITS, OPTIONS
 
 
@@ -23,7 +23,7 @@ class Option(NamedTuple):
     asked)."""
 
     default: object
-    check: Callable[[str, object], None]
+    check: Check | Callable[[str, object], None]
 
 
 def _targets(name: str, value: object) -> None:
@@ -119,7 +119,7 @@ def with_length(kind: str, table: Mapping, length: int | None) -> dict:
     >>> with_length("peft", {"type": "prefix-tuning"}, 8), with_length("peft", {"type": "lora"}, 8)
     ({'type': 'prefix-tuning', 'num_virtual_tokens': 8}, {'type': 'lora'})
     """
-    has = "num_virtual_tokens" in RIVALS[kind].get(table.get("type"), {})
+    has = "num_virtual_tokens" in RIVALS[kind].get(table.get("type", ""), {})
     own = {"num_virtual_tokens": length} if has and length is not None else {}
     return {**table, **{name: value for name, value in own.items() if name not in table}}
 

@@ -22,6 +22,7 @@ import enum
 import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,8 @@ def tune_peft(
     optimizer = settings.optimizer_over([{"params": trained, "lr": settings.learning_rate}])
     row = fit_and_watch(run, settings, seed, optimizer, splits, objective.mean, looks, **given)
     row["trained_parameters"] -= idle(backbone, model.model.active_peft_config)
-    return row | {"peft": plain({"type": options["type"]} | model.model.active_peft_config.to_dict())}
+    used = cast(Any, model.model).active_peft_config.to_dict()
+    return row | {"peft": plain({"type": options["type"]} | used)}
 
 
 def _start(backbone: PreTrainedModel, tokenizer, options: Mapping, settings: Settings) -> Tensor | None:
@@ -222,7 +224,7 @@ class Adapted(nn.Module):
         ids, mask = on_the_left(input_ids, attention_mask)
         given = {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **given).logits
-        if self.config.is_encoder_decoder:
+        if cast(Any, self.config).is_encoder_decoder:
             return {"logits": logits}
         virtual = logits.shape[1] - ids.shape[1]  # rows of prompt tuning and P-tuning
         return {"logits": take_rows(logits, (last_real(mask) + virtual).unsqueeze(1))}

@@ -33,7 +33,7 @@ from dplearn.experiments.tuning import USUAL, Encode, prompted_for, train_prompt
 from dplearn.experiments.watching import LOOKS, Looks
 from dplearn.model import PromptedModel
 from dplearn.prompt import DynamicPrompt
-from dplearn.sampling import Choice, at_least_float32
+from dplearn.sampling import Choice, at_least_float32, learned
 from dplearn.tasks.base import Task
 from dplearn.vector import Mixture
 
@@ -96,7 +96,7 @@ class RoutedPrompt(DynamicPrompt):
         if not self.balance or not (self.training if sampling is None else sampling):
             return None
         choice = decisions["vector"]
-        means = choice.logits.softmax(-1).mean(0)
+        means = learned(choice.logits).softmax(-1).mean(0)
         shares = one_hot(choice.index, len(means)).to(means).mean(0)
         return self.balance * len(means) * (means * shares).sum()
 
@@ -115,7 +115,7 @@ class InputMean(nn.Module):
 
     def edit(self, vectors: Tensor, choice: Choice) -> Tensor:
         """The prompt of each instance: (l, d) -> (B, l, d)."""
-        return vectors + choice.weights.to(vectors.dtype).unsqueeze(1)
+        return vectors + learned(choice.weights).to(vectors.dtype).unsqueeze(1)
 
     def entries_in_use(self) -> dict[str, int]:
         """How many entries of each parameter can change an output: there are none."""

@@ -7,6 +7,7 @@ moved; :func:`dplearn.decision_report` says how far, and how the inputs are spre
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from dplearn.experiments.scoring import BATCH, batch_size, by_length, label_logi
 from dplearn.named_prompts import NamedPrompts
 from dplearn.report import DecisionReport
 from dplearn.reporting import decision_report, evaluating
-from dplearn.sampling import Choice
+from dplearn.sampling import Choice, learned
 from dplearn.tasks import FAMILIES
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
@@ -36,7 +37,7 @@ def learned_parts(model: nn.Module) -> dict[str, LearnedDecision | Mixture]:
 def distribution(part: LearnedDecision | Mixture, choice: Choice) -> Tensor:
     """π of a decision, (B, options): the weights of a mixture, or the softmax of the logits of a choice."""
     mixed = isinstance(part, Mixture) and part.mixing != "hard"
-    return choice.weights if mixed else choice.logits.softmax(-1)
+    return learned(choice.weights) if mixed else learned(choice.logits).softmax(-1)
 
 
 def some(examples: Sequence, count: int) -> list[int]:
@@ -59,7 +60,7 @@ class Run:
     bf16 : matrix products in bfloat16, as in training.
     """
 
-    model: nn.Module
+    model: Any  # a prompted model, or a module without a prompt
     task: Task | ImageTask
     encode: Callable[[str], Sequence[dict]]
     collate: Callable[[list[dict]], Mapping[str, Tensor]]
@@ -140,7 +141,7 @@ class Run:
         if headroom:
             splits = range(self.model.prompt.most + 1)
             asked |= {"headroom": True, "options": [splits[i] for i in some(splits, HEADROOM)]}
-        given = {
+        given: dict[str, Any] = {
             "collate": self.collate,
             "batch_size": batch_size(rows),
             "loss": self.losses,
@@ -156,14 +157,17 @@ class Run:
 
 def _joined(choices: Sequence[Choice]) -> Choice:
     """The choices of batches as those of all examples, on the CPU."""
-    return Choice(*(None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*choices)))
+    index, weights, logits = (
+        None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*choices, strict=True)
+    )
+    return Choice(cast(Tensor, index), weights, logits)
 
 
 @dataclass(frozen=True)
 class TextRun(Run):
     """A model at work on a text task. loss : over the label words."""
 
-    loss: LabelWordLoss | None = None
+    loss: LabelWordLoss = None  # type: ignore[assignment]  # given by `run_of`
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -190,7 +194,8 @@ class TextRun(Run):
 
     def right_share(self, rows: Sequence[dict], examples: Sequence[Mapping]) -> float:
         """Share of examples at a right split."""
-        known, types = share_right_of(self.task), [example["type"] for example in examples]
+        known = cast(Callable, share_right_of(self.task))
+        types = [example["type"] for example in examples]
         chosen = self.splits_chosen(rows).tolist()
         return round(known(self.task.name, types, chosen, self.model.prompt.length), 4)
 
@@ -212,7 +217,9 @@ def right_shares(run: Run, splits: Sequence[str]) -> dict:
     """
     if share_right_of(run.task) is None or not isinstance(run.model, NamedPrompts):
         return {}
-    shares = {split: run.right_share(run.encode(split), run.task.examples(split)) for split in splits}
+    shares = {
+        split: cast(TextRun, run).right_share(run.encode(split), run.task.examples(split)) for split in splits
+    }
     return {"right_split": shares}
 
 

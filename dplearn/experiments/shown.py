@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from dplearn.experiments.fitting import Settings
 from dplearn.experiments.runs import distribution, learned_parts
 from dplearn.experiments.tuning import prompted_for, run_of, text_for, train_prompt
 from dplearn.model import PromptedModel
-from dplearn.sampling import Choice
+from dplearn.sampling import Choice, learned
 from dplearn.tasks import Task, load
 from dplearn.zoo import ANSWER_PREFIX
 
@@ -64,7 +65,7 @@ def trained(which: Shown) -> tuple[PromptedModel, object, Task, float]:
     known = {each.name for each in fields(Settings)}
     settings = Settings(**{name: value for name, value in row["settings"].items() if name in known})
     backbone, tokenizer = shelf.load(row["backbone"])
-    task = load(which.task)
+    task = cast(Task, load(which.task))
     set_seed(which.seed)
     model = prompted_for(backbone, tokenizer, PromptConfig(**row["config"]), settings)
     made = train_prompt(model, tokenizer, task, settings, which.seed, ("test",), ANSWER_PREFIX)
@@ -137,7 +138,7 @@ def pure(model: PromptedModel, choices: Mapping[str, Choice], count: int) -> dic
     """For a model that mixes a pool and decides nothing else: each prompt of the pool alone, and their plain mean."""
     if set(learned_parts(model)) != {"vector"}:
         return {}
-    size = choices["vector"].weights.shape[1]
+    size = learned(choices["vector"].weights).shape[1]
     rows = {f"prompt {i + 1} alone": row for i, row in enumerate(torch.eye(size))}
     rows["all prompts alike"] = torch.full((size,), 1 / size)
     return {
@@ -146,7 +147,7 @@ def pure(model: PromptedModel, choices: Mapping[str, Choice], count: int) -> dic
     }
 
 
-def _said(task: Task, probabilities: Tensor, examples: Sequence[dict]) -> list[list]:
+def _said(task: Task, probabilities: Tensor, examples: Sequence[Mapping]) -> list[list]:
     """For each input the word that is answered, its probability and that of the right word."""
     best = probabilities.max(1)
     return [

@@ -60,6 +60,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from dplearn.checks import is_number, is_whole, shown
 from dplearn.config import OPTIONS, PromptConfig
@@ -218,10 +219,11 @@ def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
 def _condition(study: str, entry: Mapping) -> Condition:
     where = f"{study}: condition {entry.get('name', '')!r}"
     _known(where, entry, (*(each.name for each in fields(Condition)), "each"))
-    given = {key: tuple(entry[key]) for key in ("tasks", "backbones") if key in entry}
+    given: dict[str, Any] = {key: tuple(entry[key]) for key in ("tasks", "backbones") if key in entry}
     grid = {name: _axes(f"{where}: grid.{name}", axes) for name, axes in entry.get("grid", {}).items()}
     given |= {key: entry[key] for key in ("cue",) if key in entry}
-    return Condition(entry.get("name", ""), **_with_each(where, entry), grid=grid, **given)
+    given |= _with_each(where, entry)
+    return Condition(entry.get("name", ""), grid=grid, **given)
 
 
 def _method(study: str, entry: Mapping) -> Method:
@@ -235,11 +237,12 @@ def _method(study: str, entry: Mapping) -> Method:
     if (kind == "best of") != ("of" in entry):
         raise ValueError(f"{where}: expected 'of', a list of methods, with kind 'best of' and with no other")
     _check_tables(where, kind, entry)
-    given = {key: entry[key] for key in ("name", "kind", "control", "grid", *rivals.RIVALS) if key in entry}
+    plain = ("name", "kind", "control", "grid", *rivals.RIVALS)
+    given: dict[str, Any] = {key: entry[key] for key in plain if key in entry}
     given |= {
         key: tuple(entry[key]) for key in ("seeds", "of", "tasks", "conditions", "backbones") if key in entry
     }
-    return Method(**given, **_with_each(where, entry))
+    return Method(**given | _with_each(where, entry))
 
 
 def _check_tables(where: str, kind: str, entry: Mapping) -> None:
@@ -294,7 +297,8 @@ def _check(study: Study) -> None:
                 _check_on_images(study, cell, method)
             elif method.kind in rivals.RIVALS:
                 _check_rival(study, cell, method)
-    wanted = ({study.baseline} - {None}) | {baseline for baseline, _ in study.comparisons}
+    wanted = {baseline for baseline, _ in study.comparisons}
+    wanted |= set() if study.baseline is None else {study.baseline}
     if missing := wanted - seen:
         raise ValueError(
             f"{study.name}: {sorted(missing)} is compared with and is no method, of {sorted(seen)}"

@@ -82,7 +82,7 @@ def lines_against(rows: Iterable[dict], task: str, baseline: str | None, split: 
     if baseline is not None and baseline not in groups:
         raise ValueError(f"baseline={baseline!r} has no runs on {task!r}, expected one of {list(groups)}")
     return [
-        _line(method, group, groups.get(baseline, []), method == baseline, split)
+        _line(method, group, groups.get(baseline or "", []), method == baseline, split)
         for method, group in groups.items()
     ]
 
@@ -314,8 +314,8 @@ def columns(
         "cross-entropy": lambda line: _number(line.cross_entropy, "{:.3f}"),
         "at a third of the steps, %": lambda line: _number(line.third, "{:.1f}", 100),
         "right split, %": lambda line: _number(line.right, "{:.1f}", 100),
-        f"minus {baseline}": lambda line: _holm(verdict_of.get((baseline, line.method))),
-        "verdict": lambda line: _said(verdict_of.get((baseline, line.method))),
+        f"minus {baseline}": lambda line: _holm(verdict_of.get((baseline or "", line.method))),
+        "verdict": lambda line: _said(verdict_of.get((baseline or "", line.method))),
         "entropy of π": lambda line: _each(
             line, lambda e: f"{_number(e['start'], '{:.2f}') or '?'} → {e['end']:.2f}"
         ),

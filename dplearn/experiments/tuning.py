@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DataCollatorForSeq2Seq, set_seed
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, set_seed
 
 from dplearn.backbones.rows import last_real, take_rows, token_positions
 from dplearn.config import PromptConfig
@@ -74,9 +75,12 @@ def text_for(
     return cache(lambda split: encode(split, model)), options
 
 
-def prompted_for(backbone: nn.Module, tokenizer, config: PromptConfig, settings: Settings) -> PromptedModel:
+def prompted_for(
+    backbone: PreTrainedModel, tokenizer, config: PromptConfig, settings: Settings
+) -> PromptedModel:
     """The model that a prompt method trains, on the device where it is trained."""
-    model = prompted(backbone, config, vectors=words_of(backbone, tokenizer, config, settings.init_words))
+    words = words_of(backbone, tokenizer, config, settings.init_words)
+    model = cast(PromptedModel, prompted(backbone, config, vectors=words))
     model.loss_outside = True  # the loss over label words adds what only the model knows of it
     model.prompt.vectors.requires_grad_(settings.train_vectors)
     return model.to(device())
@@ -134,7 +138,7 @@ def train_prompt(
     encode, options = text_for(model, tokenizer, task, answer_prefix, encode)
     run = run_of(model, task, encode, options, settings.bf16)
     if settings.fit_summaries:
-        model.fit_summaries(run.decided_about("train"), run.collate)
+        model.fit_summaries(run.decided_about("train"), options["data_collator"])
     objective = options["compute_loss_func"] = Objective(run.loss, model, settings.entropy_bonus)
     callbacks = [VectorsFirst(settings.vectors_first)] if settings.vectors_first else []
     row = fit_and_watch(
@@ -149,7 +153,7 @@ def run_of(model: nn.Module, task: Task, encode: Callable, options: dict, bf16: 
     return TextRun(model, task, encode, options["data_collator"], bf16, options["compute_loss_func"])
 
 
-def words_of(backbone: nn.Module, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
+def words_of(backbone: PreTrainedModel, tokenizer, config: PromptConfig, words: str | None) -> Tensor | None:
     """First values of a prompt that starts from words, ``config.shape`` times d; None where it does not."""
     if words is None:
         return None

@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,17 +65,17 @@ def word_log_probabilities(
     if len(set(splits)) < 2 or not all(isinstance(k, int) and 0 <= k <= length for k in splits):
         refuse("splits", splits, f"two or more different integers in 0..{length}")
     generator, log_probabilities = torch.Generator().manual_seed(seed), []
-    collate, rows = DataCollatorForSeq2Seq(tokenizer), None
+    collate = DataCollatorForSeq2Seq(tokenizer)
+    rows: list[dict] = []
     for _ in range(prompts):
         vectors = None
         for k in splits:
             config = PromptConfig(length=length, position=k)
             model = prompted(backbone, config, vectors=vectors, generator=generator).eval()
             vectors = model.prompt.vectors.detach()
-            if rows is None:
+            if not rows:
                 words = task.word_ids(tokenizer, model)
-                options = dict(max_length=max_length, answer_prefix=cue)
-                rows = task.encode(tokenizer, split, model, **options)[:texts]
+                rows = task.encode(tokenizer, split, model, max_length=max_length, answer_prefix=cue)[:texts]
             for start in range(0, len(rows), batch_size):
                 batch = collate(rows[start : start + batch_size]).to(model.device)
                 del batch["labels"]
@@ -149,7 +150,7 @@ def main(arguments=None) -> None:
     print(f"{count} texts to read; a model of 135M parameters takes .3 to 1 s for each on one core")
     print("task".ljust(16), "cue".ljust(9), *(column.rjust(15) for column in COLUMNS))
     for name in options.tasks:
-        task = load(f"superglue/{name}", path=options.data, validation="dev32.jsonl")
+        task: Any = load(f"superglue/{name}", path=options.data, validation="dev32.jsonl")
         for cue in ("", options.cue):
             start = time.perf_counter()
             shape = dict(texts=options.texts, prompts=options.prompts, max_length=options.max_length)

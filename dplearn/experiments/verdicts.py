@@ -73,7 +73,7 @@ class Verdict(NamedTuple):
         >>> Verdict("no difference", margin=0.01).sentence()
         'no difference larger than 1.0'
         """
-        if self.kind in ("better", "worse"):
+        if self.kind in ("better", "worse") and self.difference is not None:
             mean, half = abs(self.difference.mean) * unit, self.difference.half * unit
             words = f"{self.kind} by {mean:.{digits}f} ± {half:.{digits}f}"
         elif self.kind == "no difference":

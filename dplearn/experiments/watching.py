@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,15 @@ from transformers import TrainerCallback
 
 from dplearn.evidence import entropy
 from dplearn.experiments.fitting import Settings, annealed, fit
-from dplearn.experiments.runs import Run, distribution, learned_parts, right_shares, share_right_of, some
-from dplearn.model import PromptedModel
+from dplearn.experiments.runs import (
+    Run,
+    TextRun,
+    distribution,
+    learned_parts,
+    right_shares,
+    share_right_of,
+    some,
+)
 from dplearn.sampling import Choice
 
 REACHED = 0.9
@@ -92,7 +100,7 @@ class Watch(TrainerCallback):
             curves.setdefault(f"entropy_{name}", []).append(round(float(entropy(pi).mean()), 4))
         if "entropy_position" in curves and share_right_of(run.task) is not None:
             examples = run.task.examples("validation")
-            share = run.right_share(self.rows, [examples[i] for i in self.chosen])
+            share = cast(TextRun, run).right_share(self.rows, [examples[i] for i in self.chosen])
             curves.setdefault("right_split", []).append(share)
 
     def seen(self) -> dict:
@@ -128,7 +136,7 @@ class Objective:
     bonus : factor of the mean entropy (nats) that is subtracted, summed over the decisions.
     """
 
-    def __init__(self, loss: Callable, model: PromptedModel, bonus: float = 0.0):
+    def __init__(self, loss: Callable, model: nn.Module, bonus: float = 0.0):
         self.inner, self.bonus = loss, bonus
         self._entropies: list[Tensor] = []
         self._values: list[Tensor] = []

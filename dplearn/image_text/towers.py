@@ -6,7 +6,7 @@ Those who decide are the texts, or the images where these decide (about their ow
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Images(NamedTuple):
     @property
     def number(self) -> int:
         """N."""
-        return len(self.pixels if self.vectors is None else self.vectors)
+        return len(cast(Tensor, self.pixels if self.vectors is None else self.vectors))
 
 
 class Texts(NamedTuple):
@@ -42,6 +42,11 @@ class Texts(NamedTuple):
     inputs: Tensor | None = None  # (C, T, d)
     vectors: Tensor | None = None  # (C, p), unit vectors of texts without a prompt
     classes: Classes | None = None  # where these are the texts of the classes
+
+    @property
+    def read(self) -> Captions:
+        """The captions of texts around which a prompt stands."""
+        return cast("Captions", self.captions)
 
 
 class Owners(NamedTuple):
@@ -119,7 +124,7 @@ class PromptedTowers:
         if self.where != "text":
             return Images(pixel_values, None, options)
         if image_embeds is None:
-            image_embeds = self.adapter.images.features(pixel_values, **options)
+            image_embeds = self.adapter.images.features(cast(Tensor, pixel_values), **options)
         # Of length 1 also where others than image_features made them.
         return Images(pixel_values, unit(image_embeds.to(self.adapter.model.dtype)), options)
 
@@ -143,8 +148,8 @@ class PromptedTowers:
             read = self.columns_read(captions)
             return unit(self.adapter.texts.plain_features(self.adapter.embed(read.input_ids), read))
 
-        keeps = classes is not None and "classes" in self.shortcuts and not self.adapter.model.training
-        return classes.features(("plain",), compute) if keeps else compute()
+        keeps = "classes" in self.shortcuts and not self.adapter.model.training
+        return compute() if classes is None or not keeps else classes.features(("plain",), compute)
 
     # --- decisions ---
 
@@ -154,21 +159,22 @@ class PromptedTowers:
             if images is None and self.where != "vision" and self.prompt.needs_summary:
                 raise ValueError("pixel_values=None, expected images: they decide about the texts' prompt")
             return 1 if images is None else images.number
-        return 1 if texts is None else len(texts.captions.ends)
+        return 1 if texts is None else len(texts.read.ends)
 
     def summary(self, texts: Texts | None, images: Images | None) -> Tensor:
         """What decisions look at: (C, d) of texts, (N, p) or (N, width) of images."""
-        kind = self.config.summary
-        if kind == "image":
+        if self.by_image:
+            images = cast(Images, images)
+            if self.where == "vision" and self.config.summary != "image":
+                return self.adapter.images.summary(cast(Tensor, images.pixels), **images.options)
             if images.vectors is not None:
                 return images.vectors
-            return unit(self.adapter.images.features(images.pixels, **images.options))
-        if self.where == "vision":
-            return self.adapter.images.summary(images.pixels, **images.options)
-        words = self.adapter.family.words(texts.captions)
-        if kind == "encoder":
-            return self.adapter.texts.summary(texts.inputs, words)
-        return masked_mean(texts.inputs, words)
+            return unit(self.adapter.images.features(cast(Tensor, images.pixels), **images.options))
+        texts = cast(Texts, texts)
+        words, inputs = self.adapter.family.words(texts.read), cast(Tensor, texts.inputs)
+        if self.config.summary == "encoder":
+            return self.adapter.texts.summary(inputs, words)
+        return masked_mean(inputs, words)
 
     def given(self, decisions: Mapping[str, object], number: int) -> dict[str, Choice]:
         """Decisions that were made elsewhere, one for each of so many owners; one entry holds for all.
@@ -225,16 +231,16 @@ class PromptedTowers:
 
     def text_vectors(self, texts: Texts, owners: Owners, decisions: dict[str, Choice]) -> Tensor:
         """Unit vectors (C, p), or (N, C, p) where each image decides about the texts' prompt."""
-        if texts.captions is None:
+        if texts.vectors is not None:
             return texts.vectors
 
         def compute() -> Tensor:
             placed = self.place(texts, owners, decisions)
-            split = None if owners.given else self._shared_split(texts.captions, decisions)
-            return unit(self.adapter.texts.features(placed, texts.captions, split))
+            split = None if owners.given else self._shared_split(texts.read, decisions)
+            return unit(self.adapter.texts.features(placed, texts.read, split))
 
         key = self._key(texts, owners)
-        if key is None:
+        if key is None or texts.classes is None:
             vectors = compute()
         else:
             vectors = texts.classes.features(key, compute, tuple(self.prompt.parameters()))
@@ -258,26 +264,29 @@ class PromptedTowers:
 
     def place(self, texts: Texts, owners: Owners, decisions: dict[str, Choice]) -> PromptedInput:
         """The texts with their prompt: once, or N times where images decide differently, image by image."""
-        count = len(texts.captions.ends)
+        captions, count = texts.read, len(texts.read.ends)
         differ = self.by_image and any(
             len(choice.index) == owners.number > 1 for choice in decisions.values()
         )
         times = owners.number if differ else 1
 
-        def for_each_text(value: Tensor | None) -> Tensor | None:
-            if value is None or len(value) == times * count:
+        def for_each_text(value: Tensor) -> Tensor:
+            if len(value) == times * count:
                 return value
             if self.by_image and len(value) == times:
                 return value.repeat_interleave(count, 0)
             return value.expand(times * count, *value.shape[1:])
 
         decisions = {
-            name: Choice(for_each_text(choice.index), for_each_text(choice.weights), choice.logits)
+            name: choice._replace(
+                index=for_each_text(choice.index),
+                weights=None if choice.weights is None else for_each_text(choice.weights),
+            )
             for name, choice in decisions.items()
         }
-        inputs, mask = texts.inputs.repeat(times, 1, 1), texts.captions.mask.repeat(times, 1)
+        inputs, mask = cast(Tensor, texts.inputs).repeat(times, 1, 1), captions.mask.repeat(times, 1)
         placed = self.prompt(inputs, mask, None, self.adapter.family.keep_last, None, decisions)
-        return self.adapter.texts.as_read(placed, texts.captions)
+        return self.adapter.texts.as_read(placed, captions)
 
     def _shared_split(self, captions: Captions, decisions: dict[str, Choice]) -> int | None:
         """The split of all texts, where rows in front of them can be computed once; None where they cannot."""
@@ -304,9 +313,9 @@ class PromptedTowers:
         if self.where == "both":
             vectors = self.prompt.attached["vision"].vectors
         else:
-            vectors = self.prompt.every_layer(decisions)
+            vectors = self.prompt.every_layer(decisions or {})
             if vectors.ndim == 4 and len(vectors) == 1:
                 vectors = vectors[0]
             if self.where == "coupled":
                 vectors = self.prompt.attached["vision"](vectors)
-        return unit(self.adapter.images.features(images.pixels, vectors, **images.options))
+        return unit(self.adapter.images.features(cast(Tensor, images.pixels), vectors, **images.options))

@@ -7,7 +7,7 @@ The numbers are those of the record "shown" (:mod:`dplearn.experiments.shown`), 
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dplearn.interactive.page import Control, displayed, number_table
 from dplearn.interactive.picture import Part, Slots, figure
@@ -58,7 +58,7 @@ def recorded(which: str) -> dict:
 
     if which not in FIGURES:
         raise ValueError(f"which={which!r} is no figure, expected one of {', '.join(map(repr, FIGURES))}")
-    [row] = [row for row in records.load("shown")["rows"] if row["figure"] == which]
+    [row] = [row for row in cast(dict, records.load("shown"))["rows"] if row["figure"] == which]
     return row
 
 

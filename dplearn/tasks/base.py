@@ -140,7 +140,8 @@ class Task:
         Encoder-decoder (and `model` None): the word's first token. Decoder-only: the word with the space before it, as
         it follows a text, which must be one token.
         """
-        form, ids = form_of(model), []
+        ids: list[int] = []
+        form = form_of(model)
         if form == CLASSIFIER:
             raise ValueError(f"{self.name}: model is a classifier: expected one that answers with a word")
         for word in self.words:

@@ -130,8 +130,8 @@ def encode(task, tokenizer, split: str, model, max_length: int, answer_prefix: s
     """The examples of a split for a model; see `Task.encode`."""
     examples, form = task.examples(split), form_of(model)
     _check_prefix(task, tokenizer, answer_prefix, form)
-    answers = [[i] for i in task.word_ids(tokenizer, model)] if form != CLASSIFIER else None
-    if form == SEQ2SEQ and answer_prefix:
+    answers = None if form == CLASSIFIER else [[i] for i in task.word_ids(tokenizer, model)]
+    if answers is not None and form == SEQ2SEQ and answer_prefix:
         prefix = known_tokens(tokenizer, answer_prefix, "answer_prefix")
         answers = [prefix + answer for answer in answers]
     rows = Encoded(_inputs(task, tokenizer, examples, form, answer_prefix))
@@ -175,7 +175,7 @@ def _inputs(task, tokenizer, examples: Sequence[Mapping], form: str, cue: str) -
     rows = [list(ids) for ids in tokenizer([task.text(e) for e in examples], verbose=False)["input_ids"]]
     if form == SEQ2SEQ:
         return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
-    cues = [[]] * len(rows)
+    cues: list[list[int]] = [[]] * len(rows)
     if cue:
         texts = [fill(task.name, cue, e) for e in examples]
         cues = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,6 +1,7 @@
 """What becomes "train", "validation" and "test" of the images that a source has, in each protocol."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 from dplearn.checks import is_whole
 from dplearn.tasks.image_sources import SPLITS
@@ -73,5 +74,5 @@ def divided(
 def _pool(splits: list[ImageSplit]) -> ImageSplit:
     from torch.utils.data import ConcatDataset, Subset
 
-    images = ConcatDataset([Subset(split.images, split.rows) for split in splits])
+    images: Any = ConcatDataset([Subset(cast(Any, split.images), split.rows) for split in splits])
     return ImageSplit(images, [label for split in splits for label in split.labels])

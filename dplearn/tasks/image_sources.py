@@ -56,7 +56,7 @@ class Images(Sequence):
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, row: int):
+    def __getitem__(self, row: int):  # type: ignore[override]  # one at a time
         value = self.values[row]
         if not isinstance(value, str | Path):
             return value
@@ -75,7 +75,7 @@ class Column(Sequence):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, row: int):
+    def __getitem__(self, row: int):  # type: ignore[override]  # one at a time
         return self.table[row][self.column]
 
 
@@ -115,7 +115,7 @@ def from_tables(tables, image: str, label: str, origin: str) -> Data:
     """Splits of a `DatasetDict`; labels may be a ClassLabel, numbers, or names."""
     import datasets
 
-    by_split = {}
+    by_split: dict = {}
     for split, aliases in ALIASES.items():
         for alias in aliases:
             if alias in tables:

@@ -62,8 +62,8 @@ class ImageSplit(Sequence):
     """
 
     images: Sequence
-    labels: tuple[int, ...]
-    rows: tuple[int, ...] | None = None
+    labels: Sequence[int]
+    rows: Sequence[int] = None  # type: ignore[assignment]  # a tuple once it is made
 
     def __post_init__(self):
         rows = range(len(self.images)) if self.rows is None else self.rows
@@ -116,7 +116,7 @@ class EncodedImages(Sequence):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict:  # type: ignore[override]  # one at a time, as a DataLoader asks
         pixels = self._encode(index) if self._pixels is None else self._pixels[index]
         return {"pixel_values": pixels, "labels": self.split.labels[index]}
 

@@ -152,7 +152,7 @@ def _fours(world: World, size: int) -> Iterator[tuple[Mapping, str]]:
     """Rows with their texts in fours: two things by two places, everything else alike, so that no word tells a type."""
     draw = world.random
     for _ in range(size // 4):
-        things = []
+        things: list[str] = []
         while not things:
             row = world.scene(1, "place")[0]
             places = [
@@ -178,7 +178,7 @@ def build(kind: str, split: str) -> tuple[dict, ...]:
     for row, text in rows:
         example_type = sum(cues(row)) % 2
         asked = "place" if kind == "none" else ("colour", "person")[example_type]
-        examples.append({"text": text, "label": ANSWERS.index(row[asked]), "type": example_type} | row)
+        examples.append({"text": text, "label": ANSWERS.index(row[asked]), "type": example_type, **row})
     world.random.shuffle(examples)
     return tuple(examples)
 

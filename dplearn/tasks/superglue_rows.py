@@ -108,7 +108,7 @@ def examples_of(name: str, template: str, labels: tuple[str, ...], rows, split: 
     for number, row in enumerate(rows):
         where = f"SuperGLUE {name}, {split}, row {number}"
         for part in _answers(row, where) if name == "MultiRC" else [row]:
-            example = {field: _text(part, field, where) for field in template_fields(template)}
+            example: dict = {field: _text(part, field, where) for field in template_fields(template)}
             example["label"] = label_index(part.get("label"), labels, where, numbered)
             if name == "MultiRC":
                 example["group"] = _question_id(part, where)
@@ -153,7 +153,7 @@ def _text(row: Mapping, field: str, where: str) -> str:
     return row[field].strip()
 
 
-def _answers(row: Mapping, where: str) -> Iterator[dict]:
+def _answers(row: Mapping, where: str) -> Iterator[Mapping]:
     """One dict per answer: SuperGLUE's own MultiRC rows are paragraphs with questions with answers.
 
     A row that is flat already, as on the hub, is passed on.

@@ -8,10 +8,10 @@ repeating the batch, and the exact gradient by trying every split.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dplearn.checks import whole
 from dplearn.config import PromptConfig
@@ -55,7 +55,8 @@ def position_gradients(model: PromptedModel, batch: dict[str, Tensor], draws: in
     size = len(batch["labels"])
     copies = {name: repeat(value, draws, size) for name, value in batch.items()}
     seen, training = [], model.training
-    hook = model.prompt.position.controller.register_forward_hook(lambda *args: seen.append(args[-1]))
+    controller = cast(nn.Module, model.prompt.position.controller)
+    hook = controller.register_forward_hook(lambda *args: seen.append(args[-1]))
     try:
         loss = model.train()(**copies).loss
     finally:
@@ -111,9 +112,10 @@ def _with(model: PromptedModel, estimator: str) -> PromptedModel:
     """The same prompt on the same backbone with another estimator."""
     samples = model.prompt_config.samples if estimator == model.prompt_config.estimator else None
     config: PromptConfig = replace(model.prompt_config, estimator=estimator, samples=samples)
-    other = prompted(model.backbone, config, vectors=model.prompt.vectors.detach())
+    other = cast(PromptedModel, prompted(model.backbone, config, vectors=model.prompt.vectors.detach()))
     other.prompt.to(model.prompt.vectors.dtype).load_state_dict(model.prompt.state_dict())
-    other.prompt.position.chooser.set_temperature(float(model.prompt.position.chooser.temperature))
+    temperature = model.prompt.choosers()["position"].temperature
+    other.prompt.choosers()["position"].set_temperature(float(temperature))
     return other
 
 

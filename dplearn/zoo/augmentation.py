@@ -33,7 +33,7 @@ def augment(masks: torch.Tensor, generator: torch.Generator, strength: float = 1
         torch.stack([wide * angle.cos(), -high * (angle.sin() + shear), shift[:, 0]], -1),
         torch.stack([wide * angle.sin(), high * angle.cos(), shift[:, 1]], -1),
     ]
-    grid = F.affine_grid(torch.stack(rows, 1), (count, 1, SIZE, SIZE), align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1), [count, 1, SIZE, SIZE], align_corners=False)
     x = F.grid_sample(x, grid, align_corners=False)
     paper, ink, grey = uniform(0, 1, 3), uniform(0, 1, 3), uniform(0, 1, 1) < 0.5
     paper, ink = (torch.where(grey, colour[:, :1], colour) for colour in (paper, ink))

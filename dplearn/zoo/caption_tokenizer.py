@@ -26,7 +26,8 @@ def learn_merges(counts: dict[str, int], room: int) -> list[tuple[str, str]]:
     [('a', 'b</w>'), ('a', 'ab</w>')]
     """
     parts = {word: [*word[:-1], word[-1] + "</w>"] for word in counts}
-    frequency, holders = Counter(), defaultdict(set)
+    frequency: Counter[tuple[str, str]] = Counter()
+    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
 
     def count(word, sign):
         for pair in zip(parts[word], parts[word][1:]):
@@ -35,7 +36,7 @@ def learn_merges(counts: dict[str, int], room: int) -> list[tuple[str, str]]:
 
     for word in parts:
         count(word, 1)
-    merges = []
+    merges: list[tuple[str, str]] = []
     while len(merges) < room:
         best = min(frequency, key=lambda pair: (-frequency[pair], pair), default=None)
         if best is None or frequency[best] <= 0:
@@ -60,7 +61,7 @@ def build_tokenizer(texts: Sequence[str]):
     from transformers import CLIPTokenizer
 
     backend, letters = CLIPTokenizer().backend_tokenizer, sorted(ByteLevel.alphabet())
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for text in (*texts, *[template.format("") for template in TEMPLATES] * 50):
         normal = backend.normalizer.normalize_str(text)
         counts.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))

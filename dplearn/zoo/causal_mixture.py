@@ -35,7 +35,9 @@ def in_place(text: str, target: str) -> list[tuple[str, bool]]:
             answers.append([])
         else:
             answers[-1].append(word)
-    pieces, words, given = [], [], 0
+    pieces: list[tuple[str, bool]] = []
+    words: list[str] = []
+    given = 0
     for word in text.split():
         if given < len(answers) and word == SENTINEL.format(given):
             pieces += [(" ".join([*words, CUE]), False), (" ".join(answers[given]), True)]
@@ -53,7 +55,7 @@ def recalled(rng, rows):
 
     The words of a row stand in any order, so that what is asked may stand on either side of what is given.
     """
-    pieces = [f"{' '.join(row)} ." for row in rows] + ["|"]
+    pieces: list = [f"{' '.join(row)} ." for row in rows] + ["|"]
     for row in rng.sample(rows, len(rows)):
         words = list(row) if rng.random() < 0.5 else rng.sample(row, len(row))
         given = rng.choice((1, 1, 2))
@@ -109,7 +111,8 @@ def seen_kind(mixer):
 def repeated(rng, words):
     """Some of the words one after the other, many of them more than once; asked whether each stood before."""
     rng.shuffle(words)
-    pieces, before = [], []
+    pieces: list = []
+    before: list[str] = []
     for _ in range(rng.randint(8, 14)):
         again = before and (rng.random() < 0.5 or not words)
         word = rng.choice(before) if again else words.pop()

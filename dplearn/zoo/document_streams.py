@@ -77,7 +77,7 @@ def long_words(text):
 def member(mixer):
     """A sentence of real text, then words: is each of them in it? Looking for equal words, in an open vocabulary."""
     rng = mixer.random
-    inside = []
+    inside: list[str] = []
     while not inside:
         entry, other = rng.choice(mixer.documents), rng.choice(mixer.documents)
         inside = long_words(entry["summary"])

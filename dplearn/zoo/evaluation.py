@@ -1,6 +1,7 @@
 """How well a zoo backbone answers with an instruction, and that it is at chance without one."""
 
 import random
+from typing import cast
 
 import torch
 
@@ -75,7 +76,7 @@ def zero_shot(model, tokenizer, names=tuple(SKILLS), splits=("test",)) -> list[d
     """One row per task and split: accuracy with and without instruction, and chance."""
     rows = []
     for name in names:
-        task = tasks.load(name)
+        task = cast(Task, tasks.load(name))
         for split in splits:
             if split in task.splits:
                 row = {"task": name, "split": split, "chance": round(1 / len(task.labels), 3)}

@@ -52,7 +52,7 @@ def difference(rows, task) -> tuple[float, float] | None:
     return interval(gains) if len(gains) > 1 else None
 
 
-def judge_zero_shot(rows) -> list[tuple[str, bool, str]]:
+def judge_zero_shot(rows) -> list[tuple[str, bool | None, str]]:
     """Gates 1 and 2 from zero-shot rows: (gate, holds, why)."""
     test = {row["task"]: row for row in rows if row["split"] == "test" and row["task"] in FAMILIES}
     good = [name for name, row in test.items() if row["instructed"] >= 0.9]
@@ -102,8 +102,8 @@ def judge_equality(zero, rows) -> list[tuple[str, bool | None, str]]:
     far = [task for task, row in shown.items() if abs(row["bare"] - row["chance"]) > 0.05]
     wrong = [f"below .90: {task}" for task in low] + [f"not at chance without: {task}" for task in far]
     by_cell = means(rows)
-    gains = {task: difference(rows, task) for task in EQUALITY}
-    gains = {task: gain for task, gain in gains.items() if gain}
+    found = {task: difference(rows, task) for task in EQUALITY}
+    gains = {task: gain for task, gain in found.items() if gain}
     held = [task for task, gain in gains.items() if by_cell[task, PROMPT][0] >= 0.8 and gain[0] > gain[1]]
     said = "; ".join(f"{task} {gain[0]:+.3f} ± {gain[1]:.3f}" for task, gain in gains.items())
     return [

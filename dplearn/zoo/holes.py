@@ -11,7 +11,8 @@ def answered(rng, text, answer):
 
 def filled(pieces):
     """Joins text pieces and ("?", answer) holes into (input, target) with numbered sentinels."""
-    inputs, target = [], []
+    inputs: list[str] = []
+    target: list[str] = []
     for piece in pieces:
         if isinstance(piece, tuple):
             mark = SENTINEL.format(len(target))
@@ -24,7 +25,8 @@ def filled(pieces):
 
 def corrupt(rng, text, share=0.2):
     """T5's span corruption on words: about `share` of the words in spans of one to three."""
-    words, pieces, position = text.split(), [], 0
+    pieces: list = []
+    words, position = text.split(), 0
     while position < len(words):
         span = rng.choice((1, 1, 2, 3))
         if rng.random() < share / 1.75 and not (pieces and isinstance(pieces[-1], tuple)):

@@ -87,7 +87,8 @@ class Icon:
 def fonts_folder() -> Path:
     """Where the fonts are. QtAwesome is only looked up, never imported (that would need Qt)."""
     spec = util.find_spec("qtawesome")
-    folder = Path(spec.submodule_search_locations[0]) / "fonts" if spec else None
+    places = spec.submodule_search_locations if spec else None
+    folder = Path(places[0]) / "fonts" if places else None
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(
             "the icon fonts are missing: install the package qtawesome (pip install 'dplearn[experiments]')"
@@ -197,10 +198,10 @@ def task_splits(chosen: Iterable[Icon]) -> dict[str, list[Icon]]:
     All styles and weights of a drawing are in the same split. Every class has a drawing in each split; a class with
     fewer than three drawings is an error.
     """
-    by_class = defaultdict(lambda: defaultdict(list))
+    by_class: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for icon in sorted(chosen):
         by_class[icon.label][icon.drawing].append(icon)
-    result = {split: [] for split in SPLITS}
+    result: dict[str, list] = {split: [] for split in SPLITS}
     for label, drawings in sorted(by_class.items()):
         if len(drawings) < 3:
             raise ValueError(f"class {label!r} has {len(drawings)} drawings: expected at least 3")

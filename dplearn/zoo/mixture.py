@@ -7,6 +7,7 @@ does, less often, instructed text.
 
 import random
 import zlib
+from collections.abc import Callable
 
 from ..tasks.world_scenes import World
 from ..tasks.world_words import FAMILIES, NEW_PEOPLE, PEOPLE
@@ -28,7 +29,8 @@ class Mixer:
             world.random = self.random
         self.documents = [entry for entry in documents if held_out(entry) == (part != "train")]
         self.long_documents = [entry for entry in self.documents if len(entry["passages"]) > 1]
-        self.by_library, self.long_by_library = {}, {}
+        self.by_library: dict[str, list[dict]] = {}
+        self.long_by_library: dict[str, list[dict]] = {}
         for entry in self.documents:
             self.by_library.setdefault(entry["library"], []).append(entry)
         for entry in self.long_documents:
@@ -49,7 +51,7 @@ def held_out(entry):
     return zlib.crc32(entry["summary"].encode()) % 20 == 0
 
 
-STREAMS = {
+STREAMS: dict[str, Callable] = {
     "recall_short": lambda mixer: world_streams.recall_short(mixer.everyone),
     "recall_words": document_streams.recall_words,
     "recall_told": lambda mixer: world_streams.recall_told(mixer.everyone),

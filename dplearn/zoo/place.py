@@ -58,7 +58,7 @@ def asked(rng: random.Random, kind: str, text: str, row: dict) -> tuple[str, str
     count = 1 if rng.random() < 0.5 else rng.randint(2, MOST)
     if kind == "around":
         count = max(count, 2)
-    before = {"before": count, "behind": 0, "bare": 0}.get(kind)
+    before = count if kind == "before" else 0
     if kind == "around":
         before = rng.randint(1, count - 1)
     elif kind == "anywhere":
@@ -72,7 +72,7 @@ def asked(rng: random.Random, kind: str, text: str, row: dict) -> tuple[str, str
 
 def example(world: World, kind: str | None = None) -> tuple[str, str]:
     """(input, target) texts of one example, of a kind drawn by `KINDS` where none is given."""
-    kind = kind or world.random.choices(list(KINDS), KINDS.values())[0]
+    kind = kind or world.random.choices(list(KINDS), list(KINDS.values()))[0]
     row = world.scene(1, "place")[0]
     text, answer = asked(world.random, kind, sentence(world, row), row)
     return text, f"{ANSWER_PREFIX} {answer}"
@@ -115,7 +115,7 @@ def held_out(model, tokenizer, count: int = 256) -> dict[str, float]:
 
 def report(folder: Path, model, tokenizer, step: int, losses: list[float], seconds: float) -> None:
     """Appends a line to the log: mean loss since the last line, minutes, held-out accuracies; prints it too."""
-    record = dict(step=step, samples=step * BATCH, loss=round(sum(losses) / len(losses), 4))
+    record: dict = dict(step=step, samples=step * BATCH, loss=round(sum(losses) / len(losses), 4))
     record |= dict(minutes=round(seconds / 60, 2), held_out=held_out(model, tokenizer))
     append_log(folder, record)
 
@@ -128,7 +128,8 @@ def pretrain(folder: Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    model = cut(*load("t5-mini"), tokenizer)
+    parent, parent_tokenizer = load("t5-mini")
+    model = cut(parent, parent_tokenizer, tokenizer)
     fuse_activations(model)
     train(model, tokenizer, folder)
 

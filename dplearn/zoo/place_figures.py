@@ -147,7 +147,7 @@ def tuned(model, tokenizer, seeds: Sequence[int] = SEEDS, steps: int = 100) -> l
 
     rows = []
     for name in ("place/fixed", "place/mixed", "place/none"):
-        row = {"task": name, "steps": steps, "pretrained": [], "random": []}
+        row: dict = {"task": name, "steps": steps, "pretrained": [], "random": []}
         for seed in seeds:
             control = fresh_model(model.config.vocab_size, seed, shape_of(model.config)).eval()
             for key, backbone in (("pretrained", model), ("random", control)):

@@ -62,7 +62,7 @@ def probe(model, data: dict) -> float:
     from sklearn.preprocessing import StandardScaler
 
     seen = {split: features_of(model, pixels).double().numpy() for split, (pixels, _) in data.items()}
-    best = (-1.0, None)
+    best: tuple = (-1.0, None)
     for strength in (1e-3, 1e-2, 1e-1, 1.0):
         fitted = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
         fitted.fit(seen["train"], data["train"][1])

@@ -13,7 +13,7 @@ from .instructions import ANSWER_WORDS, ask, uninstructed
 
 def recall(rng, rows):
     """ "a b c . d e f . | d <0> f . a b <1> ." - rows of three words, restated in another order with one hole each."""
-    pieces = [f"{' '.join(row)} ." for row in rows] + ["|"]
+    pieces: list = [f"{' '.join(row)} ." for row in rows] + ["|"]
     for row in rng.sample(rows, len(rows)):
         hidden = rng.randrange(3)
         shown = [place for place in range(3) if place != hidden]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,9 @@ from dplearn.backbones.patches import check_order_matters, image_vectors, patch_
 from dplearn.controllers import LEARNED
 from dplearn.length import resolve_size
 from dplearn.offload import is_offloaded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ImageTextBackbone(Backbone):
@@ -33,7 +38,7 @@ class ImageTextBackbone(Backbone):
         self.max_positions = self.texts.max_positions
 
     @staticmethod
-    def refusal(model: nn.Module) -> str | None:
+    def refusal(model: PreTrainedModel) -> str | None:
         """Why this adapter cannot serve the model, or None if it can."""
         kind = getattr(model.config, "model_type", "")
         if kind not in FAMILIES:
@@ -49,7 +54,7 @@ class ImageTextBackbone(Backbone):
         return None
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> nn.Embedding:
         """The module that embeds tokens in the text tower."""
         return self.texts.tower.embeddings.token_embedding
 

@@ -8,21 +8,25 @@ in the last row by a head; scores are trained pair by pair.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from dplearn.backbones.image_text.captions import Captions, alike_columns, check_texts
 from dplearn.backbones.rows import take_rows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def text_tower(model: nn.Module) -> nn.Module:
+
+def text_tower(model: PreTrainedModel) -> PreTrainedModel:
     """The text tower of a model with both towers, or of a text model, which may be the tower itself."""
     return getattr(model, "text_model", model)
 
 
-def image_tower(model: nn.Module) -> nn.Module:
+def image_tower(model: PreTrainedModel) -> PreTrainedModel:
     """The image tower of a model with both towers, or of an image model, which may be the tower itself."""
     return getattr(model, "vision_model", model)
 
@@ -55,7 +59,7 @@ class Family:
     hides_vectors: bool
     causal_text: bool
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
 
     @property
@@ -98,6 +102,10 @@ class Family:
 
         input_positions : (B, T), the rows that the columns of the captions have moved to; None: they did not move.
         """
+        raise NotImplementedError
+
+    def answers_at(self, states: Tensor, rows: Tensor) -> Tensor:
+        """What the model says about texts that are read in these rows: (B, S, d), (B, N) -> (B, N, p)."""
         raise NotImplementedError
 
     def image_answers(self, pooled: Tensor) -> Tensor:
@@ -194,7 +202,6 @@ class CLIP(Family):
         ]
 
     def answers_at(self, states: Tensor, rows: Tensor) -> Tensor:
-        """What the model says about texts whose end tokens stand in these rows: (B, S, d), (B, N) -> (B, N, p)."""
         projection = getattr(self.model, "text_projection", None)  # CLIPTextModel has none
         states = take_rows(states, rows)
         return states if projection is None else projection(states)

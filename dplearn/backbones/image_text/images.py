@@ -5,6 +5,8 @@ A prompt for both towers has a part of its own for the images: vectors, or maps 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +16,14 @@ from dplearn.backbones.patches import check_pixels
 from dplearn.backbones.rows import with_rows
 from dplearn.backbones.views import Changes, changed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class ImageTower:
     """The image tower of a frozen model, read as its family reads it."""
 
-    def __init__(self, model: nn.Module, family: Family):
+    def __init__(self, model: PreTrainedModel, family: Family):
         self.tower, self.family = image_tower(model), family
 
     @property
@@ -58,7 +63,9 @@ class ImageTower:
         vectors = vectors.to(rows.dtype)
         rows = torch.cat([rows, vectors.select(-3, 0).expand(batch, -1, -1)], 1)
         own = torch.arange(count, device=rows.device).expand(batch, -1)
-        changes = {"encoder": lambda usual, *values, **options: with_rows(usual(*values, **options), own)}
+        changes: Changes = {
+            "encoder": lambda usual, *values, **options: with_rows(usual(*values, **options), own)
+        }
         if vectors.shape[-3] > 1:
             deeper = vectors.narrow(-3, 1, vectors.shape[-3] - 1)
             holders = torch.arange(count, count + length, device=rows.device).expand(batch, -1)
@@ -67,7 +74,7 @@ class ImageTower:
 
     def _answers(self, pixel_values: Tensor, rows: Tensor, changes: Changes | None = None) -> Tensor:
         """What the model says about embedded rows: (N, p)."""
-        with changed(self.tower, {"embeddings": lambda *_, **__: rows} | (changes or {})) as tower:
+        with changed(self.tower, {**(changes or {}), "embeddings": lambda *_, **__: rows}) as tower:
             pooled = tower(pixel_values=pixel_values, return_dict=True).pooler_output
         return self.family.image_answers(pooled)
 
@@ -89,5 +96,5 @@ class Coupling(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """(depth, l, d) or (N, depth, l, d) -> the same with the images' width."""
-        text = text.to(self.maps[0].weight.dtype)
+        text = text.to(next(self.parameters()).dtype)
         return torch.stack([layer(text.select(-3, number)) for number, layer in enumerate(self.maps)], -3)

@@ -102,7 +102,8 @@ def _groups(sizes: Sequence[int], room: int) -> list[list[int]]:
     >>> _groups([3, 2, 4, 9, 1], 6)
     [[0, 1], [2], [3], [4]]
     """
-    groups, used = [], 0
+    groups: list[list[int]] = []
+    used = 0
     for number, size in enumerate(sizes):
         if not groups or used + size > room:
             groups.append([])

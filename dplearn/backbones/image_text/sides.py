@@ -38,7 +38,7 @@ class TextSide(Backbone):
         self.causal, self.reads_own_rows = family.causal_text, family.keep_last > 0
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> nn.Embedding:
         """The module that embeds tokens."""
         return self.texts.tower.embeddings.token_embedding
 
@@ -62,8 +62,8 @@ class TextSide(Backbone):
         captions = self.family.captions(batch["input_ids"], batch.get("attention_mask"))
         captions = self.texts.columns_read(captions, config.length, truncate=False)
         ids, words = captions.input_ids, self.family.words(captions)
-        given = {"input_ids": ids, "ends": torch.tensor(captions.ends, device=ids.device)}
-        given["special"] = captions.special
+        ends = torch.tensor(captions.ends, device=ids.device)
+        given: dict = {"input_ids": ids, "special": captions.special, "ends": ends}
         return Reading(self.embed(ids), captions.mask, words, self.family.keep_last, given)
 
     def _captions(self, reading: Reading) -> Captions:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dplearn.backbones.deep import receiving
 from dplearn.backbones.image_text.captions import Captions
 from dplearn.backbones.image_text.families import Family, text_tower
 from dplearn.backbones.image_text.packing import Packer
-from dplearn.backbones.views import changed, evaluating
+from dplearn.backbones.views import Changes, changed, evaluating
 from dplearn.prompt import PromptedInput
 from dplearn.summaries import masked_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TextTower:
     """The text tower of a frozen model, read as its family reads it."""
 
-    def __init__(self, model: nn.Module, family: Family):
+    def __init__(self, model: PreTrainedModel, family: Family):
         self.tower, self.family = text_tower(model), family
         self.max_positions = self.tower.config.max_position_embeddings
         self.packer = Packer()
@@ -82,7 +87,7 @@ class TextTower:
         several = placed.embeds.view(-1, texts * rows, width)
         answers = []
         for pack in self.packer.packs(captions, split, rows, several.device):
-            deep = {}
+            deep: dict[str, Any] = {}
             if placed.deeper is not None:
                 deeper = placed.deeper if placed.deeper.ndim == 3 else placed.deeper[::texts]
                 deep["deeper"] = deeper.index_select(-2, pack.vectors)
@@ -101,7 +106,7 @@ class TextTower:
         positions: Tensor | None = None,
         deeper: Tensor | None = None,
         rows: Tensor | None = None,
-        tower: nn.Module | None = None,
+        tower: PreTrainedModel | None = None,
     ) -> Tensor:
         """Last hidden states (B, S, d) of rows (B, S, d) that have no positions yet.
 
@@ -119,8 +124,8 @@ class TextTower:
         embeds = embeds + tower.embeddings.position_embedding(positions)
         # The tower wants ids; only their shape is used. (It reads an answer from them that is not used either.)
         ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        changes = {"embeddings": lambda *_, **__: embeds}
-        if deeper is not None:
+        changes: Changes = {"embeddings": lambda *_, **__: embeds}
+        if deeper is not None and rows is not None:
             changes |= receiving(self.tower, self.tower.encoder.layers, deeper, rows)
         with changed(tower, changes) as view:
             return view(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from dplearn.theory.attention.biases import causal_bias
 from dplearn.theory.attention.parts import combine, decompose, gates, scores
 
-_SEEN: ContextVar[list | None] = ContextVar("recorded attention layers", default=None)
+_SEEN: ContextVar[tuple[dict[int, str], list[Layer]] | None] = ContextVar(
+    "recorded attention layers", default=None
+)
 _RECORDER = "dplearn_recorder"
 
 
@@ -57,7 +59,7 @@ def recording(model: nn.Module) -> Iterator[list[Layer]]:
     usual = [(config, config._attn_implementation) for config in configs.values()]
     names = {id(module): name for name, module in model.named_modules()}
     layers: list[Layer] = []
-    token = _SEEN.set([names, layers])
+    token = _SEEN.set((names, layers))
     try:
         for config in configs.values():
             config._attn_implementation = _RECORDER

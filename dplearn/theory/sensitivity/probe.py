@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,10 @@ def position_sensitivity(
         others = _others(splits, length)
         told_pairs = told(pairs, f"{len(others) + 1} places for each of {draws} prompts")
         lines = [_lines(stack, reading, first, second, others) for first, second in told_pairs]
+    means: dict[str, Any] = {
+        name: None if lines[0][name] is None else _over([one[name] for one in lines], statistics.fmean)
+        for name in lines[0]
+    }
     return Sensitivity(
         model=type(model).__name__,
         length=length,
@@ -86,7 +91,7 @@ def position_sensitivity(
         causal=stack.causal,
         unreached=stack.unreached,
         tolerance=1e-4 if reading.rows.dtype in (torch.float32, torch.float64) else 5e-2,
-        **{name: _mean([one[name] for one in lines]) for name in lines[0]},
+        **means,
     )
 
 
@@ -95,7 +100,8 @@ def _prompts(
 ) -> list[tuple[Tensor, Tensor]]:
     """Pairs of prompts (l, d): one to move, and new vectors to compare it with."""
     if prompt is None:
-        return [tuple(stack.draw(length, reading, generator) for _ in range(2)) for _ in range(draws)]
+        drawn = [stack.draw(length, reading, generator) for _ in range(2 * draws)]
+        return list(zip(drawn[::2], drawn[1::2]))
     prompt = prompt.detach().to(reading.rows)
     return [(prompt, normal_like(prompt, length, generator)) for _ in range(draws)]
 
@@ -104,7 +110,7 @@ def _others(splits: Sequence[int] | None, length: int) -> tuple[int, ...]:
     """The splits to compare with the prefix."""
     others = tuple(k for k in dict.fromkeys(range(length) if splits is None else splits) if k != length)
     if not others:
-        raise ValueError(f"splits={list(splits)} has no split to compare with the prefix, {length}")
+        raise ValueError(f"splits={list(splits or ())} has no split to compare with the prefix, {length}")
     return others
 
 
@@ -116,7 +122,7 @@ def _lines(stack: Tower, reading: Reading, prompt: Tensor, other: Tensor, splits
 
     reached = stack.unreached is None
     positions, causal = reached and stack.positions is not None, stack.causal
-    lines = {"full": change()}
+    lines: dict[str, Change | None] = {"full": change()}
     lines["position_off"] = change(positions=False) if positions else None
     # Models whose positions are known take a mask of our own.
     lines["mask_off"] = change(see_all=True) if causal and reached else None
@@ -155,13 +161,13 @@ def _change(
 
     start = states(len(prompt))
     changes = [change_between(states(split), start) for split in splits]
-    return Change(*(max(column) if column[0] is not None else None for column in zip(*changes)))
+    return _over(changes, max)
 
 
 def change_between(now: States, before: States) -> Change:
     """How far the states of a batch are from those of the same batch under another prompt or split."""
     real = now.between
-    fixed = None if now.fixed is None else _relative(now.fixed, before.fixed)
+    fixed = None if now.fixed is None or before.fixed is None else _relative(now.fixed, before.fixed)
     readout = [states.readout[real] if states.of_tokens else states.readout for states in (now, before)]
     return Change(_relative(now.rows[real], before.rows[real]), _relative(*readout), fixed)
 
@@ -170,11 +176,14 @@ def _relative(now: Tensor, before: Tensor) -> float:
     return float((now - before).norm() / before.norm())
 
 
-def _mean(changes: Sequence[Change | None]) -> Change | None:
-    if changes[0] is None:
-        return None
-    columns = zip(*changes)
-    return Change(*(None if column[0] is None else sum(column) / len(column) for column in columns))
+def _over(changes: Sequence[Change], reduced: Callable[[list[float]], float]) -> Change:
+    """The largest or the mean of each column."""
+    fixed = [change.fixed for change in changes if change.fixed is not None]
+    return Change(
+        reduced([change.rows for change in changes]),
+        reduced([change.readout for change in changes]),
+        reduced(fixed) if fixed else None,
+    )
 
 
 def positions_held(placed: PromptedInput, prefix: PromptedInput, what_moves: str) -> Tensor:

@@ -72,7 +72,7 @@ class Sensitivity:
         scale = f"the answer changes by {_number(self.full.readout)} (new vectors: {_number(self.redrawn.readout)})"
         if self.order_blind:
             trap = ""
-            if self.fixed_index_trap:
+            if self.fixed_index_trap and self.full.fixed is not None:
                 trap = f"; a reader that does not follow its row would be off by {_number(self.full.fixed)}"
             why = "order-blind" if self.positions is None and not self.causal else "order-blind on this batch"
             return f"{why}: learning a position cannot change the answer{trap}"

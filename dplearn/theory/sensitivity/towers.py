@@ -116,7 +116,9 @@ class Tower:
         """
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        fresh = None if deep is None else receiving(self.model, self.adapter.layers, deep, deep_rows)
+        fresh = None
+        if deep is not None and deep_rows is not None:
+            fresh = receiving(self.model, getattr(self.adapter, "layers"), deep, deep_rows)  # noqa: B009
         with self._view(see_all, fresh) as view:
             return self.adapter.hidden_states(view, embeds, mask)
 
@@ -139,8 +141,8 @@ class Tower:
                 answer = take_rows(hidden, row.unsqueeze(1))[:, 0]
             of_tokens = self._of_tokens(answer, reading)
             if self.adapter.reads_own_rows and not of_tokens:
-                usual = torch.arange(reading.rows.shape[1], device=hidden.device)
-                usual = placed._replace(input_positions=usual.expand_as(placed.input_positions))
+                indices = torch.arange(reading.rows.shape[1], device=hidden.device)
+                usual = placed._replace(input_positions=indices.expand_as(placed.input_positions))
                 fixed = self._answer(view, usual, reading._replace(columns=None))
                 fixed = hidden[:, 0] if fixed is None else fixed
         if of_tokens and reading.columns is not None:  # in the order of the rows

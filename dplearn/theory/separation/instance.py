@@ -63,7 +63,8 @@ def task_level_minimum(split: int, values: Iterable[sp.Expr] = INSTANCE_VALUES) 
     if split == 0:
         return TaskLevel(sum((y - t) ** 2 for _, y, t in cases) / len(cases), sp.Integer(0), sp.Integer(0))
     # (y + u)/(1 + z) is any line in y whose slope is between 0 and 1: the line of least squares, if its slope is.
-    mean_y, mean_t = (sum(case[i] for case in cases) / len(cases) for i in (1, 2))
+    mean_y = sum(y for _, y, _ in cases) / len(cases)
+    mean_t = sum(t for _, _, t in cases) / len(cases)
     variance = sum((y - mean_y) ** 2 for _, y, _ in cases)
     if variance == 0:
         raise ValueError(f"values={tuple(values)}, expected at least two different numbers")
@@ -94,7 +95,7 @@ def task_level_accuracy(values: Iterable[sp.Expr] = INSTANCE_VALUES) -> sp.Ratio
     >>> task_level_accuracy()
     5/6
     """
-    right = defaultdict(lambda: [0, 0])
+    right: dict[sp.Expr, list[int]] = defaultdict(lambda: [0, 0])
     cases = instance_cases(values)
     for _, y, target in cases:
         right[y][int(bool(target > 0))] += 1
