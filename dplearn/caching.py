@@ -62,7 +62,7 @@ def cache_inputs(
     return kept
 
 
-def _kept_or_new(model, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> KeptInputs:
+def _kept_or_new(model: Any, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> KeptInputs:
     """What the model keeps already, where it is of these weights and was made in this way; else room for it."""
     kept = model.adapter.kept
     if kept is not None and kept.fresh and kept.made_as(dtype, folder):
@@ -71,7 +71,7 @@ def _kept_or_new(model, dtype: torch.dtype | None, folder: str | os.PathLike | N
     return KeptInputs(model.backbone, dtype, folder)
 
 
-def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> None:
+def _check_folder(model: Any, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> None:
     """Write down what a folder is of, or raise ValueError where it is of another model or in another dtype."""
     if folder is None:
         return
@@ -90,7 +90,7 @@ def _check_folder(model, dtype: torch.dtype | None, folder: str | os.PathLike | 
         )
 
 
-def _read(model, batch: dict) -> Reading:
+def _read(model: Any, batch: dict) -> Reading:
     given, boundary = model._taken_apart(model.accepted(batch))[:2]
     # Layers that an image passes do not run here.
     return model.adapter.read(given, boundary, replace(model.prompt_config, from_layer=1))
@@ -106,11 +106,11 @@ def _tell(kept: KeptInputs, sizes: dict[str, int]) -> None:
     )
 
 
-def _answers(output) -> torch.Tensor:
+def _answers(output: Any) -> torch.Tensor:
     return output["logits"] if "logits" in output else output[0]
 
 
-def _compare(model, batch: dict) -> None:
+def _compare(model: Any, batch: dict) -> None:
     """Raise ValueError where a batch is answered otherwise than by the full pass; once for each length and weights."""
     width = next(batch[name] for name in ("input_ids", "pixel_values") if batch.get(name) is not None).shape[
         1

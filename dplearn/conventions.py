@@ -9,7 +9,7 @@ prompt added, and it has what the backbone has and nothing else. Its outputs are
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import make_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -119,7 +119,7 @@ class AsBackbone(nn.Module):
             return getattr(self.backbone, name)
         return super().__getattr__(name)
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name == "generation_config":  # the Trainer replaces it, and the backbone's is the one in use
             self.backbone.generation_config = value
         else:
@@ -139,7 +139,7 @@ class AsBackbone(nn.Module):
         """What of a batch the model takes: a data set may have columns beside."""
         return {n: v for n, v in batch.items() if self.known_names is None or n in self.known_names}
 
-    def _check_names(self, names) -> None:
+    def _check_names(self, names: Iterable[str]) -> None:
         """Raise TypeError where an argument is neither of the backbone's forward nor of a prompt.
 
         Most models take any name and do nothing with those that they do not know. So where one is nearly the name of an
@@ -155,17 +155,17 @@ class AsBackbone(nn.Module):
                     raise TypeError(f"{start}{near}, or a name that is less like it")
 
     @property
-    def config(self):
+    def config(self) -> Any:
         """The backbone's own configuration (the prompt's is ``prompt_config``)."""
         return self.backbone.config
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """Where the model takes its inputs, also while the backbone's weights wait elsewhere (accelerate's offload)."""
         return device_of(self.backbone)
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         return self.backbone.dtype
 
     @property
@@ -193,7 +193,7 @@ def _extended_type(kind: type) -> type:
 vars(_extended_type)["_dynamo_marked_constant"] = True
 
 
-def extended(output, **fields):
+def extended(output: Any, **fields: object) -> Any:
     """A transformers output with ``penalty`` and ``draws`` as fields of its own kind.
 
     Items that its class does not know would be lost or refused where outputs are taken apart and put together again, as

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from dplearn.files import TEMPORARY, locked
 
@@ -190,7 +191,7 @@ def _convert(name: str, folder: Path) -> None:
         shutil.copyfile(file, folder / "LICENSE")
 
 
-def read_gguf(path: Path):
+def read_gguf(path: Path) -> Any:
     """(decoder-only model in float32, tokenizer) of a GGUF file, as transformers dequantizes it.
 
     transformers saves no model that came from such a file, so its weights go into an ordinary one of the same config.

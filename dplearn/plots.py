@@ -65,7 +65,7 @@ def _store_as_svg() -> None:
     settings.figure_formats = {"svg"}
 
 
-def strip(ax, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+def strip(ax: Any, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """One point per run: ``groups[method][task]`` are the runs' scores; a bar marks the mean of each strip.
 
     Methods stand side by side within a task and differ by marker and colour.

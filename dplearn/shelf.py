@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +65,7 @@ def origin(name: str | None) -> str:
     return "folder" if Path(name).exists() else "hub"
 
 
-def folder_of(name) -> Path:
+def folder_of(name: str) -> Path:
     """The folder of a backbone; an unknown name is an error that lists the names.
 
     Raises what :func:`dplearn.packaged.folder_of` raises for a backbone of another package.
@@ -102,7 +104,7 @@ def verify(folder: Path) -> None:
     _require(folder, recorded, ALSO_NEEDED[model_type(folder)])
 
 
-def _require(folder, recorded, files):
+def _require(folder: Path, recorded: Any, files: Any) -> None:
     for file in files:
         if file not in recorded:
             raise ValueError(
@@ -110,19 +112,19 @@ def _require(folder, recorded, files):
             )
 
 
-def load_folder(folder: Path, dtype=torch.float32, num_labels: int | None = None):
+def load_folder(folder: Path, dtype: torch.dtype = torch.float32, num_labels: int | None = None) -> Any:
     """(model in evaluation mode, tokenizer or processor) from a verified folder; arguments as in `load`."""
     _check_dtype(dtype)
     verify(folder)
     return _from_folder(folder, folder.name, dtype, num_labels)
 
 
-def _check_dtype(dtype) -> None:
+def _check_dtype(dtype: object) -> None:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: expected a floating point torch dtype such as torch.float32")
 
 
-def _from_folder(folder: Path, name: str, dtype, num_labels: int | None):
+def _from_folder(folder: Path, name: str, dtype: torch.dtype, num_labels: int | None) -> Any:
     """As `load_folder`, of files that were compared with their hashes already."""
     import transformers
 
@@ -146,12 +148,12 @@ def _from_folder(folder: Path, name: str, dtype, num_labels: int | None):
     return model.eval(), _processor(folder, kind)
 
 
-def check_labels(name, kind, num_labels) -> None:
+def check_labels(name: str, kind: str, num_labels: int | None) -> None:
     """Raise ValueError where a backbone cannot have a head for so many labels."""
     _check_head(name, kind in ("vit", "bert"), num_labels)
 
 
-def _check_head(name, has_head: bool, num_labels) -> None:
+def _check_head(name: str, has_head: bool, num_labels: int | None) -> None:
     if num_labels is None:
         return
     if not has_head:
@@ -160,7 +162,7 @@ def _check_head(name, has_head: bool, num_labels) -> None:
         raise ValueError(f"num_labels={num_labels!r}: expected an integer of at least 2")
 
 
-def with_labels(cls, source, num_labels: int, **options):
+def with_labels(cls: Any, source: Any, num_labels: int, **options: Any) -> Any:
     """`cls.from_pretrained(source, **options)` with a head for another number of labels, freshly initialised.
 
     What transformers reports about such a load is held back where it is about the head alone: a fresh head is what
@@ -173,7 +175,7 @@ def with_labels(cls, source, num_labels: int, **options):
     options |= dict(config=config, trust_remote_code=False)
     held, logger, report = [], logging.getLogger("transformers.modeling_utils"), None
 
-    def passes(record):
+    def passes(record: Any) -> bool:
         if "LOAD REPORT" in record.getMessage():
             held.append(record)
         return record not in held
@@ -191,7 +193,7 @@ def with_labels(cls, source, num_labels: int, **options):
     return model
 
 
-def _about_the_head(report, base):
+def _about_the_head(report: Any, base: Any) -> Any:
     """Whether all tensors that were not loaded or not used stand behind the base model, or are its pooler's.
 
     (Another pooler than a prompt was trained with is noticed by its fingerprint.)
@@ -204,7 +206,7 @@ def _about_the_head(report, base):
     return all(name.startswith(f"{base}pooler.") or not name.startswith(base) for name in names)
 
 
-def _processor(folder, kind):
+def _processor(folder: Path | str, kind: str) -> Any:
     """What turns data into a model's inputs. Images go through Pillow, with or without torchvision."""
     # By name: AutoImageProcessor itself wants torchvision in some versions.
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
@@ -223,7 +225,7 @@ def _processor(folder, kind):
     )
 
 
-def _check_sentencepiece(source) -> None:
+def _check_sentencepiece(source: Any) -> None:
     """Raise ModuleNotFoundError where a tokenizer comes as a SentencePiece model alone and cannot be read here."""
     from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
@@ -240,7 +242,7 @@ def _check_sentencepiece(source) -> None:
 
 
 @contextmanager
-def _no_progress_bar():
+def _no_progress_bar() -> Iterator[None]:
     """transformers shows a bar for every load; for a second of work it is noise."""
     from transformers.utils import logging
 
@@ -253,7 +255,7 @@ def _no_progress_bar():
             logging.enable_progress_bar()
 
 
-def load(name: str, dtype=torch.float32, num_labels: int | None = None):
+def load(name: str, dtype: torch.dtype = torch.float32, num_labels: int | None = None) -> Any:
     """(model, tokenizer) of a backbone, in evaluation mode; those of the shelf are checked against their SHA-256.
 
     For vit-mini the second is the image processor, for clip-mini the processor (tokenizer and image processor).
@@ -285,12 +287,12 @@ def load(name: str, dtype=torch.float32, num_labels: int | None = None):
     return _from_folder(packaged.folder_of(name), name, dtype, num_labels)
 
 
-def _is_elsewhere(name) -> bool:
+def _is_elsewhere(name: Any) -> bool:
     """Whether a name is a repository with its owner, or a folder: a bare word is one of the shelf, or a mistake."""
     return isinstance(name, str | Path) and name not in names() and ("/" in str(name) or Path(name).is_dir())
 
 
-def _from_elsewhere(name, dtype, num_labels: int | None):
+def _from_elsewhere(name: str, dtype: torch.dtype, num_labels: int | None) -> Any:
     """As :func:`load`, from the hub or from a folder."""
     from transformers import AutoConfig
 
@@ -308,7 +310,7 @@ def _from_elsewhere(name, dtype, num_labels: int | None):
     )
 
 
-def class_of(config, num_labels: int | None):
+def class_of(config: Any, num_labels: int | None) -> Any:
     """The class that loads a model of this kind, and whether it has a head for classes."""
     import transformers
     from transformers.models.auto import modeling_auto as known

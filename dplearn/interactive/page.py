@@ -41,7 +41,7 @@ class Control:
     ends: Sequence[str] = ()
     steps: Sequence[int] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(
                 f"kind={self.kind!r} is no control, expected one of {', '.join(map(repr, KINDS))}"

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from dplearn.interactive.page import STILL, Control, frame
 
@@ -25,11 +26,11 @@ class Slots:
         self.blank = blank
         self.values: list = []
 
-    def _put(self, kind: str, value) -> str:
+    def _put(self, kind: str, value: Any) -> str:
         self.values.append(value)
         return f"{kind} {len(self.values) - 1}"
 
-    def _shown(self, value) -> str:
+    def _shown(self, value: Any) -> str:
         return "" if self.blank else escape(str(value))
 
     def text(self, text: str, kind: str = "") -> str:
@@ -125,7 +126,7 @@ def _states(part: Part, controls: Sequence[Control], number: int) -> list[list]:
 def _slot(part: Part, found: dict, sizes: Sequence[int], place: int) -> list:
     """One slot: [controls, values]."""
 
-    def at_first(at, axis):
+    def at_first(at: Any, axis: Any) -> Any:
         return (*at[:axis], 0, *at[axis + 1 :])
 
     needed = [
@@ -140,7 +141,7 @@ def _slot(part: Part, found: dict, sizes: Sequence[int], place: int) -> list:
     return [[part.of[axis] for axis in needed], values if needed else values[0]]
 
 
-def _small(value):
+def _small(value: Any) -> Any:
     """Whole numbers without their zeros, which JSON would keep."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,7 +46,14 @@ def place_explorer(
     return displayed(markup(texts, right, trainings, steps, vectors, name))
 
 
-def markup(texts, right, trainings, steps, vectors, name: str = "place-explorer") -> str:
+def markup(
+    texts: Sequence[str],
+    right: Sequence[int],
+    trainings: Mapping,
+    steps: Sequence[int],
+    vectors: Sequence[str],
+    name: str = "place-explorer",
+) -> str:
     """The HTML of :func:`place_explorer`."""
     pi = {title: _checked(title, values, texts, steps, vectors) for title, values in trainings.items()}
     if len(right) != len(texts) or not all(0 <= split <= len(vectors) for split in right):
@@ -75,7 +82,9 @@ def markup(texts, right, trainings, steps, vectors, name: str = "place-explorer"
     return figure(name, controls, parts, _table(texts, right, pi, steps), style=STYLE)
 
 
-def _checked(title: str, values: Tensor, texts, steps, vectors) -> Tensor:
+def _checked(
+    title: str, values: Tensor, texts: Sequence[str], steps: Sequence[int], vectors: Sequence[str]
+) -> Tensor:
     """π in the two decimals that are shown: the figure is the same where a training differs by rounding."""
     values, shape = torch.as_tensor(values).detach().double(), (len(steps), len(texts), len(vectors) + 1)
     if values.shape != shape:
@@ -99,7 +108,7 @@ def _draw(slots: Slots, text: str, right: int, row: Tensor, step: int, vectors: 
     return "\n".join([*lines, slots.said(said)])
 
 
-def _table(texts, right, pi, steps) -> str:
+def _table(texts: Sequence[str], right: Sequence[int], pi: Any, steps: Sequence[int]) -> str:
     """π of every sentence at every step, for each training."""
     head = ["Summaries", "Sentence", "Right", *(f"step {step}" for step in steps)]
     rows = [

@@ -9,6 +9,7 @@ A family module has `NAMES`, its task names with the family in front, and `load(
 """
 
 from importlib import import_module
+from typing import Any
 
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
@@ -42,7 +43,7 @@ def names(family: str | None = None) -> tuple[str, ...]:
     )
 
 
-def load(name: str, **options) -> Task | ImageTask:
+def load(name: str, **options: Any) -> Task | ImageTask:
     """The task of that name; the options are those of its family's `load`."""
     family = name.partition("/")[0] if isinstance(name, str) else None
     if family not in FAMILIES:

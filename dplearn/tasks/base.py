@@ -9,17 +9,18 @@ losses live in `dplearn.training`.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from dplearn.checks import is_whole
 from dplearn.tasks.encoding import CLASSIFIER, Encoded, encode, fill, form_of, template_fields, word_id
 from dplearn.tasks.metrics import METRICS
 
 
-def _is_index(value, size: int) -> bool:
+def _is_index(value: object, size: int) -> bool:
     return is_whole(value, 0) and value < size
 
 
-def _check_positive(argument: str, value):
+def _check_positive(argument: str, value: object) -> None:
     if not is_whole(value, 1):
         raise ValueError(f"{argument}={value!r}: expected an integer of at least 1")
 
@@ -64,7 +65,7 @@ class Task:
     def __repr__(self) -> str:
         return shown_task("Task", self.name, f"{len(self.labels)} labels", self.splits, self.metric)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ValueError(f"{self.name}: labels={self.labels!r}: expected two or more distinct names")
         if len(self.words) != len(self.labels) or len(set(self.words)) != len(self.words):
@@ -88,7 +89,7 @@ class Task:
             for number, example in enumerate(examples):
                 self._check_example(example, f"{self.name}: example {number} of split {split!r}")
 
-    def _check_parts(self):
+    def _check_parts(self) -> None:
         unknown = [field for field in self.cuttable if field not in self.fields]
         if unknown:
             raise ValueError(
@@ -101,7 +102,7 @@ class Task:
                 f"{list(self.fields)}"
             )
 
-    def _check_example(self, example, where):
+    def _check_example(self, example: Any, where: str) -> None:
         for field in self.fields:
             value = example.get(field)
             if value is None or not isinstance(value, str):
@@ -134,7 +135,7 @@ class Task:
         """The filled template."""
         return fill(self.name, self.template, example)
 
-    def word_ids(self, tokenizer, model=None) -> list[int]:
+    def word_ids(self, tokenizer: Any, model: Any = None) -> list[int]:
         """The token id of each label word, in label order; they must be known and distinct.
 
         Encoder-decoder (and `model` None): the word's first token. Decoder-only: the word with the space before it, as
@@ -155,7 +156,7 @@ class Task:
         return ids
 
     def encode(
-        self, tokenizer, split: str, model=None, *, max_length: int = 480, answer_prefix: str = ""
+        self, tokenizer: Any, split: str, model: Any = None, *, max_length: int = 480, answer_prefix: str = ""
     ) -> Encoded:
         """The examples of a split as a model reads them: a list of dicts of token ids, not padded.
 
@@ -201,16 +202,16 @@ class Task:
             raise ValueError(f"per_label={per_label!r} and total={total!r}: expected one of them")
         train, generator = self.splits["train"], random.Random(seed)
         keys = [generator.random() for _ in train]
-        if total is None:
+        if per_label is not None:
             _check_positive("per_label", per_label)
             chosen, how = self._of_each_label(per_label, keys), f"{per_label} per label"
         else:
             _check_positive("total", total)
-            chosen, how = self._in_all(total, keys), f"{total} in all"
+            chosen, how = self._in_all(cast(int, total), keys), f"{total} in all"
         splits = {**self.splits, "train": tuple(train[i] for i in sorted(chosen))}
         return replace(self, splits=splits, source=f"{self.source}; train: {how}, seed {seed}")
 
-    def _of_each_label(self, per_label, keys) -> list[int]:
+    def _of_each_label(self, per_label: int, keys: Sequence) -> list[int]:
         chosen = []
         for label, name in enumerate(self.labels):
             members = [i for i, example in enumerate(self.splits["train"]) if example["label"] == label]
@@ -222,7 +223,7 @@ class Task:
             chosen += sorted(members, key=keys.__getitem__)[:per_label]
         return chosen
 
-    def _in_all(self, total, keys) -> list[int]:
+    def _in_all(self, total: int, keys: Sequence) -> list[int]:
         train = self.splits["train"]
         grouped = METRICS[self.metric].grouped
         units: dict = {}
@@ -236,7 +237,7 @@ class Task:
         drawn = sorted(units.values(), key=lambda members: keys[members[0]])[:total]
         return [i for members in drawn for i in members]
 
-    def score(self, split: str, predictions) -> dict[str, float]:
+    def score(self, split: str, predictions: Sequence[int]) -> dict[str, float]:
         """The metric for one predicted label index per example; the first value is the headline."""
         examples = self.examples(split)
         predictions = predictions.tolist() if hasattr(predictions, "tolist") else list(predictions)

@@ -6,6 +6,7 @@
 import logging
 import string
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dplearn.checks import refuse, shown
 
@@ -58,7 +59,7 @@ def cut(text: str, length: int) -> str:
     return head.rstrip()
 
 
-def form_of(model) -> str:
+def form_of(model: Any) -> str:
     """How a model, bare or with a prompt, reads a task: "seq2seq", "causal" or "classifier"; None: "seq2seq".
 
     Raises
@@ -87,17 +88,17 @@ def form_of(model) -> str:
     )
 
 
-def _plain(model):
+def _plain(model: Any) -> Any:
     return model.backbone if _has_prompt(model) else model
 
 
-def _has_prompt(model) -> bool:
+def _has_prompt(model: Any) -> bool:
     from dplearn.model import PromptedModel
 
     return isinstance(model, PromptedModel)
 
 
-def known_tokens(tokenizer, text: str, what: str) -> list[int]:
+def known_tokens(tokenizer: Any, text: str, what: str) -> list[int]:
     """The tokens of a label word or an answer prefix; an unknown token among them is an error."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.unk_token_id in ids:
@@ -105,7 +106,7 @@ def known_tokens(tokenizer, text: str, what: str) -> list[int]:
     return ids
 
 
-def word_id(tokenizer, word: str, what: str, form: str) -> int:
+def word_id(tokenizer: Any, word: str, what: str, form: str) -> int:
     """The token that stands for a label word.
 
     Encoder-decoder: its first token. Decoder-only: the one token that is the word with the space before it, as it
@@ -126,7 +127,7 @@ def word_id(tokenizer, word: str, what: str, form: str) -> int:
     )
 
 
-def encode(task, tokenizer, split: str, model, max_length: int, answer_prefix: str) -> Encoded:
+def encode(task: Any, tokenizer: Any, split: str, model: Any, max_length: int, answer_prefix: str) -> Encoded:
     """The examples of a split for a model; see `Task.encode`."""
     examples, form = task.examples(split), form_of(model)
     _check_prefix(task, tokenizer, answer_prefix, form)
@@ -151,7 +152,7 @@ def encode(task, tokenizer, split: str, model, max_length: int, answer_prefix: s
     return rows
 
 
-def _check_prefix(task, tokenizer, answer_prefix, form):
+def _check_prefix(task: Any, tokenizer: Any, answer_prefix: str, form: str) -> None:
     fields = template_fields(answer_prefix)
     if form == CLASSIFIER and answer_prefix:
         refuse("answer_prefix", answer_prefix, "'': a classifier reads no word and no cue for one")
@@ -166,7 +167,7 @@ def _check_prefix(task, tokenizer, answer_prefix, form):
         refuse("answer_prefix", answer_prefix, f"fields out of {list(task.fields)}")
 
 
-def _inputs(task, tokenizer, examples: Sequence[Mapping], form: str, cue: str) -> list[dict]:
+def _inputs(task: Any, tokenizer: Any, examples: Sequence[Mapping], form: str, cue: str) -> list[dict]:
     """What the model reads of each example, all tokens of it."""
     if form == CLASSIFIER:
         parts = [[fill(task.name, part, e) for e in examples] for part in task.pair or (task.template,)]
@@ -185,12 +186,12 @@ def _inputs(task, tokenizer, examples: Sequence[Mapping], form: str, cue: str) -
     ]
 
 
-def _shorten(task, tokenizer, example: Mapping, form: str, cue: str, max_length: int) -> dict:
+def _shorten(task: Any, tokenizer: Any, example: Mapping, form: str, cue: str, max_length: int) -> dict:
     """The inputs of one example, with the fields that may be cut at the largest number of characters that fits."""
     kept = template_fields(cue)
     fields = [field for field in task.cuttable or task.fields if field not in kept]
 
-    def inputs(limit):
+    def inputs(limit: int) -> Any:
         short = {**example, **{field: cut(example[field], limit) for field in fields}}
         return _inputs(task, tokenizer, [short], form, cue)[0]
 

@@ -10,7 +10,7 @@ from dplearn.tasks.images import ImageSplit, divide, shuffled
 VTAB_SIZES = (800, 200)
 
 
-def check_sizes(family: str, sizes) -> tuple[int, int]:
+def check_sizes(family: str, sizes: Any) -> tuple[int, int]:
     """The sizes of train and validation that vtab takes; other families take none."""
     if sizes is None:
         return VTAB_SIZES
@@ -22,7 +22,7 @@ def check_sizes(family: str, sizes) -> tuple[int, int]:
     return tuple(sizes)
 
 
-def _need(name, splits, *needed):
+def _need(name: str, splits: Mapping, *needed: str) -> None:
     missing = [split for split in needed if split not in splits]
     if missing:
         raise ValueError(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dplearn.checks import is_whole
 from dplearn.tasks.images import ImageSplit
@@ -56,7 +57,7 @@ class Images(Sequence):
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, row: int):  # type: ignore[override]  # one at a time
+    def __getitem__(self, row: int) -> Any:  # type: ignore[override]  # one at a time
         value = self.values[row]
         if not isinstance(value, str | Path):
             return value
@@ -69,13 +70,13 @@ class Images(Sequence):
 class Column(Sequence):
     """The images of a `datasets` table, decoded when they are asked for."""
 
-    def __init__(self, table, column: str):
+    def __init__(self, table: Any, column: str):
         self.table, self.column = table, column
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, row: int):  # type: ignore[override]  # one at a time
+    def __getitem__(self, row: int) -> Any:  # type: ignore[override]  # one at a time
         return self.table[row][self.column]
 
 
@@ -111,7 +112,7 @@ def parquet_files(folder: Path, split: str) -> list[str]:
     return []
 
 
-def from_tables(tables, image: str, label: str, origin: str) -> Data:
+def from_tables(tables: Any, image: str, label: str, origin: str) -> Data:
     """Splits of a `DatasetDict`; labels may be a ClassLabel, numbers, or names."""
     import datasets
 
@@ -139,7 +140,9 @@ def from_tables(tables, image: str, label: str, origin: str) -> Data:
     return Data(names, splits, origin)
 
 
-def numbered(values: Mapping[str, list], names, origin) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+def numbered(
+    values: Mapping[str, list], names: Any, origin: str
+) -> tuple[tuple[str, ...], dict[str, list[int]]]:
     """Class names and labels from numbers (with names or without) or from names, which are put in order."""
     every = {value for labels in values.values() for value in labels}
     if all(isinstance(value, str) for value in every):

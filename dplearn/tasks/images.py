@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from dplearn.tasks.base import Task, shown_task
 from dplearn.tasks.encoding import template_fields
@@ -25,7 +26,7 @@ SPLIT_SEED = 0  # of the fixed division of the offline tasks
 SHARES = {"train": 0.5, "validation": 0.2}  # of each class of the digits; the rest is "test"
 
 
-def check_image(value, what: str = "image") -> None:
+def check_image(value: Any, what: str = "image") -> None:
     """Raise ValueError unless a value is a PIL image or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
     import numpy as np
     from PIL import Image
@@ -41,7 +42,7 @@ def check_image(value, what: str = "image") -> None:
         raise ValueError(f"{what} of type {type(value).__name__}: expected a PIL image or a uint8 array")
 
 
-def to_image(value):
+def to_image(value: Any) -> Any:
     """A PIL image in RGB, from any PIL image or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
     import numpy as np
     from PIL import Image
@@ -65,7 +66,7 @@ class ImageSplit(Sequence):
     labels: Sequence[int]
     rows: Sequence[int] = None  # type: ignore[assignment]  # a tuple once it is made
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rows = range(len(self.images)) if self.rows is None else self.rows
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "rows", tuple(rows))
@@ -78,7 +79,7 @@ class ImageSplit(Sequence):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
         return {"image": to_image(self.images[self.rows[index]]), "label": self.labels[index]}
@@ -99,7 +100,7 @@ class EncodedImages(Sequence):
     that all of them may take.
     """
 
-    def __init__(self, split: ImageSplit, processor, in_memory: bool | int = False):
+    def __init__(self, split: ImageSplit, processor: Any, in_memory: bool | int = False):
         self.split, self.processor = split, processor
         self._pixels = self._all(in_memory) if in_memory and len(split) else None
 
@@ -110,7 +111,7 @@ class EncodedImages(Sequence):
             return None
         return [first, *(self._encode(i) for i in range(1, len(self.split)))]
 
-    def _encode(self, index: int):
+    def _encode(self, index: int) -> Any:
         return self.processor(images=self.split[index]["image"], return_tensors="pt")["pixel_values"][0]
 
     def __len__(self) -> int:
@@ -148,7 +149,7 @@ class ImageTask:
         )
         return shown_task("ImageTask", self.name, count, self.splits, self.metric)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if "train" not in self.splits:
             raise ValueError(f"{self.name}: splits={list(self.splits)}: expected one named 'train'")
         if (NEW in self.splits) != bool(self.new_names):
@@ -164,7 +165,7 @@ class ImageTask:
         for split in self.splits:
             self._numbers(split)
 
-    def _check_template(self, template):
+    def _check_template(self, template: str) -> None:
         if not isinstance(template, str) or template_fields(template) != ("",):
             raise ValueError(
                 f"{self.name}: template={template!r}: expected a format string with one place for the class "
@@ -201,7 +202,7 @@ class ImageTask:
             )
         return self.splits[split]
 
-    def encode(self, processor, split: str, in_memory: bool | int = False) -> EncodedImages:
+    def encode(self, processor: Any, split: str, in_memory: bool | int = False) -> EncodedImages:
         """The split for `transformers.Trainer`: dicts with "pixel_values" and "labels".
 
         processor  an image processor, or a processor with one inside (CLIP's); it resizes and normalises.
@@ -224,7 +225,7 @@ class ImageTask:
             note += f"; validation: {validation} per label"
         return replace(self, splits=splits, source=self.source + note)
 
-    def _draw(self, split, per_label, seed):
+    def _draw(self, split: str, per_label: int, seed: int) -> Any:
         drawn = self._numbers(split, called="train").few_shot(per_label, seed).examples("train")
         return self.splits[split].take([int(example["number"]) for example in drawn])
 
@@ -256,11 +257,13 @@ class ImageTask:
             source=f"{self.source}; first {half} of {len(self.class_names)} classes as base, the rest new",
         )
 
-    def score(self, split: str, predictions) -> dict[str, float]:
+    def score(self, split: str, predictions: Sequence[int]) -> dict[str, float]:
         """The metric for one predicted label index per example; the first value is the headline."""
         return self._numbers(split).score(split, predictions)
 
-    def score_base_to_new(self, base_predictions, new_predictions) -> dict[str, float]:
+    def score_base_to_new(
+        self, base_predictions: Sequence[int], new_predictions: Sequence[int]
+    ) -> dict[str, float]:
         """The headline on "test" (base classes) and on "test_new", and their harmonic mean."""
         base = next(iter(self.score("test", base_predictions).values()))
         new = next(iter(self.score(NEW, new_predictions).values()))
@@ -365,7 +368,7 @@ def load_icons(name: str, size: int = 40) -> ImageTask:
 NAMES = ("images/digits", *ICONS)
 
 
-def load(name: str, **options) -> ImageTask:
+def load(name: str, **options: Any) -> ImageTask:
     """An offline image task by name; the icons take `size`, their number of pixels (40)."""
     if name not in NAMES:
         raise ValueError(f"name={name!r}: expected one of {list(NAMES)}")

@@ -6,6 +6,7 @@ and the part's, such as "test world/rte".
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from dplearn.tasks.base import Task
 from dplearn.tasks.encoding import Encoded
@@ -14,7 +15,9 @@ from dplearn.tasks.encoding import Encoded
 class JoinedTask(Task):
     """Made by :func:`join`. Each example has the number of its part as "part"."""
 
-    def encode(self, tokenizer, split, model=None, *, max_length=480, answer_prefix="") -> Encoded:
+    def encode(
+        self, tokenizer: Any, split: str, model: Any = None, *, max_length: int = 480, answer_prefix: str = ""
+    ) -> Encoded:
         """As :meth:`dplearn.tasks.base.Task.encode`; where a prompt has decisions per task, with its "task_ids"."""
         rows = super().encode(tokenizer, split, model, max_length=max_length, answer_prefix=answer_prefix)
         if getattr(getattr(model, "prompt_config", None), "tasks", None):

@@ -6,18 +6,23 @@ The first value of a result is the headline. scikit-learn is imported when a met
 import statistics
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dplearn.checks import is_number, is_whole
 
 
-def accuracy(labels: Sequence[int], predictions: Sequence[int], groups=None) -> dict[str, float]:
+def accuracy(
+    labels: Sequence[int], predictions: Sequence[int], groups: Sequence | None = None
+) -> dict[str, float]:
     """The share of right predictions (BoolQ, RTE, WiC)."""
     from sklearn.metrics import accuracy_score
 
     return {"accuracy": float(accuracy_score(labels, predictions))}
 
 
-def accuracy_f1(labels: Sequence[int], predictions: Sequence[int], groups=None) -> dict[str, float]:
+def accuracy_f1(
+    labels: Sequence[int], predictions: Sequence[int], groups: Sequence | None = None
+) -> dict[str, float]:
     """Accuracy and the unweighted mean of the per-class F1 (CB).
 
     As in SuperGLUE's own code the mean is over the classes that occur among labels or predictions.
@@ -42,7 +47,9 @@ def f1a_em(labels: Sequence[int], predictions: Sequence[int], groups: Sequence[H
     return {"f1a": float(f1a), "em": sum(whole.values()) / len(whole), **accuracy(labels, predictions)}
 
 
-def mean_per_class(labels: Sequence[int], predictions: Sequence[int], groups=None) -> dict[str, float]:
+def mean_per_class(
+    labels: Sequence[int], predictions: Sequence[int], groups: Sequence | None = None
+) -> dict[str, float]:
     """The unweighted mean of the accuracy within each class, and plain accuracy.
 
     The headline where classes have very different numbers of examples, for example in CLIP's linear probes on
@@ -57,7 +64,7 @@ def mean_per_class(labels: Sequence[int], predictions: Sequence[int], groups=Non
 
 
 def accuracy_mean_per_class(
-    labels: Sequence[int], predictions: Sequence[int], groups=None
+    labels: Sequence[int], predictions: Sequence[int], groups: Sequence | None = None
 ) -> dict[str, float]:
     """Accuracy, the headline of VTAB, of VPT's FGVC results and of CoOp, and the mean of the per-class accuracies."""
     return {**accuracy(labels, predictions), **mean_per_class(labels, predictions)}
@@ -78,7 +85,9 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def recall_at(
-    scores, relevant: Sequence[Sequence[int]] | None = None, ranks: Sequence[int] = (1, 5, 10)
+    scores: Any,
+    relevant: Sequence[Sequence[int]] | None = None,
+    ranks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
     """Retrieval: the share of queries for which one of the first k items is relevant, for each k of ``ranks``.
 
@@ -126,7 +135,9 @@ class Metric:
     function: Callable[..., dict[str, float]]
     grouped: bool = False
 
-    def __call__(self, labels, predictions, groups=None) -> dict[str, float]:
+    def __call__(
+        self, labels: Sequence[int], predictions: Sequence[int], groups: Sequence | None = None
+    ) -> dict[str, float]:
         return self.function(labels, predictions, groups)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dplearn.checks import Whole, is_number, shown
 from dplearn.tasks.image_sources import (
@@ -130,7 +131,7 @@ def image_lists(
     return _task(name, Data(names, splits, "lists"), None, shares, seed, template, metric)
 
 
-def _by_split(images, labels) -> tuple[Mapping[str, Sequence], Mapping[str, Sequence]]:
+def _by_split(images: Any, labels: Any) -> tuple[Mapping[str, Sequence], Mapping[str, Sequence]]:
     """Images and labels by split, a list of each being "train"."""
     if isinstance(images, Mapping) != isinstance(labels, Mapping):
         raise ValueError(
@@ -148,7 +149,7 @@ def _by_split(images, labels) -> tuple[Mapping[str, Sequence], Mapping[str, Sequ
     return images, labels
 
 
-def _shares(validation, test, seed) -> dict[str, float]:
+def _shares(validation: float, test: float, seed: int) -> dict[str, float]:
     """The shares by split, those above 0."""
     Whole(0)("seed", seed)
     shares = {"validation": validation, "test": test}
@@ -202,7 +203,9 @@ def _checked(split: str, images: Sequence, labels: Sequence) -> list:
     return labels
 
 
-def _indices(values: Mapping[str, list], class_names) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+def _indices(
+    values: Mapping[str, list], class_names: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, list[int]]]:
     """Class names, and the labels of each split as indices into them."""
     if class_names is None:
         return numbered(values, None, "labels")
@@ -225,7 +228,9 @@ def _indices(values: Mapping[str, list], class_names) -> tuple[tuple[str, ...], 
     return known, numbers
 
 
-def _task(name, data: Data, class_names, shares, seed, template, metric) -> ImageTask:
+def _task(
+    name: str, data: Data, class_names: Any, shares: Any, seed: int, template: Any, metric: Any
+) -> ImageTask:
     """The task of what a source has; splits that it lacks are divided off "train"."""
     if class_names is not None and len(class_names) != len(data.names):
         raise ValueError(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dplearn.tasks.image_sources import ALIASES, SPLITS, Data, Images, numbered
 from dplearn.tasks.images import ImageSplit
@@ -55,14 +56,14 @@ def _aircraft(folder: Path, lists: Mapping[str, str], names: list[str]) -> dict[
     return rows
 
 
-def _listed(content, split, file):
+def _listed(content: Any, split: str, file: Any) -> Any:
     for alias in ALIASES[split]:
         if alias in content:
             return content[alias]
     raise ValueError(f"{file.name} has {list(content)}: expected the splits train, val and test")
 
 
-def _with_files(folder: Path, rows: Mapping[str, list], names, lists: str) -> Data:
+def _with_files(folder: Path, rows: Mapping[str, list], names: Any, lists: str) -> Data:
     """Paths of a list are relative to the folder or to one folder in it."""
     first = rows["train"][0][0]
     places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]

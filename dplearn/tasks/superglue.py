@@ -23,6 +23,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dplearn.tasks.base import Task
 from dplearn.tasks.superglue_rows import FILES, HUB, examples_of, from_hub, from_path
@@ -167,7 +168,7 @@ def _splits(
     return splits, note
 
 
-def _check_options(name, path, protocol, holdout, validation) -> float:
+def _check_options(name: str, path: Any, protocol: Any, holdout: Any, validation: Any) -> float:
     """The share of train to hold out, after a check of the options that `load` was called with."""
     if name not in NAMES:
         raise ValueError(f"name={name!r}: expected one of {list(NAMES)}")

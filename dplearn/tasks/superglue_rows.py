@@ -1,8 +1,9 @@
 """The rows of SuperGLUE: from the hub or from local files, and as examples of a task."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dplearn.checks import is_whole
 from dplearn.tasks.encoding import template_fields
@@ -11,7 +12,7 @@ HUB = "aps/super_glue"  # SuperGLUE's repository; "super_glue" is its old name
 FILES = {"train": ("train",), "validation": ("val", "validation")}  # split -> how its local files are called
 
 
-def from_hub(key: str, revision: str, cache_dir: str | Path | None):
+def from_hub(key: str, revision: str, cache_dir: str | Path | None) -> Any:
     """A `DatasetDict` of the hub's repository."""
     import datasets
 
@@ -25,7 +26,7 @@ def from_hub(key: str, revision: str, cache_dir: str | Path | None):
         ) from error
 
 
-def from_path(name: str, path: Path, cache_dir, validation: str | None) -> Mapping:
+def from_path(name: str, path: Path, cache_dir: str | Path | None, validation: str | None) -> Mapping:
     """Rows of the local splits; the task's own folder, such as "RTE", may be `path` or a folder in it."""
     if not path.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: expected a folder with the files of {name}")
@@ -51,7 +52,7 @@ def from_path(name: str, path: Path, cache_dir, validation: str | None) -> Mappi
     return {split: _read(paths, cache_dir) for split, paths in files.items()}
 
 
-def _saved(folder):
+def _saved(folder: Path) -> Any:
     import datasets
 
     rows = datasets.load_from_disk(str(folder))
@@ -61,7 +62,7 @@ def _saved(folder):
     return rows
 
 
-def _split_files(folder: Path, stems) -> list[Path]:
+def _split_files(folder: Path, stems: Sequence[str]) -> list[Path]:
     """One split's files: train.jsonl, train.parquet or, as on the hub, train-00000-of-00001.parquet."""
     for stem in stems:
         for pattern in (f"{stem}.jsonl", f"{stem}.parquet", f"{stem}-*.parquet"):
@@ -71,7 +72,7 @@ def _split_files(folder: Path, stems) -> list[Path]:
     return []
 
 
-def _read(files: list[Path], cache_dir):
+def _read(files: list[Path], cache_dir: str | Path | None) -> Any:
     if files[0].suffix == ".jsonl":
         return [row for file in files for row in _read_jsonl(file)]
     import datasets
@@ -101,7 +102,7 @@ def _read_jsonl(file: Path) -> Iterator[dict]:
             yield row
 
 
-def examples_of(name: str, template: str, labels: tuple[str, ...], rows, split: str) -> Iterator[dict]:
+def examples_of(name: str, template: str, labels: tuple[str, ...], rows: Any, split: str) -> Iterator[dict]:
     """Rows as SuperGLUE or the hub writes them -> the text fields of the template, "label", and for MultiRC "group"."""
     numbered = getattr(getattr(rows, "features", {}).get("label"), "names", None)  # of a ClassLabel column
     number = -1
@@ -117,7 +118,9 @@ def examples_of(name: str, template: str, labels: tuple[str, ...], rows, split: 
         raise ValueError(f"SuperGLUE {name}: the {split} data is empty: expected at least one row")
 
 
-def label_index(value, labels: tuple[str, ...], where: str = "label", names=None) -> int:
+def label_index(
+    value: object, labels: tuple[str, ...], where: str = "label", names: Sequence[str] | None = None
+) -> int:
     """The index of a label that is written as a name, as a truth value or as SuperGLUE's number.
 
     names: what the numbers mean in a `datasets` label column (None: SuperGLUE's own order).

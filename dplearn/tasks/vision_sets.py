@@ -29,6 +29,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dplearn.tasks import split_lists
 from dplearn.tasks.image_protocols import check_sizes, divided, vtab
@@ -125,7 +126,7 @@ def _words_of(name: str, numbers: Sequence[str], path: str | Path | None) -> lis
     return [words[number].strip() for number in numbers]
 
 
-def _data(name: str, path, hub, columns, cache_dir) -> Data:
+def _data(name: str, path: Any, hub: Any, columns: Any, cache_dir: str | Path | None) -> Data:
     """What the hub or a folder has."""
     if path is not None and hub is not None:
         raise ValueError(f"path={str(path)!r} and hub={hub!r}: expected one of them or neither")

@@ -17,7 +17,7 @@ SUBMODULES = ("attention", "separation", "sensitivity", "gumbel", "gradients", "
 __all__ = [*SUBMODULES, "position_sensitivity"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in SUBMODULES:
         return import_module(f"dplearn.theory.{name}")
     if name == "position_sensitivity":

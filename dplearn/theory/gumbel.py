@@ -20,7 +20,7 @@ Yang et al. (2023), section 3.2, for its use on prompts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -110,7 +110,7 @@ class Estimate(NamedTuple):
 
 
 def sampled_straight_through(
-    logits: Tensor, gradients: Tensor, temperature: float = 1.0, draws: int = 10_000, generator=None
+    logits: Tensor, gradients: Tensor, temperature: float = 1.0, draws: int = 10_000, generator: Any = None
 ) -> Estimate:
     """Mean of many estimates as training makes them, through :func:`dplearn.choice.gumbel_one_hot` and autograd.
 
@@ -138,7 +138,7 @@ def two_option_moments(logits: Tensor, gradients: Tensor, temperature: float = 1
     return torch.stack([mean, -mean]), torch.stack([variance, variance])
 
 
-def _two_options(logits, gradients, temperature):
+def _two_options(logits: Any, gradients: Any, temperature: Any) -> Any:
     """Nodes d, quadrature weights, density of d, ``sigma'(d / tau) / tau``, and the slope at the corner drawn at d."""
     _square(logits, gradients, 2)
     tau = _positive(temperature)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,7 +77,7 @@ def relative_buckets(
     return torch.where(distance < near, distance, far) + side
 
 
-def relative_bias(table: Tensor, queries: int, keys: int | None = None, **options) -> Tensor:
+def relative_bias(table: Tensor, queries: int, keys: int | None = None, **options: Any) -> Tensor:
     """T5's bias (h, queries, keys) from its table (buckets, h); options as in `relative_buckets`."""
     return table[relative_buckets(offsets(queries, keys), buckets=len(table), **options)].movedim(-1, 0)
 

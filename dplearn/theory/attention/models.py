@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,16 @@ def _register() -> None:
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
     from transformers.masking_utils import eager_mask
 
-    def record(module, query, key, value, attention_mask, scaling=None, position_bias=None, **options):
+    def record(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        position_bias: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **options
         )

@@ -6,7 +6,7 @@ relative distance, or a causal mask.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def head_bias(head: str, rows: int) -> Tensor:
     raise ValueError(f"head={head!r} is unknown, expected one of {', '.join(map(repr, HEADS))}")
 
 
-def readings(head: str, prompt=PROMPT, inputs=INPUTS) -> Readings:
+def readings(head: str, prompt: Any = PROMPT, inputs: Any = INPUTS) -> Readings:
     """Gates and outputs of a head's input rows for every split; the readout, the last input row, is kept last.
 
     prompt: (l, 2) and inputs: (T, 2), numbers or tensors; the head computes in float64. Raises ValueError for another
@@ -107,7 +107,7 @@ def readings(head: str, prompt=PROMPT, inputs=INPUTS) -> Readings:
     return Readings(torch.stack(shares), torch.stack(outputs))
 
 
-def _vectors(name: str, rows) -> Tensor:
+def _vectors(name: str, rows: Any) -> Tensor:
     rows = torch.as_tensor(rows, dtype=torch.float64).detach()
     if rows.dim() != 2 or len(rows) == 0 or rows.shape[1] != len(VALUE):
         raise ValueError(

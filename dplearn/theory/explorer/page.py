@@ -5,7 +5,7 @@ The frame, the look and the slider are those of all figures (:mod:`dplearn.inter
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dplearn.interactive.page import checked_name, displayed, frame, number_table
 from dplearn.theory.explorer.heads import HEADS, INPUTS, PROMPT
@@ -20,7 +20,7 @@ STILL = "Scripts are off in this view. The table below holds the numbers that th
 
 
 def split_explorer(
-    name: str = "split-explorer", *, prompt=PROMPT, inputs=INPUTS, start: int | None = None
+    name: str = "split-explorer", *, prompt: Any = PROMPT, inputs: Any = INPUTS, start: int | None = None
 ) -> HTML:
     """The interactive figure, as an object that a notebook and the book display.
 
@@ -31,7 +31,9 @@ def split_explorer(
     return displayed(markup(name, prompt=prompt, inputs=inputs, start=start))
 
 
-def markup(name: str = "split-explorer", *, prompt=PROMPT, inputs=INPUTS, start: int | None = None) -> str:
+def markup(
+    name: str = "split-explorer", *, prompt: Any = PROMPT, inputs: Any = INPUTS, start: int | None = None
+) -> str:
     """The HTML of `split_explorer`: styles, words, a table of all numbers, the numbers as JSON, the script."""
     checked_name(name)
     data = numbers(prompt, inputs)

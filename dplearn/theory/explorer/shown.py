@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from dplearn.theory.explorer.heads import HEADS, INPUTS, PROMPT, Readings, readings
@@ -10,7 +12,7 @@ from dplearn.theory.explorer.heads import HEADS, INPUTS, PROMPT, Readings, readi
 ROUNDING = 1e-12
 
 
-def numbers(prompt=PROMPT, inputs=INPUTS) -> dict:
+def numbers(prompt: Any = PROMPT, inputs: Any = INPUTS) -> dict:
     """What the figure shows, rounded: gates in percent, outputs to two decimals, and their changes as words.
 
     A change is "0" if there is none but rounding, else the difference of the two outputs as they are shown.

@@ -117,7 +117,7 @@ def _others(splits: Sequence[int] | None, length: int) -> tuple[int, ...]:
 def _lines(stack: Tower, reading: Reading, prompt: Tensor, other: Tensor, splits: Sequence[int]) -> dict:
     """Every line of the table for one prompt; ``other`` replaces it where vectors are redrawn."""
 
-    def change(**options) -> Change:
+    def change(**options: Any) -> Change:
         return _change(stack, reading, prompt, splits, **options)
 
     reached = stack.unreached is None

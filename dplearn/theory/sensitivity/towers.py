@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -240,7 +240,7 @@ def between(reading: Reading) -> Tensor:
     return mask & (behind > (kept.unsqueeze(1) if isinstance(kept, Tensor) else kept))
 
 
-def answer_of(output) -> Tensor | None:
+def answer_of(output: Any) -> Tensor | None:
     """What a model answers with: its head's logits, else the vector that stands for the whole; None: it has neither."""
     if isinstance(output, Tensor):
         return output
