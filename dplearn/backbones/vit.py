@@ -152,13 +152,14 @@ class ViTBackbone(Backbone):
     def _states(self, rows: Tensor, batch: dict, passed: int) -> Tensor:
         """Embedded images (B, T, d) behind the first layers, as they are kept or computed now."""
         kept = self.kept if "inputs" in self.shortcuts and not torch.compiler.is_compiling() else None
-        if kept is not None and len(kept) and kept.fresh:
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
+        if kept is not None and len(kept) and kept.fresh and not wanted:
             digests = self._digests(batch, passed)
             if digests and all(digest in kept for digest in digests):
                 return kept.layers(digests, rows.device)[0][0].squeeze(1)
-        return self._behind(rows, passed)
+        with torch.set_grad_enabled(wanted):  # of an adapter that is trained beside the prompt
+            return self._behind(rows, passed)
 
-    @torch.no_grad()
     def _behind(self, rows: Tensor, passed: int) -> Tensor:
         """The input of a layer, for embedded images."""
 
