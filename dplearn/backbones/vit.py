@@ -139,6 +139,8 @@ class ViTBackbone(Backbone):
                 "prompt surrounds"
             )
         pixels = batch["pixel_values"]
+        if isinstance(pixels, Tensor):
+            self.check_shapes(batch, tuple(pixels.shape[:1]))
         options = {key: value for key, value in batch.items() if key in self.known and key != "pixel_values"}
         rows = self.embed(pixels, positions=config.entry != "before-positions", **options)
         passed = config.from_layer - 1
