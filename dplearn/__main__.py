@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
@@ -28,8 +28,16 @@ def reader_may_stop() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
-def main() -> None:
-    """Print the commands and the versions."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the commands and the versions; returns the exit status, 2 where something was asked for beside help."""
+    if set(arguments) - {"-h", "--help"}:
+        asked = " ".join(arguments)
+        print(
+            f"error: python -m dplearn {asked}: it takes no arguments and lists the commands", file=sys.stderr
+        )
+        if arguments[0] in ("zoo", "experiments"):
+            print(f"expected python -m dplearn.{asked}", file=sys.stderr)
+        return 2
     found = {}
     for name in ("dplearn", "torch", "transformers", *OPTIONAL):
         try:
@@ -41,8 +49,11 @@ def main() -> None:
     for command, words in COMMANDS.items():
         print(f"  {command:{width}}  {words}")
     print("\n" + ", ".join(f"{name} {each}" for name, each in found.items()))
+    return 0
 
 
 if __name__ == "__main__":
+    status = 0
     with reader_may_stop():
-        main()
+        status = main(sys.argv[1:])
+    sys.exit(status)

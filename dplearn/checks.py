@@ -65,9 +65,15 @@ def refuse(name: str, value: object, expected: str) -> NoReturn:
 
 
 def caller_level() -> int:
-    """The ``stacklevel`` by which a warning names the line that called the package."""
+    """The ``stacklevel`` by which a warning names the line that called the package.
+
+    Frames of PyTorch count as the package's: they stand between ``model(...)`` or ``loss.backward()`` and it.
+    """
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "dplearn":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "dplearn",
+        "torch",
+    ):
         frame, level = frame.f_back, level + 1
     return level
 

@@ -9,6 +9,7 @@ prompt added, and it has what the backbone has and nothing else. Its outputs are
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import make_dataclass
 from difflib import get_close_matches
@@ -31,6 +32,8 @@ ASKED = (
     "hf_device_map",
     "generation_config",
 )
+# Asked for by PEFT before it puts anything into a model.
+ASKED_BY_PEFT = ("peft_config", "prompt_encoder")
 FIRST = ("input_ids", "attention_mask")  # in this order where they are given by place
 OURS = ("summary", "task_ids", "keep_last", "context_length", "decisions")
 
@@ -117,6 +120,13 @@ class AsBackbone(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name in ASKED:
             return getattr(self.backbone, name)
+        if name in ASKED_BY_PEFT and sys._getframe(1).f_globals.get("__name__", "").startswith("peft."):
+            # It would freeze the prompt without a word, and save nothing: the backbone is in no state dict.
+            raise TypeError(
+                f"the model given to PEFT is a {type(self).__name__}, whose prompt PEFT would freeze: expected its "
+                "backbone. get_peft_model(model.backbone, ...) puts adapters such as LoRA into it, and the prompt is "
+                "trained and saved beside them (the page At work, Adapters in the backbone)"
+            )
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from dplearn.checks import refuse
+from dplearn.checks import caller_level, refuse
 from dplearn.insertion import values_are_free
 from dplearn.sampling import Choice, Draws, Estimator, at_least_float32, gumbel_one_hot, sampled
 
@@ -91,7 +91,7 @@ def leave_one_instance_out(losses: Tensor, draws: Draws) -> Tensor:
         warnings.warn(
             "estimator='score-function-batch' with one draw learns nothing from a batch of one instance: take larger "
             "batches, samples=2, or estimator='score-function'",
-            stacklevel=2,
+            stacklevel=caller_level(),
         )
     values = losses.detach()
     others = values if batch == 1 else (values.sum() - values.sum(0)) / (count * (batch - 1))

@@ -156,7 +156,8 @@ class KeptInputs:
 
 
 def state_of(model: nn.Module) -> tuple:
-    """What changes with a model's weights: where they lie, how often they were written to, and one number of each.
+    """What changes with what a model computes: where its weights lie, how often they were written to, one number of
+    each; and which adapters are at work, since a library such as PEFT switches these without touching a weight.
 
     >>> layer = nn.Linear(3, 2)
     >>> before = state_of(layer)
@@ -169,7 +170,18 @@ def state_of(model: nn.Module) -> tuple:
     known = _MIDDLES.get(model)
     if known is None or known[0] != [pointer for pointer, *_ in lie]:
         known = _MIDDLES[model] = ([pointer for pointer, *_ in lie], _middles(parameters))
-    return lie, tuple(tuple(torch.cat([view.float() for view in views]).tolist()) for views in known[1])
+    middles = tuple(tuple(torch.cat([view.float() for view in views]).tolist()) for views in known[1])
+    return lie, middles, adapters_of(model)
+
+
+# What a layer of PEFT keeps beside its weights: whether adapters are off, which are on, with which factor.
+_SWITCHES = ("_disable_adapters", "_active_adapter", "scaling")
+
+
+def adapters_of(model: nn.Module) -> tuple[str, ...]:
+    """How the layers of adapters in a model are switched; empty where there are none."""
+    layers = (vars(module) for module in model.modules() if "_disable_adapters" in vars(module))
+    return tuple(repr([layer.get(name) for name in _SWITCHES]) for layer in layers)
 
 
 # By model: where its weights lie, and a view of the middle number of each, by kind. Views show what is there now.

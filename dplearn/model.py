@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import SHORTCUTS, Boundary, Reading
-from dplearn.checks import shown
+from dplearn.checks import caller_level, shown
 from dplearn.controllers import FixedDecision
 from dplearn.conventions import OURS, extended, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, surrogate
@@ -394,7 +394,7 @@ class PromptedModel(NamedPrompts):
                     "gradients are computed in evaluation mode, in which decisions are not sampled and get none: call "
                     "model.train() before training",
                     UserWarning,
-                    stacklevel=2,
+                    stacklevel=caller_level(),
                 )
 
         loss.register_hook(tell)

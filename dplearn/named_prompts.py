@@ -301,12 +301,15 @@ class NamedPrompts(Frozen):
         """Print how many parameters are trained, and of how many.
 
         Vectors that a fixed ``size`` leaves out are not counted as trained; their number follows where there are any.
+        So does that of the backbone's own parameters that are trained beside the prompt (adapters of PEFT).
         """
         counted = card.count(self.prompt, self.backbone)
         text = f"trainable params: {counted.trained:,} || all params: {counted.total:,}"
         text += f" || trainable%: {100 * counted.trained / counted.total:.4f}"
         text += f" || head: trained, {counted.head:,}" if "head" in self.prompt.attached else ""
-        print(text + (f" || not in use: {counted.unused:,}" if counted.unused else ""))
+        text += f" || not in use: {counted.unused:,}" if counted.unused else ""
+        beside = sum(p.numel() for p in self.backbone.parameters() if p.requires_grad)
+        print(text + (f" || backbone: trained, {beside:,}" if beside else ""))
 
     def summary(self) -> card.Summary:
         """A text of a few lines: the backbone, each decision with its level and parameters, and what is trained.

@@ -22,6 +22,7 @@ from dplearn.backbones.reading import Boundary, Reading
 from dplearn.backbones.views import Changes, evaluating
 from dplearn.checks import caller_level
 from dplearn.config import PromptConfig
+from dplearn.conventions import losses_named
 from dplearn.estimators import instance_losses
 from dplearn.insertion import values_are_free
 from dplearn.offload import device_of
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from dplearn.kept import KeptInputs
 
 
+# What has a value for each token of the input, and what else belongs to its instances (beside labels).
+OF_TOKENS = ("token_type_ids", "position_ids")
+BESIDE = (*OF_TOKENS, "decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
 # What is not computed again where it is known: kept inputs, a prompt in front of them, rows without a gradient.
 SHORTCUTS = ("inputs", "prefix", "front")
 
@@ -174,6 +178,40 @@ class Backbone:
         keep_last = boundary.kept(mask, self.keep_last(ids, mask))
         rows = self.embed(cast(Tensor, ids)) if rows is None else rows
         return Reading(rows, mask, self.seen(mask, keep_last), keep_last, batch)
+
+    def check_shapes(self, batch: dict, shape: tuple[int, ...]) -> None:
+        """Compare what a batch holds beside its input, labels above all, with the input's shape.
+
+        shape : (B, T) of a text, (B,) of images.
+
+        Raises
+        ------
+        ValueError : another number of instances, or of tokens where there is one value for each.
+        TypeError : labels are a list.
+        """
+        for name in (*losses_named(batch), *BESIDE):
+            value = batch.get(name)
+            if isinstance(value, (list, tuple)):
+                raise TypeError(f"{name} is a {type(value).__name__}, expected a tensor")
+            if not isinstance(value, Tensor) or (name == "position_ids" and value.ndim != 2):
+                continue
+            wanted, found = self.shape_of(name, batch, shape), tuple(value.shape)
+            of_tokens = len(wanted) > 1 and name in ("labels", "decoder_input_ids")
+            if name == "position_ids" and found[0] == 1:
+                wanted = (1, *wanted[1:])  # the same for all
+            fits = len(found) == len(wanted) if of_tokens else len(found) >= len(wanted)
+            fits = fits and all(size in (None, own) for own, size in zip(found, wanted))
+            if not fits or (of_tokens and value.is_floating_point()):
+                sizes = ["seq" if size is None else str(size) for size in wanted]
+                sizes += [] if of_tokens or name in OF_TOKENS else ["..."]
+                raise ValueError(
+                    f"{name} has shape {found} and dtype {value.dtype}, expected {'integers ' * of_tokens}"
+                    f"({', '.join(sizes)}), as the input has shape {shape}"
+                )
+
+    def shape_of(self, name: str, batch: dict, shape: tuple[int, ...]) -> tuple[int | None, ...]:
+        """The first dimensions that an argument has to have beside an input of shape (B, T), None: any."""
+        return shape if name in OF_TOKENS else shape[:1]
 
     def _refuse_images(self, batch: dict) -> None:
         for name in ("pixel_values", "interpolate_pos_encoding", "bool_masked_pos"):

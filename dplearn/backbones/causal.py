@@ -70,7 +70,7 @@ class CausalBackbone(TextBackbone):
 
     def shortened(self, placed, reading: Reading, learning: bool) -> Reading:
         front = fronts.front_of(self, placed, reading, learning) if "inputs" in self.shortcuts else None
-        return reading if front is None else fronts.shortened(front, placed, reading)
+        return reading if front is None else fronts.shortened(front, reading, self.predicts_next)
 
     def run(self, placed, reading: Reading, head: nn.ModuleDict | None = None):
         if reading.front is not None:

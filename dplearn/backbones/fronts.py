@@ -66,7 +66,12 @@ def _kept_front(adapter, placed: PromptedInput, reading: Reading) -> Front | Non
         return None
     if reading.given.get("input_ids") is None or not kept.fresh:
         return None
+    # An adapter in the backbone that is trained beside the prompt gets a gradient from the rows of the input.
+    if torch.is_grad_enabled() and any(p.requires_grad for p in adapter.model.parameters()):
+        return None
     counts = counts_of(reading)
+    if adapter.predicts_next and _asks_of_the_front(reading, counts):
+        return None
     position = placed.decisions["position"]
     if position.weights is not None:  # their gradient is about the rows of the input
         return None
@@ -81,6 +86,17 @@ def _kept_front(adapter, placed: PromptedInput, reading: Reading) -> Front | Non
     steps = torch.arange(int(behind.max()), device=counts.device)
     columns = (counts.unsqueeze(1) + steps).clamp(max=reading.mask.shape[1] - 1)
     return Front(counts, digests, columns, steps < behind)
+
+
+def _asks_of_the_front(reading: Reading, counts: Tensor) -> bool:
+    """Whether labels ask for the prediction of a token of the input itself, from a row that would not run."""
+    labels = reading.given.get("labels")
+    if labels is None or labels.shape != reading.mask.shape:
+        return False
+    if reading.columns is not None:
+        labels = torch.empty_like(labels).scatter(1, reading.columns, labels)
+    steps = torch.arange(labels.shape[1], device=counts.device)
+    return bool(((labels != -100) & (steps <= counts.unsqueeze(1))).any())
 
 
 def _asks_for_the_rest_alone(model, given: dict, learning: bool) -> bool:
@@ -174,13 +190,16 @@ def _cache_of(adapter, front: Front, device: torch.device):
     return cache_of(layers), mask
 
 
-def shortened(front: Front, placed: PromptedInput, reading: Reading) -> Reading:
-    """The batch as the head meets it: the columns from the last token of the input on, (B, N), padded on the right."""
+def shortened(front: Front, reading: Reading, predicts_next: bool) -> Reading:
+    """The batch as the head meets it: the columns from the last token of the input on, (B, N), padded on the right.
+
+    ``predicts_next``: labels are those of tokens. A classifier's are for each input, as many as there are.
+    """
     given = {name: value for name, value in reading.given.items() if value is not None}
     for name in ("input_ids", "labels"):
         value = given.get(name)
-        if value is None or value.shape != reading.mask.shape:
-            continue  # labels of a classifier are one for each input
+        if value is None or value.shape != reading.mask.shape or (name == "labels" and not predicts_next):
+            continue
         if reading.columns is not None:
             value = torch.empty_like(value).scatter(1, reading.columns, value)
         value = value.gather(1, front.columns)

@@ -71,6 +71,7 @@ class Seq2SeqBackbone(Backbone):
             )
         self._refuse_images(batch)
         ids, mask, rows = self._tokens(batch)
+        self.check_shapes(batch, tuple(mask.shape))
         self.check_length(mask.shape[1] + config.length)
         tokens = {"input_ids": ids} if rows is None else {"inputs_embeds": rows}
         tokens, mask, columns = right_padded(tokens, mask)
@@ -78,6 +79,15 @@ class Seq2SeqBackbone(Backbone):
         keep_last = boundary.kept(mask, self.keep_last(ids, mask))
         rows = self.embed(cast(Tensor, ids)) if rows is None else rows
         return Reading(rows, mask, mask, keep_last, batch, columns)
+
+    def shape_of(self, name: str, batch: dict, shape: tuple[int, ...]) -> tuple[int | None, ...]:
+        """What the decoder reads has a length of its own, which its labels and its mask share."""
+        if name != "labels" and not name.startswith("decoder_"):
+            return super().shape_of(name, batch, shape)
+        length = None
+        if name != "labels" and isinstance(batch.get("labels"), Tensor) and batch["labels"].ndim == 2:
+            length = batch["labels"].shape[1]
+        return shape[0], length
 
     def keep_last(self, input_ids: Tensor | None, mask: Tensor) -> int | Tensor:
         """(B,): 1 where the last real token is the end-of-sequence token, which then stays last; else 0."""

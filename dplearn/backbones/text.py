@@ -207,6 +207,7 @@ class TextBackbone(Backbone):
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         self.entry: Entry = None  # type: ignore[assignment]  # found by the probe
+        self.labels_tokens = labels_tokens(model)
         rope = getattr(model.config, "rope_parameters", None)
         if isinstance(rope, dict) and rope and _rope_types(rope) != {"default"}:
             self.max_positions = None  # angles that stretch with the input
@@ -288,6 +289,7 @@ class TextBackbone(Backbone):
         """Padding moves to the right: not every model takes position ids, and some carry padding on to what follows."""
         self._refuse_images(batch)
         ids, mask, rows = self._tokens(batch)
+        self.check_shapes(batch, tuple(mask.shape))
         self.check_length(mask.shape[1] + config.length)
         tokens, mask, columns = right_padded(
             {"input_ids": ids} if rows is None else {"inputs_embeds": rows}, mask
@@ -295,6 +297,9 @@ class TextBackbone(Backbone):
         keep_last = boundary.kept(mask)
         rows = self.embed(tokens["input_ids"]) if rows is None else tokens["inputs_embeds"]
         return Reading(rows, mask, self.seen(mask, keep_last), keep_last, batch, columns)
+
+    def shape_of(self, name: str, batch: dict, shape: tuple[int, ...]) -> tuple[int | None, ...]:
+        return shape if name == "labels" and self.labels_tokens else super().shape_of(name, batch, shape)
 
     def hidden_states(self, model: PreTrainedModel, inputs: Tensor, mask: Tensor) -> Tensor:
         options: dict[str, Any] = self.position_ids(mask)
@@ -304,6 +309,18 @@ class TextBackbone(Backbone):
             inputs_embeds=inputs, attention_mask=mask, **options, return_dict=True
         )
         return output.last_hidden_state
+
+
+def labels_tokens(model: PreTrainedModel) -> bool:
+    """Whether a model's labels have one value for each token: a language model, or a tagger."""
+    from transformers.models.auto import modeling_auto
+
+    names = {
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+        *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
+        *modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
+    }
+    return any(parent.__name__ in names for parent in type(model).__mro__)
 
 
 def no_table(model: PreTrainedModel) -> str | None:

@@ -143,6 +143,8 @@ class ViTBackbone(Backbone):
                 "prompt surrounds"
             )
         pixels = batch["pixel_values"]
+        if isinstance(pixels, Tensor):
+            self.check_shapes(batch, tuple(pixels.shape[:1]))
         options = {key: value for key, value in batch.items() if key in self.known and key != "pixel_values"}
         rows = self.embed(pixels, positions=config.entry != "before-positions", **options)
         passed = config.from_layer - 1
@@ -157,13 +159,14 @@ class ViTBackbone(Backbone):
     def _states(self, rows: Tensor, batch: dict, passed: int) -> Tensor:
         """Embedded images (B, T, d) behind the first layers, as they are kept or computed now."""
         kept = self.kept if "inputs" in self.shortcuts and not torch.compiler.is_compiling() else None
-        if kept is not None and len(kept) and kept.fresh:
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
+        if kept is not None and len(kept) and kept.fresh and not wanted:
             digests = self._digests(batch, passed)
             if digests and all(digest in kept for digest in digests):
                 return kept.layers(digests, rows.device)[0][0].squeeze(1)
-        return self._behind(rows, passed)
+        with torch.set_grad_enabled(wanted):  # of an adapter that is trained beside the prompt
+            return self._behind(rows, passed)
 
-    @torch.no_grad()
     def _behind(self, rows: Tensor, passed: int) -> Tensor:
         """The input of a layer, for embedded images."""
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dplearn.backbones.image_text.captions import Captions
+from dplearn.backbones.image_text.captions import Captions, check_texts
 from dplearn.backbones.image_text.families import unit
 from dplearn.backbones.views import evaluating
 from dplearn.conventions import extended
@@ -86,6 +86,7 @@ class PromptedCLIP(NamedPrompts):
         ------
         ValueError : wrong shapes, a text without an end token, or no room for the prompt.
         """
+        check_texts(input_ids, attention_mask)
         mask = None if attention_mask is None else attention_mask.to(self.device)
         captions = self.adapter.family.captions(input_ids.to(self.device), mask)
         self._towers().columns_read(captions)

@@ -17,6 +17,7 @@ from dplearn.backbones.image_text.families import unit
 from dplearn.config import PromptConfig
 from dplearn.controllers import FixedDecision, TaskController
 from dplearn.image_text.classes import Classes
+from dplearn.kept import adapters_of
 from dplearn.prompt import DynamicPrompt, PromptedInput
 from dplearn.sampling import Choice
 from dplearn.summaries import masked_mean
@@ -148,8 +149,10 @@ class PromptedTowers:
             read = self.columns_read(captions)
             return unit(self.adapter.texts.plain_features(self.adapter.embed(read.input_ids), read))
 
-        keeps = "classes" in self.shortcuts and not self.adapter.model.training
-        return compute() if classes is None or not keeps else classes.features(("plain",), compute)
+        if classes is None or "classes" not in self.shortcuts or self.adapter.model.training:
+            return compute()
+        switched = () if torch.compiler.is_compiling() else adapters_of(self.adapter.model)
+        return classes.features(("plain", *switched), compute)
 
     # --- decisions ---
 
@@ -260,7 +263,8 @@ class PromptedTowers:
             return None
         if any(chooser.sample_in_evaluation for chooser in self.prompt.choosers().values()):
             return None
-        return tuple((id(p), p._version, p.data_ptr()) for p in self.prompt.parameters())
+        vectors = tuple((id(p), p._version, p.data_ptr()) for p in self.prompt.parameters())
+        return *vectors, *adapters_of(self.adapter.model)
 
     def place(self, texts: Texts, owners: Owners, decisions: dict[str, Choice]) -> PromptedInput:
         """The texts with their prompt: once, or N times where images decide differently, image by image."""

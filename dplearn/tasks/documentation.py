@@ -21,6 +21,7 @@ from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 
+from dplearn.checks import caller_level
 from dplearn.tasks.base import Task
 
 # import name -> (distribution, folders to read; () is all of it)
@@ -203,7 +204,7 @@ def check_recorded(library: str) -> str:
         warnings.warn(
             f"documentation of {library}: version {version} gives data {present}, recorded results are for version "
             f"{wanted_version} with data {wanted}: figures on docs/ tasks will differ",
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
     return present
 

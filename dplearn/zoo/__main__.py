@@ -40,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments=None) -> int:
     """Runs one command; returns the exit status."""
     options = parser().parse_args(arguments)
+    name = getattr(options, "name", None)
+    if name is not None and name not in names():
+        print(f"error: name={name!r} is unknown, expected one of {list(names())}", file=sys.stderr)
+        return 2
     if options.command == "list":
         for name in shipped():
             size = (folder_of(name) / "model.safetensors").stat().st_size / 1e6

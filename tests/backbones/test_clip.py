@@ -726,6 +726,17 @@ def rows(*texts):
 S, E = tiny.START, tiny.END
 
 
+@pytest.mark.parametrize("given", [["a cat", "a dog"], {"input_ids": rows([S, 10, E])}])
+@pytest.mark.parametrize("way", ["set_classes", "__call__"])
+def test_captions_that_no_processor_has_seen_are_refused(way, given):
+    model = dp.prompted(tiny.clip(), dp.PromptConfig(length=2))
+    more = {"pixel_values": tiny.images(1)} if way == "__call__" else {}
+    with pytest.raises(
+        TypeError, match=r"input_ids is a (list|dict), expected a tensor: processor\(text=captions"
+    ):
+        getattr(model, way)(given, **more)
+
+
 @pytest.mark.parametrize(
     ("ids", "mask", "message"),
     [

@@ -110,6 +110,37 @@ def test_any_batch_gives_what_it_gives_without(rows, behind, side, kind):
     assert_close(found.logits[:, -1], full.logits[:, -1], **NEAR)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_labels_of_the_input_itself_get_the_full_pass(kind, side):
+    """As a collator for language modelling makes them: each token is to be predicted."""
+    model, batch = model_of(kind), batch_of(side=side, extra=1)
+    batch["labels"] = batch["input_ids"].masked_fill(
+        batch["attention_mask"].cumsum(1) < 2, -100
+    )  # but the first
+    batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    model.cache_inputs(iter([batch]), verbose=False)
+    output, found = gradients(model, batch)
+    vectors = model.prompt.vectors.detach().clone().requires_grad_()
+    loss = spliced.causal_loss(model.backbone, ROWS, ROWS, 0, BEHIND, vectors)
+    assert_close(output.loss.double(), loss, rtol=1e-5, atol=0)
+    (wanted,) = torch.autograd.grad(loss, vectors)
+    assert_close(found["prompt.vectors"], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_of_a_classifier_are_no_labels_of_tokens():
+    """Several for each input, by chance as many as it has tokens."""
+    backbone = tiny.llama(
+        LlamaForSequenceClassification, num_labels=5, problem_type="multi_label_classification"
+    )
+    model = dp.prompted(backbone, dp.PromptConfig(length=3, position="postfix")).double()
+    batch = batch_of([ROWS[0][:5]] * 2, [0, 0])
+    assert batch["input_ids"].shape == (2, 5)
+    batch |= {"labels": torch.tensor([[1.0, 0, 0, 1, 1], [0, 1, 0, 0, 0]]).double(), "keep_last": 0}
+    model.cache_inputs(iter([batch]), verbose=False)
+    assert_as_without(model, batch)
+
+
 def test_a_classifier_reads_the_last_row():
     model = dp.prompted(
         tiny.llama(LlamaForSequenceClassification), dp.PromptConfig(length=3, position="postfix")

@@ -100,7 +100,9 @@ def test_each_line_comes_with_the_command_that_runs_it_again(runs, capsys, verb)
         words = shlex.split(line)
         assert words[:4] == ["python", "-m", "dplearn.experiments", "run"] and words[4] == str(path)
         said = dict(zip(words[5::2], words[6::2]))
-        found = [job for job in known if job.matches([said["--only"]], [said["--condition"]], said["--purpose"])]
+        found = [
+            job for job in known if job.matches([said["--only"]], [said["--condition"]], said["--purpose"])
+        ]
         assert len(found) == 1 and found[0].spec["seed"] == 1 and found[0].purpose == "report"
         meant.append((found[0].labels["condition"], found[0].labels["task"], found[0].labels["method"]))
     cells = [(cell.condition.name, cell.task) for cell in one.cells()]

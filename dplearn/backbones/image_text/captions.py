@@ -27,7 +27,14 @@ class Captions(NamedTuple):
 
 
 def check_texts(input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Raise ValueError where these are no token ids (C, T) with a mask of the same shape, or none."""
+    """Raise TypeError where these are no tensors, ValueError where they are no token ids (C, T) with a mask of the same
+    shape, or none."""
+    for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, expected a tensor: "
+                "processor(text=captions, padding=True, return_tensors='pt') makes them of captions"
+            )
     if input_ids.ndim != 2 or input_ids.is_floating_point() or 0 in input_ids.shape:
         raise ValueError(
             f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}, expected integers (texts, seq)"
