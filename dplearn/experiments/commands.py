@@ -358,7 +358,7 @@ def figure(options) -> int:
     one = study_of(options)
     cells = _cells(options, one)
     _say_absent(one, cells)
-    for path in figures.draw(one, cells, Path(options.out)):
+    for path in figures.draw(one, cells, Path(options.out), options.format):
         print(path)
     return 0
 
@@ -367,6 +367,9 @@ def predict(options) -> int:
     """Whether the splits of trained fixed prompts say beforehand what a learned position gains."""
     from dplearn.experiments import figures, predictions
 
+    path = Path(options.out) if options.out else None
+    if path is not None:
+        figures.form_of(path)  # before the work
     points = []
     for one in _asked(options):
         if one.headroom and one.baseline:
@@ -381,11 +384,8 @@ def predict(options) -> int:
         for probe, (rank, p) in predictions.correlations(some).items():
             over = words.format(len(some))
             print(f"\nrank correlation of {probe} and gain over {over}: {rank:+.2f} (p = {p:.2g})")
-    if options.out:
-        path = Path(options.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures.predicted(points).savefig(path)
-        print(f"\n{path}")
+    if path is not None:
+        print(f"\n{figures.save(figures.predicted(points), path)}")
     return 0
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_study import TEXT, finished, read
 
-from dplearn.experiments import commands, execution, jobs, records, study, tables, verdicts
+from dplearn.experiments import commands, execution, figures, jobs, records, study, tables, verdicts
 from dplearn.experiments.__main__ import main
 from dplearn.experiments.parts import Margins
 from dplearn.experiments.records import headline
@@ -100,7 +100,9 @@ def test_each_line_comes_with_the_command_that_runs_it_again(runs, capsys, verb)
         words = shlex.split(line)
         assert words[:4] == ["python", "-m", "dplearn.experiments", "run"] and words[4] == str(path)
         said = dict(zip(words[5::2], words[6::2]))
-        found = [job for job in known if job.matches([said["--only"]], [said["--condition"]], said["--purpose"])]
+        found = [
+            job for job in known if job.matches([said["--only"]], [said["--condition"]], said["--purpose"])
+        ]
         assert len(found) == 1 and found[0].spec["seed"] == 1 and found[0].purpose == "report"
         meant.append((found[0].labels["condition"], found[0].labels["task"], found[0].labels["method"]))
     cells = [(cell.condition.name, cell.task) for cell in one.cells()]
@@ -185,10 +187,10 @@ def test_gains_are_set_against_the_probe_of_the_fixed_prompts(runs, capsys):
         if number == 0:  # here the prompt is given, and nothing of it trained
             row["trained_parameters"] = 0
         store.add(job.key, row)
-    main(["predict", str(path), "--runs", str(folder / "runs"), "--out", str(folder / "figure.png")])
+    main(["predict", str(path), "--runs", str(folder / "runs"), "--out", str(folder / "new" / "figure.png")])
     text = capsys.readouterr().out.replace("\u00a0", " ")
     lines = [line for line in text.splitlines() if "learned" in line and line.startswith("| try")]
-    assert len(lines) == 4 * 2 and (folder / "figure.png").stat().st_size > 5000
+    assert len(lines) == 4 * 2 and (folder / "new" / "figure.png").stat().st_size > 5000
     cells = [cell.strip() for cell in lines[2].strip("| ").split("|")]
     assert cells[0] == "try: world/rte?shots=8&draw=seed, l = 2, t5-mini"
     assert cells[3:5] == ["2.000", "+2.000"] and cells[5] == "+0.100 ± 0.000" and cells[6] == "4"
@@ -410,9 +412,58 @@ def test_figures_are_drawn(runs, capsys):
     pytest.importorskip("matplotlib").use("agg")
     call(runs, "figure", "--out", str(runs[1] / "figures"))
     names = {path.name for path in (runs[1] / "figures").iterdir()}
-    assert len(names) == 5 and "try-conditions.png" in names and "try-world-color-l-2-t5-mini.png" in names
+    assert len(names) == 5 and "try-conditions.svg" in names and "try-world-color-l-2-t5-mini.svg" in names
     told = capsys.readouterr().out.split()
     assert {path.rpartition("/")[2] for path in told} == names
+
+
+# How each kind of file begins.
+BEGINS = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}
+
+
+@pytest.mark.parametrize("form", BEGINS)
+def test_figures_have_the_format_that_is_asked_for_and_the_same_bytes_again(runs, form):
+    pytest.importorskip("matplotlib").use("agg")
+    made = []
+    for number in range(2):
+        folder = runs[1] / f"figures-{number}"
+        call(runs, "figure", "--out", str(folder), "--format", form)
+        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert made[0] == made[1] and len(made[0]) == 5
+    for name, content in made[0].items():
+        assert name.endswith(f".{form}") and content.startswith(BEGINS[form])
+        assert b"CreationDate" not in content and b"<dc:date>" not in content
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [f"a method with a long name, number {n}" for n in range(17)]])
+def test_a_figure_is_as_wide_as_a_page_and_its_legend_can_be_read(names):
+    """Panels keep their height however many names there are, and the legend stands below all of them."""
+    pytest.importorskip("matplotlib").use("agg")
+    curve = {
+        "steps": [0, 1],
+        "score": [0.5, 1.0],
+        "cross_entropy": [0.7, 0.1],
+        "entropy_position": [0.6, 0.1],
+    }
+    figure = figures.curves({name: [{"curves": curve}] for name in names}, "a task")
+    figure.canvas.draw()
+    assert figure.get_figwidth() <= 6.3
+    assert min(text.get_fontsize() for text in figure.legends[0].get_texts()) >= 9
+    assert len(figure.legends) == 1 and len(figure.legends[0].get_texts()) == len(names)
+    whole, box = figure.bbox, figure.legends[0].get_window_extent()
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+    inside = [ax.get_tightbbox() for ax in figure.axes]
+    assert len(inside) == 3 and all(panel.y0 >= box.y1 for panel in inside)
+    assert all(ax.get_window_extent().height / figure.dpi > 1.9 for ax in figure.axes)
+    assert all(panel.x1 <= whole.x1 + 1 and panel.y1 <= whole.y1 + 1 for panel in inside)
+
+
+@pytest.mark.parametrize("name", ["predict", "predict.jpg", "folder.svg/predict"])
+def test_a_figure_of_an_unknown_format_is_refused_before_the_work(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "_asked", lambda options: pytest.fail("the work began"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--out", str(tmp_path / name)])
+    assert "expected a name that ends in one of ['.svg', '.pdf', '.png']" in capsys.readouterr().err
 
 
 def test_errors_are_one_line_and_a_status(runs, capsys, tmp_path):
