@@ -77,7 +77,9 @@ def main(arguments=None) -> None:
     options = _parser().parse_args(arguments)
     try:
         status = commands.COMMANDS[options.verb](options)
-    except (ValueError, ModuleNotFoundError) as error:
+    except BrokenPipeError:
+        raise  # whoever reads has read enough
+    except (ValueError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -44,9 +44,14 @@ def names(family: str | None = None) -> tuple[str, ...]:
 
 def load(name: str, **options) -> Task | ImageTask:
     """The task of that name; the options are those of its family's `load`."""
+    return family_of(name).load(name, **options)
+
+
+def family_of(name: str):
+    """The module of the task of that name; an unknown name is an error that lists those that there are."""
     family = name.partition("/")[0] if isinstance(name, str) else None
     if family not in FAMILIES:
         raise ValueError(f"name={name!r}: expected 'family/task' with a family out of {list(FAMILIES)}")
     if name not in names(family):
         raise ValueError(f"name={name!r}: expected one of {list(names(family))}")
-    return import_module(FAMILIES[family]).load(name, **options)
+    return import_module(FAMILIES[family])

@@ -466,6 +466,132 @@ def test_a_figure_of_an_unknown_format_is_refused_before_the_work(name, capsys, 
     assert "expected a name that ends in one of ['.svg', '.pdf', '.png']" in capsys.readouterr().err
 
 
+def other_data(runs, seed):
+    """One report of the first task read other data than the rest; gives its seed."""
+    files = sorted((runs[1] / "runs" / "try").glob("*.json"))
+    for path in files:
+        row = json.loads(path.read_text())
+        last = row["task"] == "world/color" and row["purpose"] == "report" and row["seed"] == seed
+        path.write_text(json.dumps(row | {"data": "files, sha256 b" if last else "files, sha256 a"}))
+
+
+@pytest.mark.parametrize("verb", ["table", "verdict", "figure"])
+def test_runs_that_read_different_data_are_not_put_in_one_table(runs, capsys, verb):
+    call(runs, "table")  # rows of before data had a name
+    other_data(runs, seed=99)
+    call(runs, "table")
+    other_data(runs, seed=1)
+    with pytest.raises(SystemExit, match="2"):
+        call(runs, verb)
+    told = capsys.readouterr().err
+    assert "runs of task='world/color' read different data" in told
+    assert "files, sha256 a; files, sha256 b" in told
+
+
+def test_a_split_that_was_not_scored_is_named(runs, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        call(runs, "table", "--split", "tset")
+    assert "error: split='tset', expected one that was scored, of [" in capsys.readouterr().err
+
+
+def test_a_study_with_the_name_of_one_that_ships_has_a_record_of_its_own(runs, capsys):
+    """Copied from the package and changed, say: neither are the recorded runs its own, nor are they lost."""
+    path = runs[0].with_name("position.toml")
+    path.write_text(study.FOLDER.joinpath("position.toml").read_text())
+    records.FOLDER.mkdir(exist_ok=True)
+    kept = {"provenance": {}, "rows": [{"task": "world/color", "purpose": "report"}]}
+    (records.FOLDER / "position.json").write_text(json.dumps(kept))
+    main(["table", str(path), "--runs", str(runs[1] / "runs")])
+    assert "Not run, so left out: world/color" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["publish", str(path), "--runs", str(runs[1] / "runs")])
+    assert "has the name of a study that ships" in capsys.readouterr().err
+    assert json.loads((records.FOLDER / "position.json").read_text()) == kept
+
+
+def own_texts(folder, changed=False):
+    """Six rows for training and three for the test, in the files and columns of RTE."""
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {"premise": f"number {i}", "hypothesis": "even", "label": ["entailment", "not_entailment"][i % 2]}
+        for i in range(9)
+    ]
+    if changed:
+        rows[0]["label"] = "not_entailment"
+    for name, part in (("train", rows[:6]), ("val", rows[6:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def test_files_that_changed_since_the_first_runs_stop_a_study(tmp_path, capsys):
+    """A label was corrected: the finished runs are of other data, and nothing of them depends on the file's name."""
+    own_texts(tmp_path / "own")
+    path, task = tmp_path / "own.toml", f"superglue/rte?path={tmp_path / 'own'}"
+    method = '[[method]]\nname = "majority"\nkind = "majority"\n'
+    path.write_text(
+        f'title = "own"\nbackbones = ["t5-mini"]\ntasks = ["{task}"]\n[report]\nseeds = [1, 2]\n{method}'
+    )
+    one, given = study.read(path), ["--runs", str(tmp_path / "runs")]
+    store = Store(tmp_path / "runs" / "own")
+    first, second = jobs.jobs(one, {})
+    store.add(first.key, execution.run_job(first.spec))
+    commands._check_files(one, store.rows())
+    own_texts(tmp_path / "own", changed=True)
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(path), *given])
+    told = capsys.readouterr().err
+    assert f"own: task={task!r} is now SuperGLUE RTE from local files, sha256" in told
+    assert "expected what the finished runs have read" in told and len(list(store.folder.glob("*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        ("world/color?shot=2", "option 'shot' is unknown, expected some of ['shots', 'total', 'draw'"),
+        ("world/colour", "name='world/colour': expected one of ["),
+        ("own/texts", "name='own/texts': expected 'family/task' with a family out of"),
+    ],
+)
+def test_an_unknown_task_or_option_is_named(task, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        execution.load_task(task)
+
+
+def test_a_split_that_a_task_has_not_is_named():
+    spec = {"task": "world/color", "splits": ["test", "tset"]}
+    with pytest.raises(ValueError, match="'world/color' has no split 'tset', expected some of"):
+        execution._splits(spec)
+    assert execution._splits(spec | {"splits": ["test", "test_wordings"]}) == ["test", "test_wordings"]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"world/color": "world/colour"}, "error: name='world/colour': expected one of ["),
+        ({'"t5-mini"': '"./none"'}, "error: name='./none': expected a folder"),
+        ({'"t5-mini"': '"t5-minni"'}, "error: name='t5-minni': expected one of ["),
+    ],
+)
+def test_a_plan_names_what_there_is_not(tmp_path, capsys, changes, words):
+    text = TEXT
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    path = tmp_path / "try.toml"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", str(path), "--runs", str(tmp_path)])
+    assert capsys.readouterr().err.startswith(words)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(runs, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for words in (["figure", "--out"], ["run", "--only", "prefix", "--runs"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(
+                [words[0], str(runs[0]), "--runs", str(runs[1] / "runs"), *words[1:], str(tmp_path / "file")]
+            )
+        assert re.match(r"error: \[Errno \d+\] .*file", capsys.readouterr().err)
+
+
 def test_errors_are_one_line_and_a_status(runs, capsys, tmp_path):
     for arguments, words in (
         (["show", "positions"], "error: study='positions' is unknown"),
