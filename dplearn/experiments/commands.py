@@ -278,13 +278,13 @@ def _check_data(one: Study, rows: Iterable[Mapping]) -> None:
     for task, sources in read.items():
         if len(sources) > 1:
             raise ValueError(
-                f"{one.name}: runs of task={task!r} read different data, expected one of: {'; '.join(sorted(sources))}. "
-                "Another --runs folder keeps them apart"
+                f"{one.name}: runs of task={task!r} read different data, expected one of: "
+                f"{'; '.join(sorted(sources))}. Another --runs folder keeps them apart"
             )
 
 
 def _check_files(one: Study, rows: Mapping[str, Mapping]) -> None:
-    """Raise ValueError where runs that are done read other files than there are now; what is generated stays the same."""
+    """Raise ValueError where runs that are done read other files than there are now; what is generated stays."""
     from dplearn.experiments.execution import data_of, load_task
 
     if not any("path=" in task for task in one.tasks):

@@ -1,6 +1,8 @@
 """Studies as files: what they expand to, what they refuse, which values are chosen, and what a key depends on."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -514,3 +516,12 @@ def test_one_method_is_a_list_of_tables_too(tmp_path):
 def test_a_path_that_is_no_file_is_said_to_be_none(tmp_path):
     with pytest.raises(ValueError, match="expected the path of a .toml file: there is no such file"):
         study.read(tmp_path / "none.toml")
+
+
+def test_the_study_of_the_page_at_work_is_one(tmp_path):
+    """Its file is read as it stands; the names of its model and data are those of nobody."""
+    page = Path(__file__).parents[2].joinpath("book", "at-work.md").read_text(encoding="utf8")
+    [text] = re.findall(r"```{code-block} toml\n(.*?)```", page, re.DOTALL)
+    one = read(tmp_path, text, "own")
+    assert [method.name for method in one.methods] == ["prefix", "place per input"]
+    assert jobs.count(one) == {"choice": 18, "report": 20}
