@@ -289,10 +289,12 @@ def _check_files(one: Study, rows: Mapping[str, Mapping]) -> None:
 
     if not any("path=" in task for task in one.tasks):
         return
-    done = {job.spec["task"]: rows[job.key].get("data") for job in jobs.jobs(one, rows) if job.key in rows}
-    for task, before in done.items():
-        if not before or "path=" not in task:
-            continue
+    done: dict[str, tuple[str, str]] = {}  # one run of each task, whatever was drawn for it
+    for job in jobs.jobs(one, rows):
+        before = rows.get(job.key, {}).get("data")
+        if before and "path=" in job.spec["task"]:
+            done.setdefault(job.labels["task"], (job.spec["task"], before))
+    for task, before in done.values():
         try:
             now = data_of(load_task(task))
         except (ValueError, OSError):  # a run that needs it says what is wrong

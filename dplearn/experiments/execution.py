@@ -94,12 +94,12 @@ def load_task(name: str):
     )
     family = plain.partition("/")[0]
     more = {} if family in TEXTS else {"validation": options.pop("validation", None)}
-    known = list(signature(tasks.family_of(plain).load).parameters)[1:]
-    for key in options:
-        if key not in known:
-            raise ValueError(
-                f"task={name!r}: option {key!r} is unknown, expected some of {['shots', 'total', 'draw', *known]}"
-            )
+    if options:
+        taken = signature(tasks.family_of(plain).load).parameters
+        known = ["shots", "total", "draw", *more, *list(taken)[1:]]
+        for key in options:
+            if key not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+                raise ValueError(f"task={name!r}: option {key!r} is unknown, expected some of {known}")
     task = tasks.load(plain, **options)
     if shots is None and total is None:
         return task

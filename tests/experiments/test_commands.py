@@ -556,6 +556,14 @@ def test_an_unknown_task_or_option_is_named(task, words):
         execution.load_task(task)
 
 
+def test_an_option_of_a_draw_is_none_of_the_family():
+    """How many of each class are left to choose on; the fonts of icons are told their size by the family."""
+    task = execution.load_task("images/digits?shots=3&draw=1&validation=2")
+    assert len(task.examples("validation")) == 20 and execution.data_of(task).startswith(
+        "scikit-learn's digits"
+    )
+
+
 def test_a_split_that_a_task_has_not_is_named():
     spec = {"task": "world/color", "splits": ["test", "tset"]}
     with pytest.raises(ValueError, match="'world/color' has no split 'tset', expected some of"):
