@@ -292,10 +292,17 @@ def _is_elsewhere(name: Any) -> bool:
     return isinstance(name, str | Path) and name not in names() and ("/" in str(name) or Path(name).is_dir())
 
 
+def check_folder(name: str | Path) -> None:
+    """Raise ValueError where a name can only be a folder, and there is none: a hub would be asked for it."""
+    if origin(str(name)) == "folder" and not Path(name).is_dir():
+        raise ValueError(f"name={str(name)!r}: expected a folder that save_pretrained wrote, there is none")
+
+
 def _from_elsewhere(name: str, dtype: torch.dtype, num_labels: int | None) -> Any:
     """As :func:`load`, from the hub or from a folder."""
     from transformers import AutoConfig
 
+    check_folder(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     cls, takes_labels = class_of(config, num_labels)
     _check_head(name, takes_labels, num_labels)

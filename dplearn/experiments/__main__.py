@@ -41,11 +41,14 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--split", help="the split of the scores (default: test, or the study's own)")
     figure = verb("figure", "draw curves and scores over the conditions")
     figure.add_argument("--out", default="figures", help="folder of the images (default: figures)")
+    figure.add_argument(
+        "--format", choices=("svg", "pdf", "png"), default="svg", help="of the images (default: svg)"
+    )
     verb("verdict", "what the runs allow to say, with the evidence of learning", several=True)
     prediction = verb(
         "predict", "whether a probe of fixed prompts says what a learned position gains", several=True
     )
-    prediction.add_argument("--out", help="a file for the figure, such as figures/predict.png")
+    prediction.add_argument("--out", help="a file for the figure: figures/predict.svg, .pdf or .png")
     verb("publish", "merge the runs into the record that ships with the package")
     return parser
 
@@ -74,7 +77,9 @@ def main(arguments=None) -> None:
     options = _parser().parse_args(arguments)
     try:
         status = commands.COMMANDS[options.verb](options)
-    except (ValueError, ModuleNotFoundError) as error:
+    except BrokenPipeError:
+        raise  # whoever reads has read enough
+    except (ValueError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -41,9 +41,24 @@ def _asked(options) -> Iterator[Study]:
         yield from map(study.read, study.names())
 
 
+def _named_as_ours(one: Study) -> bool:
+    """Whether a file of one's own has the name of a study that ships, whose record is not its own."""
+    own = one.source.partition(" --scale ")[0].endswith(".toml")
+    return own and any(one.name in (name, *_scales_of(name)) for name in study.names())
+
+
+def _scales_of(name: str) -> list[str]:
+    return [f"{name}-{scale}" for scale in study.read(name).scales]
+
+
+def _record_of(one: Study) -> dict:
+    """The published record of a study, without rows where there is none."""
+    return (None if _named_as_ours(one) else records.load(one.name)) or {"rows": []}
+
+
 def published_rows(one: Study) -> dict[str, dict]:
     """The rows of a study's published record by key; a record of before the keys has none."""
-    record = records.load(one.name) or {"rows": []}
+    record = _record_of(one)
     return {row["key"]: row for row in record["rows"] if "key" in row}
 
 
@@ -57,7 +72,7 @@ def labelled_rows(options, one: Study) -> list[dict]:
     rows = rows_of(options, one)
     if rows:
         return list(jobs.labelled(one, rows))
-    return (records.load(one.name) or {"rows": []})["rows"]
+    return _record_of(one)["rows"]
 
 
 def list_studies(options) -> int:
@@ -171,6 +186,7 @@ def run(options) -> int:
         return _try(one, options, given, workers)
     known: Callable = partial(_known, one, options)
     store = store_of(options, one)
+    _check_files(one, store.rows())
     if options.published:
         taken = [store.add(key, row) for key, row in published_rows(one).items()]
         print(f"{sum(taken)} runs are taken from the published record")
@@ -248,8 +264,46 @@ def _again(one: Study, options, given: dict) -> int:
 def _cells(options, one: Study) -> list[tuple[Cell, list[dict]]]:
     """The tables of a study with their rows; cells without a reported run are left out."""
     rows = labelled_rows(options, one)
+    _check_data(one, rows)
     found = [(cell, [row for row in rows if cell.holds(row)]) for cell in one.cells()]
     return [(cell, own) for cell, own in found if any(row["purpose"] == "report" for row in own)]
+
+
+def _check_data(one: Study, rows: Iterable[Mapping]) -> None:
+    """Raise ValueError where runs of one task read different data, as before and after a change of its files. Rows of
+    before data had a name say nothing."""
+    read: dict[str, set] = {}
+    for row in rows:
+        read.setdefault(row["task"], set()).update({row["data"]} if row.get("data") else ())
+    for task, sources in read.items():
+        if len(sources) > 1:
+            raise ValueError(
+                f"{one.name}: runs of task={task!r} read different data, expected one of: "
+                f"{'; '.join(sorted(sources))}. Another --runs folder keeps them apart"
+            )
+
+
+def _check_files(one: Study, rows: Mapping[str, dict]) -> None:
+    """Raise ValueError where runs that are done read other files than there are now; what is generated stays."""
+    from dplearn.experiments.execution import data_of, load_task
+
+    if not any("path=" in task for task in one.tasks):
+        return
+    done: dict[str, tuple[str, str]] = {}  # one run of each task, whatever was drawn for it
+    for job in jobs.jobs(one, rows):
+        before = rows.get(job.key, {}).get("data")
+        if before and "path=" in job.spec["task"]:
+            done.setdefault(job.labels["task"], (job.spec["task"], before))
+    for task, before in done.values():
+        try:
+            now = data_of(load_task(task))
+        except (ValueError, OSError):  # a run that needs it says what is wrong
+            continue
+        if now != before:
+            raise ValueError(
+                f"{one.name}: task={task!r} is now {now}, expected what the finished runs have read, {before}. "
+                "Another --runs folder begins anew"
+            )
 
 
 def _say_absent(one: Study, cells: Sequence[tuple[Cell, list[dict]]]) -> None:
@@ -285,6 +339,9 @@ def table(options) -> int:
     _head(one)
     cells = _cells(options, one)
     _say_absent(one, cells)
+    known = dict.fromkeys(name for _, rows in cells for row in rows for name in row["scores"])
+    if cells and split not in known:
+        raise ValueError(f"split={split!r}, expected one that was scored, of {list(known)}")
     for cell, rows in cells:
         # A method may have nothing to say on a split, as a linear probe on classes that it never saw.
         rows = [row for row in rows if row["purpose"] == "choice" or split in row["scores"]]
@@ -358,7 +415,7 @@ def figure(options) -> int:
     one = study_of(options)
     cells = _cells(options, one)
     _say_absent(one, cells)
-    for path in figures.draw(one, cells, Path(options.out)):
+    for path in figures.draw(one, cells, Path(options.out), options.format):
         print(path)
     return 0
 
@@ -367,6 +424,9 @@ def predict(options) -> int:
     """Whether the splits of trained fixed prompts say beforehand what a learned position gains."""
     from dplearn.experiments import figures, predictions
 
+    path = Path(options.out) if options.out else None
+    if path is not None:
+        figures.form_of(path)  # before the work
     points = []
     for one in _asked(options):
         if one.headroom and one.baseline:
@@ -381,17 +441,18 @@ def predict(options) -> int:
         for probe, (rank, p) in predictions.correlations(some).items():
             over = words.format(len(some))
             print(f"\nrank correlation of {probe} and gain over {over}: {rank:+.2f} (p = {p:.2g})")
-    if options.out:
-        path = Path(options.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures.predicted(points).savefig(path)
-        print(f"\n{path}")
+    if path is not None:
+        print(f"\n{figures.save(figures.predicted(points), path)}")
     return 0
 
 
 def publish(options) -> int:
     """Merge the runs into the record that ships with the package."""
     one = study_of(options)
+    if _named_as_ours(one):
+        raise ValueError(
+            f"study={options.study!r} has the name of a study that ships, whose record would be lost, expected another"
+        )
     rows = [*jobs.labelled(one, rows_of(options, one))]
     if not rows:
         raise ValueError(f"{one.name} has no runs in {options.runs!r}")

@@ -13,12 +13,13 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from dplearn import shelf
+from dplearn import shelf, tasks
 from dplearn.config import PromptConfig
 from dplearn.experiments import jobs
 from dplearn.experiments.execution import LONGEST, TEXTS
@@ -99,6 +100,9 @@ def config_of(name: str):
     if name in KNOWN:
         kind, options = KNOWN[name]
         return AutoConfig.for_model(kind, **options)
+    shelf.check_folder(name)
+    if "/" not in name and not Path(name).is_dir():
+        shelf.folder_of(name)  # refuses it, and lists the names
     return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
@@ -314,6 +318,9 @@ def _sizes(task: str) -> tuple[int, int]:
 def costs(study: Study) -> dict[tuple[str, str], Cost]:
     """(backbone, method) -> what its runs cost, over all tables, before any axis is widened."""
     found: dict[tuple[str, str], Cost] = {}
+    for task in study.tasks:
+        for part in task.split("+"):
+            tasks.family_of(part.partition("?")[0])  # before the arithmetic: nothing is loaded for it
     choices = [job for job in jobs.jobs(study, {}) if job.purpose == "choice"]
     for job, times in [*((job, 1) for job in choices), *jobs.first_of_each(study)]:
         one = cost_of(job)

@@ -12,10 +12,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
+from inspect import signature
 from typing import Any
 from urllib.parse import parse_qsl
 
 from dplearn.experiments import records
+from dplearn.experiments.parts import SPLITS
 
 TEXTS = ("world", "place", "docs", "superglue")  # families of tasks; the others are of images
 LONGEST = 480  # tokens of an input, where the study says nothing
@@ -37,10 +39,16 @@ def run_job(spec: Mapping, options: Mapping | None = None) -> dict:
             name: spec[name] for name in ("backbone", "seed", "purpose", "kind", "control") if name in spec
         }
         return row | about | {
+            "data": data_of(_task(spec["task"])),
             "wall_seconds": round(time.perf_counter() - start, 1),
             "peak_memory_mb": memory.megabytes(),
             "made": _made(),
         }  # fmt: skip
+
+
+def data_of(task) -> str:
+    """What a task was read from, with a hash of it where it comes from files, whatever was drawn from it."""
+    return task.source.partition("; train: ")[0]
 
 
 @cache
@@ -63,7 +71,7 @@ def load_task(name: str):
 
     Raises
     ------
-    ValueError : a variable that is not set; what the task's family and the draw raise.
+    ValueError : a variable that is not set; an unknown option; what the task's family and the draw raise.
 
     >>> len(load_task("world/rte?shots=8&draw=3").examples("train"))
     16
@@ -87,6 +95,12 @@ def load_task(name: str):
     )
     family = plain.partition("/")[0]
     more = {} if family in TEXTS else {"validation": options.pop("validation", None)}
+    if options:
+        taken = signature(tasks.family_of(plain).load).parameters
+        known = ["shots", "total", "draw", *more, *list(taken)[1:]]
+        for key in options:
+            if key not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+                raise ValueError(f"task={name!r}: option {key!r} is unknown, expected some of {known}")
     task: Any = tasks.load(plain, **options)
     if shots is None and total is None:
         return task
@@ -122,10 +136,15 @@ def _encoded(backbone: str, task: str, prefix: str, max_length: int):
 
 
 def _splits(spec: Mapping) -> list[str]:
-    """The splits that are scored: those asked for that the task has."""
-    splits = [split for split in spec["splits"] if split in _task(spec["task"]).splits]
-    if not splits:
-        raise ValueError(f"task={spec['task']!r} has no split of {spec['splits']}, expected one")
+    """The splits that are scored: those asked for that the task has. Only the usual ones may be absent."""
+    there = _task(spec["task"]).splits
+    splits = [split for split in spec["splits"] if split in there]
+    absent = [split for split in spec["splits"] if split not in there and split not in SPLITS]
+    if not splits or absent:
+        raise ValueError(
+            f"task={spec['task']!r} has no split {' and no '.join(map(repr, absent or spec['splits']))}, expected some "
+            f"of {list(there)}"
+        )
     return splits
 
 

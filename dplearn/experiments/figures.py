@@ -1,6 +1,7 @@
 """Figures of a study: curves with a band over seeds, and scores over its conditions.
 
-Needs matplotlib, which the extra `book` brings.
+They are made to be printed as they are: as wide as a page's text, at most two panels side by side, the legend below
+them. The same runs give the same bytes. Needs matplotlib, which the extra `book` brings.
 """
 
 from __future__ import annotations
@@ -22,33 +23,60 @@ PANELS = {
     "entropy_position": "entropy of π, nats",
 }
 STYLES = ("-", "--", ":")
+# What a file says of itself besides the drawing: nothing that changes from one run to the next.
+WITHOUT = {"svg": ("Creator", "Date", "Format", "Type"), "pdf": ("CreationDate",), "png": ("Software",)}
+FORMATS = tuple(WITHOUT)
+WIDTH, PANEL, LEGEND = 6.3, 2.9, 9.0  # inches of a figure, inches of a panel's height, points of a letter
 
 
-def draw(study: Study, cells: Sequence[tuple[Cell, list[dict]]], folder: Path) -> Iterator[Path]:
-    """Draw all figures of a study into a folder, as PNG; yields their paths.
+def draw(
+    study: Study, cells: Sequence[tuple[Cell, list[dict]]], folder: Path, form: str = "svg"
+) -> Iterator[Path]:
+    """Draw all figures of a study into a folder; yields their paths.
 
     cells : the tables of the study with their rows.
+    form : one of ``FORMATS``.
 
     Raises
     ------
-    ValueError : the study has no runs.
+    ValueError : the study has no runs; an unknown format.
     """
-    import matplotlib.pyplot as plt
-
     if not cells:
         raise ValueError(f"{study.name} has no runs, expected some to draw")
+    if form not in FORMATS:
+        raise ValueError(f"form={form!r}, expected one of {list(FORMATS)}")
     plots.use_style()
-    folder.mkdir(parents=True, exist_ok=True)
     for cell, rows in cells:
         groups = reports(rows, cell.task)
         if any(row.get("curves") for group in groups.values() for row in group):
-            yield _saved(curves(groups, cell.title), folder / f"{study.name}-{_plain(cell.title)}.png", plt)
+            name = f"{study.name}-{_plain(cell.title)}.{form}"
+            yield save(curves(groups, cell.title), folder / name)
     if len({cell.condition.name for cell, _ in cells}) > 1:
-        yield _saved(over_conditions(cells), folder / f"{study.name}-conditions.png", plt)
+        yield save(over_conditions(cells), folder / f"{study.name}-conditions.{form}")
 
 
-def _saved(figure, path: Path, plt) -> Path:
-    figure.savefig(path)
+def form_of(path: Path) -> str:
+    """The format that a file's name asks for.
+
+    Raises
+    ------
+    ValueError : it is none of ``FORMATS``.
+    """
+    form = path.suffix.removeprefix(".").lower()
+    if form not in FORMATS:
+        raise ValueError(
+            f"file={str(path)!r}, expected a name that ends in one of {[f'.{one}' for one in FORMATS]}"
+        )
+    return form
+
+
+def save(figure, path: Path) -> Path:
+    """Write a figure, in the format that its path ends in, and close it; gives the path."""
+    import matplotlib.pyplot as plt
+
+    form = form_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format=form, metadata=dict.fromkeys(WITHOUT[form]))
     plt.close(figure)
     return path
 
@@ -78,19 +106,17 @@ def curves(groups: Mapping[str, Sequence[dict]], title: str):
 
     groups : method -> rows; those without curves are left out.
     """
-    import matplotlib.pyplot as plt
-
     drawn = {
         name: [row["curves"] for row in group if (row.get("curves") or {}).get("steps")]
         for name, group in groups.items()
     }
     drawn = {name: runs for name, runs in drawn.items() if runs}
     panels = [panel for panel in PANELS if any(panel in runs[0] for runs in drawn.values())]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), squeeze=False)
+    figure, axes = _panels(len(panels))
     for number, (name, runs) in enumerate(drawn.items()):
         steps = runs[0]["steps"]
         runs = [run for run in runs if run["steps"] == steps]
-        for ax, panel in zip(axes[0], panels):
+        for ax, panel in zip(axes, panels):
             if panel not in runs[0]:
                 continue
             values = list(zip(*(run[panel] for run in runs)))
@@ -100,22 +126,20 @@ def curves(groups: Mapping[str, Sequence[dict]], title: str):
             ax.plot(steps, means, label=name, markevery=4, **look)
             low, high = zip(*((mean - spread, mean + spread) for mean, spread in zip(means, spreads)))
             ax.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
-    for ax, panel in zip(axes[0], panels):
+    for ax, panel in zip(axes, panels):
         ax.set(xlabel="step", ylabel=PANELS[panel])
-    _add_title_and_legend(figure, axes[0], title)
+    _add_title_and_legend(figure, axes, title)
     return figure
 
 
 def over_conditions(cells: Sequence[tuple[Cell, list[dict]]]):
     """Test scores of each method over the conditions of a study, a panel for each task and backbone; bars are one
     standard deviation over seeds."""
-    import matplotlib.pyplot as plt
-
     places = list(dict.fromkeys((cell.task, cell.backbone) for cell, _ in cells))
     order = list(dict.fromkeys(cell.condition.name for cell, _ in cells))
     names = list(dict.fromkeys(name for cell, rows in cells for name in reports(rows, cell.task)))
-    figure, axes = plt.subplots(1, len(places), figsize=(4.2 * len(places), 4.4), squeeze=False, sharey=True)
-    for ax, place in zip(axes[0], places):
+    figure, axes = _panels(len(places), sharey=True)
+    for ax, place in zip(axes, places):
         here = [
             (cell, reports(rows, cell.task)) for cell, rows in cells if (cell.task, cell.backbone) == place
         ]
@@ -130,18 +154,19 @@ def over_conditions(cells: Sequence[tuple[Cell, list[dict]]]):
                 means = [statistics.mean(scores) for _, scores in points]
                 spreads = [statistics.stdev(scores) if len(scores) > 1 else 0.0 for _, scores in points]
                 ax.errorbar(x, means, spreads, label=name, elinewidth=0.8, **_look(number))
-        ax.set_xticks(range(len(order)), order, rotation=20)
-        ax.set(title=", ".join(place), ylabel="score on test" if ax is axes[0, 0] else "")
-    _add_title_and_legend(figure, axes[0])
+        ax.set_xticks(range(len(order)), order, rotation=20, ha="right", rotation_mode="anchor")
+        ax.set_xlim(-0.5, len(order) - 0.5)  # as in the other panels, also where a condition is missing
+        first = ax.get_subplotspec().is_first_col()
+        ax.set(title="\n".join(place), ylabel="score on test" if first else "")
+    _add_title_and_legend(figure, axes)
     return figure
 
 
 def predicted(points: Sequence[Point]):
     """What was gained by a learned position against what a probe of fixed prompts says, both in nats; a point for each
     table and method, with 95 % intervals, on axes that are linear near 0. Hollow: the prompt was given, not trained."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True)
+    plots.use_style()
+    figure, axes = _panels(2, sharey=True)
     methods = list(dict.fromkeys(point.method for point in points))
     panels = {"deviation": "losses differ over splits by", "headroom": "headroom per input"}
     for ax, (name, words) in zip(axes, panels.items()):
@@ -161,15 +186,34 @@ def predicted(points: Sequence[Point]):
     return figure
 
 
+def _panels(count: int, **options):
+    """A figure with so many panels, two in a row at most; gives their axes in reading order."""
+    import matplotlib.pyplot as plt
+
+    columns = min(count, 2)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(WIDTH, PANEL * lines), squeeze=False, layout="constrained", **options
+    )
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, axes.flat[:count]
+
+
 def _add_title_and_legend(figure, axes, title: str = "") -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them, in as many columns as fit; the figure grows by its height."""
     shown: dict = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         shown |= dict(zip(labels, handles))
     if title:
-        figure.suptitle(title)
-    columns = 2 if len(axes) < 3 else 3
-    height = 0.045 * -(-len(shown) // columns) + 0.02
-    figure.legend(shown.values(), shown.keys(), loc="lower center", ncols=columns, fontsize=8)
-    figure.tight_layout(rect=(0, min(height, 0.5), 1, 1))
+        figure.suptitle(title, fontsize="large")
+    for columns in (3, 2, 1):
+        legend = figure.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=LEGEND
+        )
+        box = legend.get_window_extent(figure.canvas.get_renderer())
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_size_inches(WIDTH, figure.get_figheight() + box.height / figure.dpi)

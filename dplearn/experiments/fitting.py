@@ -96,10 +96,19 @@ class Settings:
     noisy_evaluation: bool = False
 
     def __post_init__(self):
+        for name in ("steps", "warmup", "vectors_first"):
+            Whole(0)(name, getattr(self, name))
+        Whole()("batch_size", self.batch_size)
+        Number(positive=False)("learning_rate", self.learning_rate)
+        if self.controller_learning_rate is not None:
+            Number(positive=False)("controller_learning_rate", self.controller_learning_rate)
+        for name in ("clip", "last_temperature"):
+            Number()(name, getattr(self, name))
+        for name in ("bf16", "train_vectors", "fit_summaries", "group_by_length"):
+            Flag()(name, getattr(self, name))
         OneOf(("adafactor", "adam"))("optimizer", self.optimizer)
         KeyOf(SCHEDULES)("schedule", self.schedule)
         Number(positive=False)("entropy_bonus", self.entropy_bonus)
-        Whole(0)("vectors_first", self.vectors_first)
         if self.head_learning_rate is not None:
             Number()("head_learning_rate", self.head_learning_rate)
         self._check_evaluations()

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+from dplearn.checks import is_number
 from dplearn.controllers import LEARNED
 from dplearn.experiments import rivals
 
@@ -183,7 +185,9 @@ class Study:
                         f"{self.name}: method {method.name!r}: {name}={options[name]!r}, expected a number: the study "
                         f"has no {name} for all"
                     )
-                options[name] = round(float(options[name].removesuffix("x")) * usual[name])
+                options[name] = round(
+                    _times(f"{self.name}: method {method.name!r}: {name}", options[name], usual[name])
+                )
         if method.kind == "prompt":
             prompt["position"] = split_of(prompt.get("position", "prefix"), prompt.get("length", 20))
         if method.kind == "images" and "position" in prompt and "length" in prompt:
@@ -235,6 +239,19 @@ class Study:
             (baseline, name) for baseline, name in dict.fromkeys(pairs)
             if not among(name, listed[baseline]) and not among(baseline, listed[name])
         ]  # fmt: skip
+
+
+def _times(where: str, words: str, usual) -> float:
+    """What "4x" means: four times the usual number."""
+    try:
+        times = float(words.removesuffix("x")) if words.endswith("x") else math.nan
+    except ValueError:
+        times = math.nan
+    if not math.isfinite(times) or not is_number(usual):
+        raise ValueError(
+            f"{where}={words!r}, expected a number, or how many times that of the study such as '4x'"
+        )
+    return times * usual
 
 
 def among(name: str, patterns: Sequence[str]) -> bool:

@@ -148,8 +148,14 @@ class Runner:
         except Exception as error:
             self._fail(job, f"{type(error).__name__}: {error}")
             return
-        self.store.add(job.key, row)
-        self.store.release(job.key)
+        try:
+            self.store.add(job.key, row)
+        except OSError as error:  # no room, or no leave to write
+            raise OSError(
+                f"{job}: its result cannot be kept in {str(self.store.folder)!r}: {error}"
+            ) from error
+        finally:
+            self.store.release(job.key)
         rows = self.store.rows()
         progress.done(job, row, sum(job.key in rows for job in jobs), len(jobs))
 

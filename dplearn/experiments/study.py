@@ -57,12 +57,12 @@ its own. What a scale is for, and what it wants: its ``about``, one sentence.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dplearn.checks import is_number, is_whole, shown
+from dplearn.checks import Check, Flag, Number, Whole, is_number, is_whole, shown
 from dplearn.config import OPTIONS, PromptConfig
 from dplearn.experiments import rivals
 from dplearn.experiments.parts import Cell, Choice, Condition, Margins, Method, Study, expanded
@@ -97,6 +97,8 @@ def read(name: str | Path, scale: str | None = None) -> Study:
     """
     path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
+        if path.parent != FOLDER:
+            raise ValueError(f"study={str(name)!r}, expected the path of a .toml file: there is no such file")
         raise ValueError(
             f"study={str(name)!r} is unknown, expected one of {list(names())} or the path of a .toml file"
         )
@@ -118,7 +120,11 @@ def read(name: str | Path, scale: str | None = None) -> Study:
 def _scaled(name: str, entries: Mapping, scales: Mapping, scale: str) -> dict:
     """The entries of a study at one of its scales."""
     if scale not in scales:
-        raise ValueError(f"{name}: scale={scale!r}, expected one of {sorted(scales)}")
+        raise ValueError(
+            f"{name}: scale={scale!r}, expected one of {sorted(scales)}"
+            if scales
+            else f"{name}: scale={scale!r}, expected none: the study has no other scale"
+        )
     return _merged(entries, scales[scale])
 
 
@@ -135,6 +141,16 @@ def _merged(entries: Mapping, others: Mapping) -> dict:
     return {**entries, **others, **tables}
 
 
+# What an entry has to be: names, seeds, plain values, tables. A string is a list of letters to Python, and a letter may
+# be a pattern: `tasks = "world/*"` would mean every task.
+NAMES = ("backbones", "tasks", "splits", "conditions", "of")
+WORDS = ("title", "about", "baseline", "cue", "exempt", "by")
+VALUES: dict[str, Check] = {
+    "max_length": Whole(), "headroom": Flag(), "widen": Whole(0), "margin": Number(positive=False),
+    "moved": Number(positive=False), "by_cost": Flag(),
+}  # fmt: skip
+TABLES = ("settings", "prompt", "choice", "report", "grid", "looks", "verdict")
+LISTS = ("condition", "method")
 PLAIN = ("title", "about", "baseline", "cue", "max_length", "headroom", "looks", "exempt")
 TOP = (
     "title", "about", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "max_length", "exempt",
@@ -148,22 +164,71 @@ def _known(where: str, entries: Mapping, expected: Sequence[str]) -> None:
             raise ValueError(f"{where}: {key!r} is unknown, expected some of {list(expected)}")
 
 
+def _check_kinds(where: str, entries: Mapping) -> None:
+    """Raise ValueError where an entry is of another kind than its name wants; a choice may have empty lists."""
+    for key, value in entries.items():
+        expected = None
+        if value == [] and where.endswith(": choice"):
+            continue
+        if key in NAMES and not _differ(value, lambda name: isinstance(name, str)):
+            expected = "a list of names that differ"
+        elif key == "seeds" and not _differ(value, lambda seed: is_whole(seed, 0)):
+            expected = "a list of integers of at least 0 that differ"
+        elif key in WORDS and not isinstance(value, str):
+            expected = "a string"
+        elif key in TABLES and not isinstance(value, Mapping):
+            expected = f"a table, [{key}]"
+        elif key in LISTS and not (
+            isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value)
+        ):
+            expected = f"one or more tables, each [[{key}]]"
+        elif key == "comparisons" and not _are_pairs(value):
+            expected = 'a list of pairs such as ["baseline", "method"]'
+        if expected:
+            raise ValueError(f"{where}: {key}={shown(value)}, expected {expected}")
+        if key in VALUES:
+            try:
+                VALUES[key](key, value)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+
+
+def _differ(values, fits: Callable) -> bool:
+    """Whether this is a list of one or more such values, all different."""
+    good = isinstance(values, list) and bool(values) and all(map(fits, values))
+    return good and len(set(values)) == len(values)
+
+
+def _are_pairs(values) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+        for pair in values
+    )
+
+
 def _study(name: str, entries: dict, text: str) -> Study:
     """A study from the entries of its file."""
     _known(name, entries, TOP)
     for key in ("title", "backbones", "tasks", "report", "method"):
         if key not in entries:
             raise ValueError(f"{name}: {key!r} is missing")
+    _check_kinds(name, entries)
     given = {key: entries[key] for key in PLAIN if key in entries}
     given |= {key: tuple(entries[key]) for key in ("backbones", "tasks", "splits") if key in entries}
     for key in ("settings", "prompt"):
         given[key] = _options(name, key, entries.get(key, {}))
+    for grid, axes in entries.get("grid", {}).items():
+        if not isinstance(axes, Mapping):
+            raise ValueError(f"{name}: grid.{grid}={shown(axes)}, expected a table, [grid.{grid}]")
     given["grid"] = {
         grid: _axes(f"{name}: grid.{grid}", axes) for grid, axes in entries.get("grid", {}).items()
     }
     given["choice"] = _record(f"{name}: choice", Choice, entries.get("choice", {}))
     given["verdict"] = _record(f"{name}: verdict", Margins, entries.get("verdict", {}))
     _known(f"{name}: report", entries["report"], ("seeds",))
+    if "seeds" not in entries["report"]:
+        raise ValueError(f"{name}: report: 'seeds' is missing")
+    _check_kinds(f"{name}: report", entries["report"])
     given["seeds"] = tuple(entries["report"]["seeds"])
     given["comparisons"] = tuple(tuple(pair) for pair in entries.get("comparisons", ()))
     conditions = [
@@ -175,6 +240,7 @@ def _study(name: str, entries: dict, text: str) -> Study:
 
 def _record(where: str, kind: type, entries: Mapping):
     _known(where, entries, [each.name for each in fields(kind)])
+    _check_kinds(where, entries)
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
 
 
@@ -219,6 +285,7 @@ def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
 def _condition(study: str, entry: Mapping) -> Condition:
     where = f"{study}: condition {entry.get('name', '')!r}"
     _known(where, entry, (*(each.name for each in fields(Condition)), "each"))
+    _check_kinds(where, entry)
     given: dict[str, Any] = {key: tuple(entry[key]) for key in ("tasks", "backbones") if key in entry}
     grid = {name: _axes(f"{where}: grid.{name}", axes) for name, axes in entry.get("grid", {}).items()}
     given |= {key: entry[key] for key in ("cue",) if key in entry}
@@ -229,6 +296,9 @@ def _condition(study: str, entry: Mapping) -> Condition:
 def _method(study: str, entry: Mapping) -> Method:
     where = f"{study}: method {entry.get('name', '')!r}"
     _known(where, entry, (*(each.name for each in fields(Method)), "each"))
+    _check_kinds(where, {key: value for key, value in entry.items() if key != "grid"})
+    if not isinstance(entry.get("grid", ""), str):
+        raise ValueError(f"{where}: grid={shown(entry['grid'])}, expected the name of a grid, or 'none'")
     if not isinstance(entry.get("name"), str) or "/" in entry["name"]:
         raise ValueError(f"{where}: expected a name without '/'")
     kind = entry.get("kind", "prompt")

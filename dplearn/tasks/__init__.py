@@ -9,6 +9,7 @@ A family module has `NAMES`, its task names with the family in front, and `load(
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from dplearn.tasks.base import Task
@@ -45,9 +46,14 @@ def names(family: str | None = None) -> tuple[str, ...]:
 
 def load(name: str, **options: Any) -> Task | ImageTask:
     """The task of that name; the options are those of its family's `load`."""
+    return family_of(name).load(name, **options)
+
+
+def family_of(name: str) -> ModuleType:
+    """The module of the task of that name; an unknown name is an error that lists those that there are."""
     family = name.partition("/")[0] if isinstance(name, str) else None
     if family not in FAMILIES:
         raise ValueError(f"name={name!r}: expected 'family/task' with a family out of {list(FAMILIES)}")
     if name not in names(family):
         raise ValueError(f"name={name!r}: expected one of {list(names(family))}")
-    return import_module(FAMILIES[family]).load(name, **options)
+    return import_module(FAMILIES[family])

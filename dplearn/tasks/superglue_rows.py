@@ -87,10 +87,15 @@ def _read(files: list[Path], cache_dir: str | Path | None) -> Any:
 
 def _read_jsonl(file: Path) -> Iterator[dict]:
     """One object per line; read here rather than with `datasets`, to name the line that is wrong."""
-    with file.open(encoding="utf-8") as lines:
+    # A mark at its head, as some editors write it, is no part of the text.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            if any("\udc80" <= letter <= "\udcff" for letter in line):
+                raise ValueError(
+                    f"{file.name} line {number}: expected text in UTF-8, found bytes that are none"
+                )
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:

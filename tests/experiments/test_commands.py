@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_study import TEXT, finished, read
 
-from dplearn.experiments import commands, execution, jobs, records, study, tables, verdicts
+from dplearn.experiments import commands, execution, figures, jobs, records, study, tables, verdicts
 from dplearn.experiments.__main__ import main
 from dplearn.experiments.parts import Margins
 from dplearn.experiments.records import headline
@@ -187,10 +187,10 @@ def test_gains_are_set_against_the_probe_of_the_fixed_prompts(runs, capsys):
         if number == 0:  # here the prompt is given, and nothing of it trained
             row["trained_parameters"] = 0
         store.add(job.key, row)
-    main(["predict", str(path), "--runs", str(folder / "runs"), "--out", str(folder / "figure.png")])
+    main(["predict", str(path), "--runs", str(folder / "runs"), "--out", str(folder / "new" / "figure.png")])
     text = capsys.readouterr().out.replace("\u00a0", " ")
     lines = [line for line in text.splitlines() if "learned" in line and line.startswith("| try")]
-    assert len(lines) == 4 * 2 and (folder / "figure.png").stat().st_size > 5000
+    assert len(lines) == 4 * 2 and (folder / "new" / "figure.png").stat().st_size > 5000
     cells = [cell.strip() for cell in lines[2].strip("| ").split("|")]
     assert cells[0] == "try: world/rte?shots=8&draw=seed, l = 2, t5-mini"
     assert cells[3:5] == ["2.000", "+2.000"] and cells[5] == "+0.100 ± 0.000" and cells[6] == "4"
@@ -412,9 +412,192 @@ def test_figures_are_drawn(runs, capsys):
     pytest.importorskip("matplotlib").use("agg")
     call(runs, "figure", "--out", str(runs[1] / "figures"))
     names = {path.name for path in (runs[1] / "figures").iterdir()}
-    assert len(names) == 5 and "try-conditions.png" in names and "try-world-color-l-2-t5-mini.png" in names
+    assert len(names) == 5 and "try-conditions.svg" in names and "try-world-color-l-2-t5-mini.svg" in names
     told = capsys.readouterr().out.split()
     assert {path.rpartition("/")[2] for path in told} == names
+
+
+# How each kind of file begins.
+BEGINS = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}
+
+
+@pytest.mark.parametrize("form", BEGINS)
+def test_figures_have_the_format_that_is_asked_for_and_the_same_bytes_again(runs, form):
+    pytest.importorskip("matplotlib").use("agg")
+    made = []
+    for number in range(2):
+        folder = runs[1] / f"figures-{number}"
+        call(runs, "figure", "--out", str(folder), "--format", form)
+        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert made[0] == made[1] and len(made[0]) == 5
+    for name, content in made[0].items():
+        assert name.endswith(f".{form}") and content.startswith(BEGINS[form])
+        assert b"CreationDate" not in content and b"<dc:date>" not in content
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [f"a method with a long name, number {n}" for n in range(17)]])
+def test_a_figure_is_as_wide_as_a_page_and_its_legend_can_be_read(names):
+    """Panels keep their height however many names there are, and the legend stands below all of them."""
+    pytest.importorskip("matplotlib").use("agg")
+    curve = {
+        "steps": [0, 1],
+        "score": [0.5, 1.0],
+        "cross_entropy": [0.7, 0.1],
+        "entropy_position": [0.6, 0.1],
+    }
+    figure = figures.curves({name: [{"curves": curve}] for name in names}, "a task")
+    figure.canvas.draw()
+    assert figure.get_figwidth() <= 6.3
+    assert min(text.get_fontsize() for text in figure.legends[0].get_texts()) >= 9
+    assert len(figure.legends) == 1 and len(figure.legends[0].get_texts()) == len(names)
+    whole, box = figure.bbox, figure.legends[0].get_window_extent()
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+    inside = [ax.get_tightbbox() for ax in figure.axes]
+    assert len(inside) == 3 and all(panel.y0 >= box.y1 for panel in inside)
+    assert all(ax.get_window_extent().height / figure.dpi > 1.9 for ax in figure.axes)
+    assert all(panel.x1 <= whole.x1 + 1 and panel.y1 <= whole.y1 + 1 for panel in inside)
+
+
+@pytest.mark.parametrize("name", ["predict", "predict.jpg", "folder.svg/predict"])
+def test_a_figure_of_an_unknown_format_is_refused_before_the_work(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "_asked", lambda options: pytest.fail("the work began"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--out", str(tmp_path / name)])
+    assert "expected a name that ends in one of ['.svg', '.pdf', '.png']" in capsys.readouterr().err
+
+
+def other_data(runs, seed):
+    """One report of the first task read other data than the rest; gives its seed."""
+    files = sorted((runs[1] / "runs" / "try").glob("*.json"))
+    for path in files:
+        row = json.loads(path.read_text())
+        last = row["task"] == "world/color" and row["purpose"] == "report" and row["seed"] == seed
+        path.write_text(json.dumps(row | {"data": "files, sha256 b" if last else "files, sha256 a"}))
+
+
+@pytest.mark.parametrize("verb", ["table", "verdict", "figure"])
+def test_runs_that_read_different_data_are_not_put_in_one_table(runs, capsys, verb):
+    call(runs, "table")  # rows of before data had a name
+    other_data(runs, seed=99)
+    call(runs, "table")
+    other_data(runs, seed=1)
+    with pytest.raises(SystemExit, match="2"):
+        call(runs, verb)
+    told = capsys.readouterr().err
+    assert "runs of task='world/color' read different data" in told
+    assert "files, sha256 a; files, sha256 b" in told
+
+
+def test_a_split_that_was_not_scored_is_named(runs, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        call(runs, "table", "--split", "tset")
+    assert "error: split='tset', expected one that was scored, of [" in capsys.readouterr().err
+
+
+def test_a_study_with_the_name_of_one_that_ships_has_a_record_of_its_own(runs, capsys):
+    """Copied from the package and changed, say: neither are the recorded runs its own, nor are they lost."""
+    path = runs[0].with_name("position.toml")
+    path.write_text(study.FOLDER.joinpath("position.toml").read_text())
+    records.FOLDER.mkdir(exist_ok=True)
+    kept = {"provenance": {}, "rows": [{"task": "world/color", "purpose": "report"}]}
+    (records.FOLDER / "position.json").write_text(json.dumps(kept))
+    main(["table", str(path), "--runs", str(runs[1] / "runs")])
+    assert "Not run, so left out: world/color" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["publish", str(path), "--runs", str(runs[1] / "runs")])
+    assert "has the name of a study that ships" in capsys.readouterr().err
+    assert json.loads((records.FOLDER / "position.json").read_text()) == kept
+
+
+def own_texts(folder, changed=False):
+    """Six rows for training and three for the test, in the files and columns of RTE."""
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {"premise": f"number {i}", "hypothesis": "even", "label": ["entailment", "not_entailment"][i % 2]}
+        for i in range(9)
+    ]
+    if changed:
+        rows[0]["label"] = "not_entailment"
+    for name, part in (("train", rows[:6]), ("val", rows[6:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def test_files_that_changed_since_the_first_runs_stop_a_study(tmp_path, capsys):
+    """A label was corrected: the finished runs are of other data, and nothing of them depends on the file's name."""
+    own_texts(tmp_path / "own")
+    path, task = tmp_path / "own.toml", f"superglue/rte?path={tmp_path / 'own'}"
+    method = '[[method]]\nname = "majority"\nkind = "majority"\n'
+    path.write_text(
+        f'title = "own"\nbackbones = ["t5-mini"]\ntasks = ["{task}"]\n[report]\nseeds = [1, 2]\n{method}'
+    )
+    one, given = study.read(path), ["--runs", str(tmp_path / "runs")]
+    store = Store(tmp_path / "runs" / "own")
+    first, second = jobs.jobs(one, {})
+    store.add(first.key, execution.run_job(first.spec))
+    commands._check_files(one, store.rows())
+    own_texts(tmp_path / "own", changed=True)
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(path), *given])
+    told = capsys.readouterr().err
+    assert f"own: task={task!r} is now SuperGLUE RTE from local files, sha256" in told
+    assert "expected what the finished runs have read" in told and len(list(store.folder.glob("*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        ("world/color?shot=2", "option 'shot' is unknown, expected some of ['shots', 'total', 'draw'"),
+        ("world/colour", "name='world/colour': expected one of ["),
+        ("own/texts", "name='own/texts': expected 'family/task' with a family out of"),
+    ],
+)
+def test_an_unknown_task_or_option_is_named(task, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        execution.load_task(task)
+
+
+def test_an_option_of_a_draw_is_none_of_the_family():
+    """How many of each class are left to choose on; the fonts of icons are told their size by the family."""
+    task = execution.load_task("images/digits?shots=3&draw=1&validation=2")
+    assert len(task.examples("validation")) == 20 and execution.data_of(task).startswith(
+        "scikit-learn's digits"
+    )
+
+
+def test_a_split_that_a_task_has_not_is_named():
+    spec = {"task": "world/color", "splits": ["test", "tset"]}
+    with pytest.raises(ValueError, match="'world/color' has no split 'tset', expected some of"):
+        execution._splits(spec)
+    assert execution._splits(spec | {"splits": ["test", "test_wordings"]}) == ["test", "test_wordings"]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"world/color": "world/colour"}, "error: name='world/colour': expected one of ["),
+        ({'"t5-mini"': '"./none"'}, "error: name='./none': expected a folder"),
+        ({'"t5-mini"': '"t5-minni"'}, "error: name='t5-minni': expected one of ["),
+    ],
+)
+def test_a_plan_names_what_there_is_not(tmp_path, capsys, changes, words):
+    text = TEXT
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    path = tmp_path / "try.toml"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", str(path), "--runs", str(tmp_path)])
+    assert capsys.readouterr().err.startswith(words)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(runs, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for words in (["figure", "--out"], ["run", "--only", "prefix", "--runs"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(
+                [words[0], str(runs[0]), "--runs", str(runs[1] / "runs"), *words[1:], str(tmp_path / "file")]
+            )
+        assert re.match(r"error: \[Errno \d+\] .*file", capsys.readouterr().err)
 
 
 def test_errors_are_one_line_and_a_status(runs, capsys, tmp_path):

@@ -1,5 +1,6 @@
 """The runner of studies with real processes: shared work, kills at any moment, claims of the dead, killed workers."""
 
+import errno
 import json
 import os
 import signal
@@ -139,6 +140,22 @@ def test_a_run_that_fails_is_told_with_its_command_and_does_not_stop_the_others(
     assert "ValueError: this one never works" in told
     assert "--only 'wait/toy/wait/1' --purpose report --again" in told
     assert len(Store(tmp_path / "runs").rows()) == 3 and not list((tmp_path / "runs").glob("*.claim"))
+
+
+def test_a_result_that_cannot_be_kept_names_its_folder_and_gives_up_its_claim(tmp_path, monkeypatch):
+    """As on a full disk: the study ends, what is kept stays, and another machine need not wait for the claim."""
+    store, jobs, add = Store(tmp_path / "runs"), fake_runs.jobs(2, 0, tmp_path / "log"), Store.add
+
+    def no_room(self, key, row):
+        if row["seed"] == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return add(self, key, row)
+
+    monkeypatch.setattr(Store, "add", no_room)
+    runner = Runner(lambda rows: jobs, store, fake_runs.Threads(), fake_runs.work, say=lambda text: None)
+    with pytest.raises(OSError, match=r"seed 1: its result cannot be kept in '.*runs': .*No space left"):
+        runner.run()
+    assert [path.suffix for path in store.folder.iterdir()] == [".json"]
 
 
 def test_progress_tells_how_many_are_done_and_the_time_left(tmp_path):

@@ -1,6 +1,8 @@
 """Studies as files: what they expand to, what they refuse, which values are chosen, and what a key depends on."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -462,3 +464,64 @@ def test_the_named_methods_of_images_are_those_of_their_modules():
 def test_a_cell_is_named_by_what_it_has():
     assert Cell("t5-mini", study.Condition("l = 2"), "world/color").title == "world/color, l = 2, t5-mini"
     assert Cell("t5-mini", study.Condition(), "world/color").title == "world/color, t5-mini"
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ('backbones = ["t5-mini"]', 'backbones = "t5-mini"', "backbones='t5-mini', expected a list of names"),
+        (
+            'tasks = ["world/color"]',
+            'tasks = "world/*"',
+            "method 'longer': tasks='world/\\*', expected a list",
+        ),
+        ('conditions = ["l = 2"]', 'conditions = "*"', "method 'longer': conditions='\\*', expected a list"),
+        ('of = ["prefix", "k = *"]', 'of = "k = *"', "'best fixed split': of='k = \\*', expected a list"),
+        ('"world/rte?shots=8&draw=seed"', '"world/color"', "expected a list of names that differ"),
+        ("seeds = [1, 2]", "seeds = [1, 1, 2]", r"report: seeds=\[1, 1, 2\], expected .* that differ"),
+        ("seeds = [1, 2]", "seeds = 3", "report: seeds=3, expected a list of integers"),
+        ("seeds = [1, 2]", "", "report: 'seeds' is missing"),
+        ("seeds = [101, 102, 103]", "seeds = [101, 102, 103, 103]", "choice: seeds=.* that differ"),
+        (
+            "seeds = [101, 102, 103]",
+            "seeds = [101, 102, 103]\nwiden = true",
+            "choice: widen=True is not valid",
+        ),
+        ('[["prefix", "learned, *"]]', '["prefix"]', r"comparisons=\['prefix'\], expected a list of pairs"),
+        ('title = "a try"', "title = 3", "title=3, expected a string"),
+        ("[settings]", 'headroom = "yes"\n[settings]', "headroom='yes' is not valid, expected True or False"),
+        ("[settings]", "max_length = 0\n[settings]", "max_length=0 is not valid"),
+        ("[settings]\nsteps = 10", "settings = 10", "settings=10, expected a table"),
+        ("[grid.fixed]", "[verdict]\nmargin = '1'\n[grid.fixed]", "verdict: margin='1' is not valid"),
+        ("steps = 10", 'steps = "10"', "steps='10', expected a number, or how many times"),
+        ('"4x"', '"x4"', "method 'longer': steps='x4', expected a number, or how many times"),
+        ("steps = 10", "steps = 10\nbatch_size = 0", "batch_size=0 is not valid"),
+        ("steps = 10", "steps = 10\nclip = -1", "clip=-1 is not valid"),
+        ("[0.1, 0.2, 0.3, 0.4]", '["a", "b", "c", "d"]', "learning_rate='a' is not valid"),
+    ],
+)
+def test_an_entry_of_another_kind_is_refused(tmp_path, old, new, words):
+    """A string is a list of letters to Python: of "world/*" the last one would be a pattern that fits every task."""
+    assert old in TEXT
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, TEXT.replace(old, new, 1))
+
+
+def test_one_method_is_a_list_of_tables_too(tmp_path):
+    head = TEXT[: TEXT.index("[[condition]]")]
+    with pytest.raises(ValueError, match=r"method=.*, expected one or more tables, each \[\[method\]\]"):
+        read(tmp_path, head + '[method]\nname = "prefix"\n')
+
+
+def test_a_path_that_is_no_file_is_said_to_be_none(tmp_path):
+    with pytest.raises(ValueError, match="expected the path of a .toml file: there is no such file"):
+        study.read(tmp_path / "none.toml")
+
+
+def test_the_study_of_the_page_at_work_is_one(tmp_path):
+    """Its file is read as it stands; the names of its model and data are those of nobody."""
+    page = Path(__file__).parents[2].joinpath("book", "at-work.md").read_text(encoding="utf8")
+    [text] = re.findall(r"```{code-block} toml\n(.*?)```", page, re.DOTALL)
+    one = read(tmp_path, text, "own")
+    assert [method.name for method in one.methods] == ["prefix", "place per input"]
+    assert jobs.count(one) == {"choice": 18, "report": 20}
