@@ -126,7 +126,7 @@ class PromptConfig:
     length: int = option(20, "l, the number of prompt vectors", Whole())
     position: str | int = option(
         "prefix",
-        "where the prompt stands: fixed, or learned per task or per instance",
+        "where the prompt stands: fixed, or learned per task or per input",
         Later("'prefix', 'postfix', 'task', 'instance' or a split in 0..length"),
     )
     size: str | int = option(

@@ -211,7 +211,7 @@ def repeat(value: Tensor, times: int, batch: int) -> Tensor:
 
 
 def instance_losses(logits: Tensor, labels: Tensor, shift: bool = False) -> Tensor:
-    """One loss per instance, (N,), whose mean is the loss that transformers computes for the batch.
+    """One loss per input, (N,), whose mean is the loss that transformers computes for the batch.
 
     Parameters
     ----------

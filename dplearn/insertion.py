@@ -5,7 +5,7 @@ straight-through weights over the l+1 splits, the l+1 sizes or both, and gives t
 candidates are never built. Both copy every row once and follow the real tokens: padding stays outside, on its side.
 
 Where that is not enough, because a derivative is differentiated again or torch.func (vmap, jvp) rewrites operations,
-the mixture of all candidates is written out, one product with a matrix of weights per instance (``_weighted_rows``).
+the mixture of all candidates is written out, one product with a matrix of weights per input (``_weighted_rows``).
 """
 
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def insert(
 
     Parameters
     ----------
-    prompt : (l, d), shared, or (B, l, d), one per instance; l >= 1.
+    prompt : (l, d), shared, or (B, l, d), one per input; l >= 1.
     inputs : (B, T, d), T >= 1, floating point, same dtype as the prompt.
     mask : (B, T), bool or integer, 1 = real; the real tokens of a row are contiguous. None: all are real.
     split : an int, or a (B,) integer tensor, from 0 to l. None: prefix.
@@ -104,7 +104,7 @@ def insert_weighted(
     all splits of an instance fill the same rows). With both, the mixture is ``sum_kn weights[:, k] *
     size_weights[:, n] * insert(split=k, size=n)``.
 
-    Higher derivatives are exactly those of the mixture too, but with more work, (T+l)^2 numbers per instance, as one
+    Higher derivatives are exactly those of the mixture too, but with more work, (T+l)^2 numbers per input, as one
     head of attention; so are derivatives under torch.func (vmap, grad, jvp) and in forward mode. Compiled code refuses
     second derivatives.
 

@@ -1,4 +1,4 @@
-"""Which vectors the prompt has: one prompt for all, or a mixture from a pool of K prompts, per task or per instance.
+"""Which vectors the prompt has: one prompt for all, or a mixture from a pool of K prompts, per task or per input.
 
 Paper: Yang et al. (2023), section 3.3. The authors' "adap_ins_vec" mixes with softmax(tanh(logits)), which bounds how
 far the weights can move from uniform (no weight exceeds e^2 times another); their unified variant mixes with
@@ -32,7 +32,7 @@ def mixture_weights(logits: Tensor, mixing: str = "softmax") -> Tensor:
 
 
 def mix(pool: Tensor, weights: Tensor) -> Tensor:
-    """One prompt per instance, ``P_b = sum_k weights[b, k] pool[k]``: (K, l, d), (B, K) -> (B, l, d)."""
+    """One prompt per input, ``P_b = sum_k weights[b, k] pool[k]``: (K, l, d), (B, K) -> (B, l, d)."""
     return torch.einsum("bk,kld->bld", weights.to(pool.dtype), pool)
 
 

@@ -188,7 +188,7 @@ def test_what_a_decision_needs_is_asked_for_by_name():
         prompt = dp.PromptConfig(**options, **{part: "instance"}).build(torch.zeros(shape))
         with pytest.raises(ValueError) as error:
             prompt(inputs, mask)
-        expected = "summary=None, expected a (batch, width) tensor: something is decided per instance"
+        expected = "summary=None, expected a (batch, width) tensor: something is decided per input"
         assert str(error.value) == expected
         prompt = dp.PromptConfig(**options, **{part: "task"}).build(torch.zeros(shape))
         with pytest.raises(ValueError) as error:

@@ -2,8 +2,9 @@
 // on which more follows (custom.css).
 "use strict";
 {
-  // Tables and interactive figures bring boxes of their own, with -scroll in the name of a class.
-  const boxes = "pre, [class*='-scroll'], .cell_output > .output, div.math";
+  // Tables and interactive figures bring boxes of their own, with -scroll in the name of a class. A wide equation scrolls
+  // in the box that MathJax draws it in, which comes later and can be reached by keyboard as it is.
+  const boxes = "pre, [class*='-scroll'], .cell_output > .output, div.math, div.math > mjx-container";
 
   const measure = (box) => {
     const more = box.scrollWidth - box.clientWidth;
@@ -11,6 +12,7 @@
     box.classList.toggle("more-left", scrolls && box.scrollLeft > 1);
     box.classList.toggle("more-right", scrolls && box.scrollLeft < more - 1);
     const focusable = scrolls || box.scrollHeight > box.clientHeight + 1;
+    if (box.matches("mjx-container")) return;
     if (focusable) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   };
@@ -37,7 +39,8 @@
         for (const child of box.children) sizes.observe(child);
         measure(box);
       }).observe(box, { childList: true });
-      box.addEventListener("scroll", () => measure(box), { passive: true });
+      const scrolled = ({ target }) => measure(target.closest(boxes));
+      box.addEventListener("scroll", scrolled, { passive: true, capture: true });
     }
   });
 }

@@ -356,5 +356,5 @@ class Backbone:
         raise NotImplementedError(f"{type(self.model).__name__} does not generate")
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """One loss per instance, (N,); see :func:`dplearn.estimators.instance_losses`."""
+        """One loss per input, (N,); see :func:`dplearn.estimators.instance_losses`."""
         return instance_losses(logits, labels)

@@ -130,7 +130,7 @@ def displayed(html: str) -> HTML:
 
 # Colours: dark blue, sky blue and cream differ in lightness too. Ink and ground are the theme's, or the notebook's.
 # The first two rules undo what the theme does to HTML outputs: a box of its own, in which nothing can be sticky, and a
-# light card in the dark. Inputs and buttons are high enough for a finger. On paper there is nothing to move.
+# light card in the dark. Where a finger points, what it moves is 44 pixels high. On paper there is nothing to move.
 STYLE = """
 .cell_output:has(.dpx), .text_html:has(> .dpx) { overflow: visible !important }
 .text_html:has(> .dpx) { background: none !important; color: inherit !important; padding: 0 !important }
@@ -169,6 +169,8 @@ STYLE = """
   white-space: nowrap; font-weight: 400 }
 .dpx thead th { font-weight: 600 }
 @media (max-width: 42rem) { .dpx-state { min-height: 5.6em } .dpx-control { max-width: none } }
+@media (pointer: coarse) { .dpx-control :is(input, select, button) { min-height: 44px }
+  .dpx summary { padding: .8rem 0 } }
 @media (prefers-reduced-motion: reduce) { .dpx * { transition: none !important } }
 @media print { .dpx-control input, .dpx-ends, .dpx-control:has(select, button) { display: none }
   .dpx-scroll { overflow: visible } .dpx th, .dpx td { white-space: normal } }

@@ -138,7 +138,7 @@ def test_the_verdicts_on_a_place_per_input_are_those_of_the_record(tmp_path):
     one = study.read("estimators-place")
     text = (ROOT / "book" / "paper-map.md").read_text()
     row = next(
-        line for line in text.splitlines() if line.startswith("| A learned position per instance improves")
+        line for line in text.splitlines() if line.startswith("| A learned position per input improves")
     )
     names: dict[str, str] = {}
     said, words = {}, {"l = 1": "one", "l = 2": "two", "l = 4, one grid": "four", "l = 8, one grid": "eight"}
@@ -189,7 +189,7 @@ def test_what_is_said_of_eight_vectors_and_of_collapse_is_in_the_record(tmp_path
     rows = [row for row in records.load("estimators-place")["rows"] if row["task"] == "place/mixed"]
     page = " ".join((ROOT / "book" / "at-work.md").read_text().replace("\u00a0", " ").split())
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
-    line = next(line for line in lines if line.startswith("| A learned position per instance improves"))
+    line = next(line for line in lines if line.startswith("| A learned position per input improves"))
     decided = "per instance, score-function"
 
     def reported(condition, method):
@@ -259,7 +259,7 @@ def test_what_the_paper_map_says_of_t5_mini_is_in_the_record(tmp_path):
     one = study.read("instance")
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
     per_task = next(line for line in lines if line.startswith("| A learned position per task"))
-    per_input = next(line for line in lines if line.startswith("| A learned position per instance"))
+    per_input = next(line for line in lines if line.startswith("| A learned position per input"))
     for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one):
         found = commands._verdicts(one, cell, rows)
         grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
@@ -385,7 +385,7 @@ def test_what_the_paper_map_says_of_learned_numbers_is_in_the_record(tmp_path):
 def test_what_the_paper_map_says_of_pools_is_in_the_record(tmp_path):
     one = study.read("pool")
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
-    line = next(line for line in lines if line.startswith("| A mixture of a few prompts per instance"))
+    line = next(line for line in lines if line.startswith("| A mixture of a few prompts per input"))
     found, seeds, told = {}, {}, {}
     for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one):
         groups = tables.reports(rows, cell.task)
@@ -412,7 +412,7 @@ def test_what_the_paper_map_says_of_pools_is_in_the_record(tmp_path):
         for baseline in (small, large)
         for method in ("", ", hard")
     }
-    mixed = f"per instance is {said['place/mixed', small, '']}; against one prompt with as many parameters: "
+    mixed = f"per input is {said['place/mixed', small, '']}; against one prompt with as many parameters: "
     assert mixed + f"{said['place/mixed', large, '']}. " in line
     hard = f"A hard mixture: {said['place/mixed', small, ', hard']}, and {said['place/mixed', large, ', hard']}. "
     assert hard in line
@@ -567,7 +567,7 @@ def test_what_is_said_of_a_real_model_is_in_the_record(tmp_path):
     one = study.read("smollm2-place")
     page = " ".join((ROOT / "book" / "at-work.md").read_text().split())
     lines = (ROOT / "book" / "paper-map.md").read_text().splitlines()
-    line = next(line for line in lines if line.startswith("| A learned position per instance improves"))
+    line = next(line for line in lines if line.startswith("| A learned position per input improves"))
     cell, rows = next(iter(commands._cells(SimpleNamespace(runs=tmp_path), one)))
     assert cell.task.startswith("superglue/cb")
     found, decided = commands._verdicts(one, cell, rows), "per instance, score-function"

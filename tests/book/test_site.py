@@ -60,6 +60,14 @@ async () => {
   const width = document.documentElement.scrollWidth;
   if (width > window.innerWidth + 1) problems.push(`page is ${width} px wide, the window ${window.innerWidth} px`);
 
+  // A formula in a sentence does not break by itself and does not scroll: what is longer than its line is lost.
+  for (const formula of article.querySelectorAll("span.math > mjx-container")) {
+    const line = formula.closest("p, li, td, th, dd, figcaption");
+    const cut = formula.getBoundingClientRect().right - (line ? line.getBoundingClientRect().right : innerWidth);
+    if (line && !formula.closest("[class*='-scroll'], .output") && cut > 2 && formula.checkVisibility())
+      problems.push(`formula is cut by ${Math.round(cut)} px: ${short(formula.textContent)}`);
+  }
+
   // Contrast of prose: WCAG's formula on the text colour and the nearest ground that is not transparent.
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgba = (color) => {
@@ -102,7 +110,8 @@ async () => {
   for (const box of article.querySelectorAll("*")) {
     const scrolls = ["auto", "scroll"].includes(getComputedStyle(box).overflowX);
     if (!screen || !scrolls || box.scrollWidth <= box.clientWidth + 1 || !box.clientWidth) continue;
-    if (box.closest("mjx-container") || !box.checkVisibility()) continue;
+    if (box.closest("mjx-container") && !box.matches("div.math > mjx-container")) continue;
+    if (!box.checkVisibility()) continue;
     const name = `<${box.tagName.toLowerCase()}> ${short(box.textContent)}`;
     if (window.innerWidth >= 1280 && box.matches(".cell_input pre")) problems.push("code is cut: " + name);
     if (box.tabIndex < 0) problems.push("scrolls, out of reach of the keyboard: " + name);
@@ -380,6 +389,10 @@ BROKEN = {
     "out of reach": (
         '<div style="overflow-x: auto"><div style="width: 900px">wide</div></div>',
         "out of reach of the keyboard",
+    ),
+    "long formula": (
+        r'<p><span class="math">\(a + b + c + d + e + f + g + h + i + j + k + l + m + n\)</span></p>',
+        "formula is cut",
     ),
     "no cue": (
         '<div style="overflow-x: auto" tabindex="0"><div style="width: 900px">wide</div></div>',

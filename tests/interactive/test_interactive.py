@@ -534,6 +534,39 @@ def test_every_control_has_a_name_and_room_for_a_finger(opened):
     assert table.is_visible()
 
 
+def drag(opened, slider, ends=(0.5, 0.95)):
+    """A finger on a slider, from one place of its width to another."""
+    session, box = opened.page.context.new_cdp_session(opened.page), slider.bounding_box()
+    at = [{"x": box["x"] + end * box["width"], "y": box["y"] + box["height"] / 2} for end in ends]
+    for kind, points in (("Start", at[:1]), ("Move", at[1:]), ("End", [])):
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_finger_finds_every_control_and_moves_it(browser, name):
+    """44 pixels, as WCAG 2.5.5 wants; a drag and a tap change what is shown, and the page stays as wide as the phone."""
+    as_wide = '<meta name="viewport" content="width=device-width">'
+    opened = Opened(browser, as_wide + MARKUPS[name], width=390, has_touch=True, is_mobile=True)
+    figure = opened.find(name)
+    for each in figure.locator("input, select, button, summary").all():
+        box = each.bounding_box()
+        assert box["height"] >= 44 and box["width"] >= 44
+    for slider in figure.get_by_role("slider").all():
+        slider.scroll_into_view_if_needed()
+        before = figure.inner_text(), slider.get_attribute("aria-valuetext")
+        drag(opened, slider)
+        after = figure.inner_text(), slider.get_attribute("aria-valuetext")
+        assert before[0] != after[0] and before[1] != after[1]
+    for button in figure.get_by_role("button", name="Draw").all():
+        before = figure.locator("[aria-live=polite]").inner_text()
+        button.tap()
+        assert figure.locator("[aria-live=polite]").inner_text() != before
+    figure.locator("summary").tap()
+    assert figure.locator("table").is_visible()
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.close()
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_scripts_and_on_paper_picture_and_table_stand(browser, name):
     """What stands there is what the script shows at first."""
