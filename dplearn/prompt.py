@@ -207,9 +207,7 @@ class DynamicPrompt(nn.Module):
         """
         made = self.given(given or {}, summary.shape[0], summary.device)
         if self.needs_summary and summary.ndim != 2:
-            raise ValueError(
-                "summary=None, expected a (batch, width) tensor: something is decided per input"
-            )
+            raise ValueError("summary=None, expected a (batch, width) tensor: something is decided per input")
         if self.needs_task and task is None:
             raise ValueError("task=None, expected task numbers (batch,): something is decided per task")
         parts = self.parts.items()
