@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from dplearn.experiments import records
 from dplearn.experiments.parts import SPLITS
 
-TEXTS = ("world", "place", "docs", "superglue")  # families of tasks; the others are of images
+TEXTS = ("world", "place", "docs", "superglue", "texts")  # families of tasks; the others are of images
 LONGEST = 480  # tokens of an input, where the study says nothing
 # The random state is the process's: two runs at once, as in a Dask worker of several threads, would mix theirs.
 _ONE_AT_A_TIME = threading.Lock()
@@ -63,9 +63,9 @@ def load_task(name: str):
     """A task by name, with options as in an address: ``world/rte?shots=32&draw=3``.
 
     ``shots`` training examples of each label, or ``total`` in all, drawn by the seed ``draw`` (0); of images
-    ``validation`` says how many of each class are left to choose on. Other options are those of the task's family
-    (:func:`dplearn.tasks.load`), whole numbers as such. ``$NAME`` stands
-    for a variable of the environment: ``superglue/cb?path=$SUPERGLUE&validation=dev32.jsonl``.
+    a draw leaves ``validation`` of each class to choose on. Other options are those of the task's family
+    (:func:`dplearn.tasks.load`), numbers as such. ``$NAME`` stands for a variable of the environment:
+    ``superglue/cb?path=$SUPERGLUE&validation=dev32.jsonl``.
 
     Several names with "+" between them are one task (:func:`dplearn.tasks.joined.join`).
 
@@ -89,12 +89,13 @@ def load_task(name: str):
             raise ValueError(
                 f"task={name!r}: {key}={value}, expected the variable {value[1:]} to be set in the environment"
             )
-    options: dict[str, Any] = {key: int(value) if value.isdigit() else value for key, value in given.items()}
+    options: dict[str, Any] = {key: _number(value) for key, value in given.items()}
     shots, total, draw = (
         options.pop(key, usual) for key, usual in (("shots", None), ("total", None), ("draw", 0))
     )
     family = plain.partition("/")[0]
-    more = {} if family in TEXTS else {"validation": options.pop("validation", None)}
+    drawn = shots is not None or total is not None
+    more = {} if family in TEXTS or not drawn else {"validation": options.pop("validation", None)}
     if options:
         taken = signature(tasks.family_of(plain).load).parameters
         known = ["shots", "total", "draw", *more, *list(taken)[1:]]
@@ -102,9 +103,17 @@ def load_task(name: str):
             if key not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
                 raise ValueError(f"task={name!r}: option {key!r} is unknown, expected some of {known}")
     task: Any = tasks.load(plain, **options)
-    if shots is None and total is None:
+    if not drawn:
         return task
     return task.few_shot(shots, draw, **more) if more else task.few_shot(shots, draw, total=total)
+
+
+def _number(value: str) -> int | float | str:
+    """A number where the value is one: "3", "0.25"."""
+    if value.isdecimal():
+        return int(value)
+    whole, _, part = value.partition(".")
+    return float(value) if whole.isdecimal() and part.isdecimal() else value
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ The part before "/" names the family, and only the module of that family is impo
 Text: world (generated small world), place (the place of a prompt decides), docs (real text of installed libraries),
 superglue (through `datasets`).
 Images: images (offline), vtab, fgvc and coop (through `datasets` or from local files).
-Images of your own: `image_folder` and `image_lists`.
+Of your own: texts/folder and images/folder, or `text_folder`, `image_folder` and `image_lists`.
 A family module has `NAMES`, its task names with the family in front, and `load(name, **options)`.
 """
 
@@ -15,19 +15,21 @@ from typing import Any
 from dplearn.tasks.base import Task
 from dplearn.tasks.images import ImageTask
 from dplearn.tasks.own_images import image_folder, image_lists
+from dplearn.tasks.own_texts import text_folder
 
 FAMILIES = {
     "world": "dplearn.tasks.world",
     "place": "dplearn.tasks.place",
     "docs": "dplearn.tasks.documentation",
     "superglue": "dplearn.tasks.superglue",
+    "texts": "dplearn.tasks.own_texts",
     "images": "dplearn.tasks.images",
     "vtab": "dplearn.tasks.vision_sets",
     "fgvc": "dplearn.tasks.vision_sets",
     "coop": "dplearn.tasks.vision_sets",
 }
 
-__all__ = ["ImageTask", "Task", "image_folder", "image_lists", "load", "names"]
+__all__ = ["ImageTask", "Task", "image_folder", "image_lists", "load", "names", "text_folder"]
 
 
 def names(family: str | None = None) -> tuple[str, ...]:

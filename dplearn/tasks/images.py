@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 from typing import Any
 
 from dplearn.tasks.base import Task, shown_task
@@ -365,11 +366,20 @@ def load_icons(name: str, size: int = 40) -> ImageTask:
     )
 
 
-NAMES = ("images/digits", *ICONS)
+NAMES = ("images/digits", *ICONS, "images/folder")
 
 
 def load(name: str, **options: Any) -> ImageTask:
-    """An offline image task by name; the icons take `size`, their number of pixels (40)."""
+    """An image task by name; all but the last are there offline. The icons take `size`, their number of pixels (40);
+    "images/folder" takes `path` and what else :func:`dplearn.tasks.image_folder` does."""
     if name not in NAMES:
         raise ValueError(f"name={name!r}: expected one of {list(NAMES)}")
+    if name == "images/folder":
+        from dplearn.tasks.own_images import image_folder
+
+        known = list(signature(image_folder).parameters)
+        for option in options:
+            if option not in known:
+                raise ValueError(f"{name}: option {option!r} is unknown, expected some of {known}")
+        return image_folder(options.pop("path", "no path"), **options)
     return load_icons(name, **options) if name in ICONS else load_digits(**options)

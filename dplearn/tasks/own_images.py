@@ -73,7 +73,7 @@ def image_folder(
     >>> task.class_names, {split: len(examples) for split, examples in task.splits.items()}
     (('blue', 'red'), {'train': 6, 'validation': 2, 'test': 2})
     """
-    shares = _shares(validation, test, seed)
+    shares = shares_of(validation, test, seed)
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: expected a folder with images")
@@ -123,7 +123,7 @@ def image_lists(
     >>> task.class_names, len(task.splits["test"]), task.captions()
     (('cat', 'dog'), 2, ['a photo of a cat.', 'a photo of a dog.'])
     """
-    shares = _shares(validation, test, seed)
+    shares = shares_of(validation, test, seed)
     images, labels = _by_split(images, labels)
     values = {split: _checked(split, images[split], labels[split]) for split in SPLITS if split in images}
     names, indices = _indices(values, class_names)
@@ -149,7 +149,7 @@ def _by_split(images: Any, labels: Any) -> tuple[Mapping[str, Sequence], Mapping
     return images, labels
 
 
-def _shares(validation: float, test: float, seed: int) -> dict[str, float]:
+def shares_of(validation: float, test: float, seed: int) -> dict[str, float]:
     """The shares by split, those above 0."""
     Whole(0)("seed", seed)
     shares = {"validation": validation, "test": test}

@@ -1,12 +1,12 @@
 """The rows of SuperGLUE: from the hub or from local files, and as examples of a task."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dplearn.checks import is_whole
 from dplearn.tasks.encoding import template_fields
+from dplearn.tasks.row_files import rows_of, split_files
 
 HUB = "aps/super_glue"  # SuperGLUE's repository; "super_glue" is its old name
 FILES = {"train": ("train",), "validation": ("val", "validation")}  # split -> how its local files are called
@@ -33,7 +33,7 @@ def from_path(name: str, path: Path, cache_dir: str | Path | None, validation: s
     for folder in (path / name, path / name.lower(), path):
         if (folder / "dataset_dict.json").is_file() and validation is None:
             return _saved(folder)
-        files = {split: _split_files(folder, stems) for split, stems in FILES.items()}
+        files = {split: split_files(folder, stems, (".jsonl", ".parquet")) for split, stems in FILES.items()}
         if any(files.values()):
             break
     missing = [split for split in FILES if not files[split]]
@@ -49,7 +49,7 @@ def from_path(name: str, path: Path, cache_dir: str | Path | None, validation: s
             raise FileNotFoundError(
                 f"validation={validation!r}: no such file in the folder of {name}, expected one of {there}"
             )
-    return {split: _read(paths, cache_dir) for split, paths in files.items()}
+    return {split: rows_of(paths, cache_dir) for split, paths in files.items()}
 
 
 def _saved(folder: Path) -> Any:
@@ -60,51 +60,6 @@ def _saved(folder: Path) -> Any:
     if missing:
         raise ValueError(f"path={str(folder)!r} has splits {list(rows)}: expected {list(FILES)}")
     return rows
-
-
-def _split_files(folder: Path, stems: Sequence[str]) -> list[Path]:
-    """One split's files: train.jsonl, train.parquet or, as on the hub, train-00000-of-00001.parquet."""
-    for stem in stems:
-        for pattern in (f"{stem}.jsonl", f"{stem}.parquet", f"{stem}-*.parquet"):
-            files = sorted(folder.glob(pattern))
-            if files:
-                return files
-    return []
-
-
-def _read(files: list[Path], cache_dir: str | Path | None) -> Any:
-    if files[0].suffix == ".jsonl":
-        return [row for file in files for row in _read_jsonl(file)]
-    import datasets
-
-    return datasets.load_dataset(
-        "parquet",
-        data_files=[str(file) for file in files],
-        split="train",  # what `datasets` calls a single list of files
-        cache_dir=cache_dir and str(cache_dir),
-    )
-
-
-def _read_jsonl(file: Path) -> Iterator[dict]:
-    """One object per line; read here rather than with `datasets`, to name the line that is wrong."""
-    # A mark at its head, as some editors write it, is no part of the text.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if any("\udc80" <= letter <= "\udcff" for letter in line):
-                raise ValueError(
-                    f"{file.name} line {number}: expected text in UTF-8, found bytes that are none"
-                )
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file.name} line {number}: expected one JSON object, {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"{file.name} line {number}: expected one JSON object, found {line.strip()[:40]!r}"
-                )
-            yield row
 
 
 def examples_of(name: str, template: str, labels: tuple[str, ...], rows: Any, split: str) -> Iterator[dict]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
+from dplearn.experiments.execution import load_task
 from dplearn.tasks import ImageTask, image_folder, image_lists
 from dplearn.tasks.images import divide
 
@@ -312,3 +313,17 @@ def test_bad_folders_are_refused_by_name(tmp_path):
         FileNotFoundError, match="loose.png in .*: expected images in one folder for each class"
     ):
         image_folder(more)
+
+
+def test_a_folder_is_a_task_of_a_study_too(tmp_path, monkeypatch):
+    """By name, as a study's file has it; without a draw, `validation` is the share of the division."""
+    monkeypatch.setenv("PICTURES", str(write(tmp_path / "pictures", [""])))
+    task = load_task("images/folder?path=$PICTURES&validation=0.3&test=0.2&seed=4&template=a sketch of a {}.")
+    own = image_folder(tmp_path / "pictures", validation=0.3, test=0.2, seed=4, template="a sketch of a {}.")
+    assert contents(task) == contents(own) and task.template == own.template and task.source == own.source
+    drawn = load_task("images/folder?path=$PICTURES&shots=2&validation=1&draw=3")
+    assert contents(drawn) == contents(image_folder(tmp_path / "pictures").few_shot(2, 3, validation=1))
+    with pytest.raises(FileNotFoundError, match="expected a folder with images"):
+        load_task("images/folder?path=" + str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="option .shade. is unknown, expected some of"):
+        load_task("images/folder?path=$PICTURES&shade=dark")

@@ -776,7 +776,8 @@ def test_other_data_than_the_benchmarks_is_named(tmp_path):
 
 def test_there_are_19_and_5_and_11_sets():
     assert [len(names(family)) for family in ("vtab", "fgvc", "coop")] == [19, 5, 11]
-    assert names("images") == ("images/digits", "images/icons", "images/icons-style", "images/icons-classes")
+    offline = ("images/digits", "images/icons", "images/icons-style", "images/icons-classes")
+    assert names("images") == (*offline, "images/folder")
     assert len(set(names())) == len(names()) and set(HUB) <= set(BENCHMARKS)
     assert all(name.startswith("vtab/") for name in names("vtab"))
 
