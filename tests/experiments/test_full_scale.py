@@ -127,6 +127,38 @@ def test_every_method_of_the_study_on_a_real_model_runs_on_files_of_its_format(t
     assert counts[0] == counts[1] == str(len(wanted)) and len(wanted) >= 11
 
 
+def test_the_study_of_the_page_at_work_runs_on_own_texts(tmp_path):
+    """As the page has it, with a model that is there; then its run is kept, told in a table and run again."""
+    page = (study.FOLDER.parents[2] / "book" / "at-work.md").read_text(encoding="utf8")
+    [text] = re.findall(r"```{code-block} toml\n(.*?)```", page, re.DOTALL)
+    lines = [f"what a {('bad', 'good')[i % 2]} film number {i},{('no', 'yes')[i % 2]}" for i in range(40)]
+    (tmp_path / "my-data").mkdir()
+    (tmp_path / "my-data" / "train.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    (tmp_path / "own.toml").write_text(
+        text.replace("./my-model", "t5-mini").replace("steps = 100", "steps = 2")
+    )
+    said = run(tmp_path, "run", "own.toml", "--try", "1", "--jobs", "1")
+    assert "2 of 2 runs end" in said
+    run(tmp_path, "run", "own.toml", "--only", "prefix/*/101", "--purpose", "choice")
+    (row,) = [json.loads(file.read_text()) for file in (tmp_path / "runs" / "own").glob("*.json")][:1]
+    assert row["data"].startswith("own texts, sha256 ") and set(row["scores"]) == {"validation"}
+
+
+def test_a_study_of_own_images_runs(tmp_path):
+    from PIL import Image
+
+    for number in range(40):
+        folder = tmp_path / "my-pictures" / ("dark", "light")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (60 + 120 * (number % 2) + number,) * 3).save(folder / f"{number}.png")
+    (tmp_path / "own.toml").write_text(
+        'title = "own"\nbackbones = ["vit-mini"]\ntasks = ["images/folder?path=my-pictures"]\n[settings]\nsteps = 2\n'
+        "[report]\nseeds = [1]\n[grid.fixed]\nlearning_rate = [0.1]\n[choice]\nseeds = [101, 102, 103]\n"
+        '[[method]]\nname = "VPT, shallow"\nkind = "images"\nprompt = { length = 2 }\n'
+    )
+    assert "1 of 1 runs end" in run(tmp_path, "run", "own.toml", "--try", "1", "--jobs", "1")
+
+
 def test_a_full_study_is_stopped_resumed_and_published_as_any_other(home, tmp_path):
     """Real runs into the folder of the scale; the second time nothing is left to do."""
     text = (study.FOLDER / "vit-decisions.toml").read_text()
