@@ -15,6 +15,7 @@ from dplearn.checkpoint import Saved
 from dplearn.checks import caller_level, shown
 from dplearn.config import PromptConfig
 from dplearn.fingerprint import fingerprint, quantization, warn_of_changes
+from dplearn.kept import adapters_of
 from dplearn.offload import is_offloaded
 from dplearn.prompt import DynamicPrompt
 
@@ -167,11 +168,13 @@ def _name_labels(folder: str | os.PathLike, names: object, model: PreTrainedMode
 def describe(adapter: Backbone, config: PromptConfig, prompt: DynamicPrompt | None = None) -> dict:
     """What a checkpoint records of its backbone, so that a prompt is never loaded onto another model.
 
-    The number of labels and their names are a part of it where there is a classification head. Modules that the prompt
+    The number of labels and their names are a part of it where there is a classification head, and so is the number of
+    layers with adapters of PEFT where there are some. Modules that the prompt
     brings itself are left out of the fingerprint.
     """
     backbone = adapter.model
     own = () if prompt is None else heads.paths_of(prompt.attached.get("head"))
+    adapted = len(adapters_of(backbone))
     counted, names = config.head == "trained" or heads.counts_labels(backbone), heads.label_names(backbone)
     return {
         "name_or_path": backbone.name_or_path,
@@ -182,4 +185,5 @@ def describe(adapter: Backbone, config: PromptConfig, prompt: DynamicPrompt | No
         **({"label_names": names} if counted and names is not None else {}),
         "fingerprint": fingerprint(backbone, own),
         "quantization": quantization(backbone),
+        **({"adapters": adapted} if adapted else {}),
     }

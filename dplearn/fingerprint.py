@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dplearn.backbones.heads import is_of_head
 from dplearn.checks import caller_level
+from dplearn.kept import adapters_of
 from dplearn.offload import values_of
 
 MATRICES, VECTORS, VALUES = 5, 4, 4  # how many weights and norms, spread over the model; values of each
@@ -81,8 +82,8 @@ def quantization(model: nn.Module) -> str | None:
 def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module) -> None:
     """Warn where the backbone at hand is another one than a checkpoint was saved with, or is quantised otherwise.
 
-    ``recorded`` is the description of the backbone in the checkpoint, with ``fingerprint`` and ``quantization``; what
-    an older version did not record is not compared.
+    ``recorded`` is the description of the backbone in the checkpoint, with ``fingerprint``, ``quantization`` and
+    ``adapters``; what an older version did not record is not compared.
     """
     text, kind = f"the prompt in {str(folder)!r} was trained ", type(model).__name__
     changed = differing(recorded.get("fingerprint") or {}, model)
@@ -106,6 +107,15 @@ def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module)
         warnings.warn(
             f"{text}on a backbone with quantization={recorded['quantization']!r}, this one has quantization={now!r}: "
             "its answers will differ a little",
+            UserWarning,
+            stacklevel=caller_level(),
+        )
+    before, layers = recorded.get("adapters", 0), len(adapters_of(model))
+    if "quantization" in recorded and before != layers:
+        warnings.warn(
+            f"{text}on a backbone with adapters of PEFT in {before} layers, this one has them in {layers}: expected "
+            "the same, its answers will be others. Load the adapters first, and put the prompt on what get_base_model() "
+            "returns",
             UserWarning,
             stacklevel=caller_level(),
         )

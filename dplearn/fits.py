@@ -11,7 +11,7 @@ from dplearn.checks import shown
 
 NEEDED = ("model_type", "class")  # what every checkpoint has recorded from the first one on
 # What is no part of a backbone's kind, or may differ with a warning (:mod:`dplearn.fingerprint`).
-NOT_COMPARED = ("name_or_path", "fingerprint", "quantization", "label_names")
+NOT_COMPARED = ("name_or_path", "fingerprint", "quantization", "label_names", "adapters")
 
 
 # What helps where a part of a backbone differs.

@@ -1,6 +1,7 @@
 """Adapters of the library PEFT in the backbone of a prompted model: frozen, switched, and trained beside the prompt."""
 
 import copy
+import warnings
 
 import pytest
 import tiny
@@ -179,3 +180,25 @@ def test_both_parts_are_saved_and_loaded_and_counted(tmp_path, capsys):
     with torch.no_grad():
         expected = model.eval()(IDS, labels=LABELS["t5"]).logits
         assert torch.equal(again.eval()(IDS, labels=LABELS["t5"]).logits, expected)
+
+
+def test_a_prompt_without_its_adapters_is_told_of(tmp_path):
+    """And one that knew none, on a backbone that has some; switched off, they are still there."""
+    both = dp.prompted(tiny.t5(), dp.PromptConfig(length=LENGTH))
+    both.save_pretrained(tmp_path / "alone")
+    with_lora(both.backbone, ["q", "v"])
+    both.save_pretrained(tmp_path / "beside")
+    layers = sum(name.endswith(("q", "v")) for name, _ in tiny.t5().named_modules())
+    with pytest.warns(
+        UserWarning, match=f"adapters of PEFT in {layers} layers, this one has them in 0: expected"
+    ):
+        dp.from_pretrained(tmp_path / "beside", tiny.t5())
+    adapted = with_lora(tiny.t5(), ["q", "v"])
+    with pytest.warns(
+        UserWarning, match=f"adapters of PEFT in 0 layers, this one has them in {layers}: expected"
+    ):
+        dp.from_pretrained(tmp_path / "alone", adapted.get_base_model())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dp.from_pretrained(tmp_path / "beside", adapted.get_base_model())
+        dp.from_pretrained(tmp_path / "alone", tiny.t5())
