@@ -114,8 +114,8 @@ def warn_of_changes(folder: str | os.PathLike, recorded: dict, model: nn.Module)
     if "quantization" in recorded and before != layers:
         warnings.warn(
             f"{text}on a backbone with adapters of PEFT in {before} layers, this one has them in {layers}: expected "
-            "the same, its answers will be others. Load the adapters first, and put the prompt on what get_base_model() "
-            "returns",
+            "the same, its answers will be others. Load the adapters first, and put the prompt on what their model's "
+            "get_base_model() returns",
             UserWarning,
             stacklevel=caller_level(),
         )

@@ -57,15 +57,16 @@ its own. What a scale is for, and what it wants: its ``about``, one sentence.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from dplearn.checks import Check, Flag, Number, Whole, is_number, is_whole, shown
-from dplearn.config import OPTIONS, PromptConfig
+from dplearn.config import OPTIONS
 from dplearn.experiments import rivals
-from dplearn.experiments.parts import Cell, Choice, Condition, Margins, Method, Study, expanded
+from dplearn.experiments.parts import Choice, Condition, Margins, Method, Study, expanded
+from dplearn.experiments.study_checks import check, known
 
 FOLDER = Path(__file__).parent / "studies"
 # What a method can be. A "prompt" is described by its options, an image or image-text method by its name there;
@@ -74,7 +75,6 @@ KINDS = (
     "prompt", "no prompt", "full fine-tuning", "majority", "bag of words", "MiniLM probe", "state probe",
     "images", "image-text", "best of", *rivals.RIVALS,
 )  # fmt: skip
-LEAST_CHOICE_SEEDS = 3
 
 
 def names() -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def read(name: str | Path, scale: str | None = None) -> Study:
         entries = _scaled(stem, entries, scales, scale)
         stem, source = f"{stem}-{scale}", f"{source} --scale {scale}"
     study = replace(_study(stem, entries, text), source=source, scales=tuple(scales))
-    _check(study)
+    check(study)
     return study
 
 
@@ -156,12 +156,6 @@ TOP = (
     "title", "about", "backbones", "tasks", "splits", "baseline", "comparisons", "cue", "max_length", "exempt",
     "settings", "prompt", "choice", "report", "grid", "headroom", "looks", "verdict", "condition", "method",
 )  # fmt: skip
-
-
-def _known(where: str, entries: Mapping, expected: Sequence[str]) -> None:
-    for key in entries:
-        if key not in expected:
-            raise ValueError(f"{where}: {key!r} is unknown, expected some of {list(expected)}")
 
 
 def _check_kinds(where: str, entries: Mapping) -> None:
@@ -208,7 +202,7 @@ def _are_pairs(values) -> bool:
 
 def _study(name: str, entries: dict, text: str) -> Study:
     """A study from the entries of its file."""
-    _known(name, entries, TOP)
+    known(name, entries, TOP)
     for key in ("title", "backbones", "tasks", "report", "method"):
         if key not in entries:
             raise ValueError(f"{name}: {key!r} is missing")
@@ -225,7 +219,7 @@ def _study(name: str, entries: dict, text: str) -> Study:
     }
     given["choice"] = _record(f"{name}: choice", Choice, entries.get("choice", {}))
     given["verdict"] = _record(f"{name}: verdict", Margins, entries.get("verdict", {}))
-    _known(f"{name}: report", entries["report"], ("seeds",))
+    known(f"{name}: report", entries["report"], ("seeds",))
     if "seeds" not in entries["report"]:
         raise ValueError(f"{name}: report: 'seeds' is missing")
     _check_kinds(f"{name}: report", entries["report"])
@@ -239,7 +233,7 @@ def _study(name: str, entries: dict, text: str) -> Study:
 
 
 def _record(where: str, kind: type, entries: Mapping):
-    _known(where, entries, [each.name for each in fields(kind)])
+    known(where, entries, [each.name for each in fields(kind)])
     _check_kinds(where, entries)
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
 
@@ -252,12 +246,12 @@ def _settings_fields() -> tuple[str, ...]:
 
 def _options(where: str, kind: str, options: Mapping) -> dict:
     """Options of a prompt, or settings of a run, by known names."""
-    _known(f"{where}: {kind}", options, tuple(OPTIONS) if kind == "prompt" else _settings_fields())
+    known(f"{where}: {kind}", options, tuple(OPTIONS) if kind == "prompt" else _settings_fields())
     return dict(options)
 
 
 def _axes(where: str, axes: Mapping) -> dict[str, list]:
-    _known(where, axes, (*_settings_fields(), *OPTIONS))
+    known(where, axes, (*_settings_fields(), *OPTIONS))
     for option, values in axes.items():
         if not isinstance(values, list) or not values or len(set(values)) < len(values):
             raise ValueError(f"{where}: {option}={shown(values)}, expected a list of values that differ")
@@ -284,7 +278,7 @@ def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
 
 def _condition(study: str, entry: Mapping) -> Condition:
     where = f"{study}: condition {entry.get('name', '')!r}"
-    _known(where, entry, (*(each.name for each in fields(Condition)), "each"))
+    known(where, entry, (*(each.name for each in fields(Condition)), "each"))
     _check_kinds(where, entry)
     given: dict[str, Any] = {key: tuple(entry[key]) for key in ("tasks", "backbones") if key in entry}
     grid = {name: _axes(f"{where}: grid.{name}", axes) for name, axes in entry.get("grid", {}).items()}
@@ -295,7 +289,7 @@ def _condition(study: str, entry: Mapping) -> Condition:
 
 def _method(study: str, entry: Mapping) -> Method:
     where = f"{study}: method {entry.get('name', '')!r}"
-    _known(where, entry, (*(each.name for each in fields(Method)), "each"))
+    known(where, entry, (*(each.name for each in fields(Method)), "each"))
     _check_kinds(where, {key: value for key, value in entry.items() if key != "grid"})
     if not isinstance(entry.get("grid", ""), str):
         raise ValueError(f"{where}: grid={shown(entry['grid'])}, expected the name of a grid, or 'none'")
@@ -323,158 +317,3 @@ def _check_tables(where: str, kind: str, entry: Mapping) -> None:
                 f"{where}: {name}={shown(entry.get(name))}, expected a table with its type for a method of kind "
                 f"{name!r}, and none for others"
             )
-
-
-# --- what a study has to keep to -------------------------------------------------------------------------------------
-
-
-def _check(study: Study) -> None:
-    """Raise ValueError where a study breaks the protocol, or asks for what no prompt has."""
-    from dplearn.experiments.watching import Looks
-
-    _known(f"{study.name}: looks", study.looks, [each.name for each in fields(Looks)])
-    both = set(study.seeds) & set(study.choice.seeds)
-    if both or not study.seeds or not all(is_whole(s, 0) for s in (*study.seeds, *study.choice.seeds)):
-        raise ValueError(
-            f"{study.name}: report seeds {shown(study.seeds)} and choice seeds {shown(study.choice.seeds)}, expected "
-            "integers of at least 0, and no seed in both"
-        )
-    if study.choice.by not in ("headline", "cross_entropy"):
-        raise ValueError(
-            f"{study.name}: choice.by={study.choice.by!r}, expected 'headline' or 'cross_entropy'"
-        )
-    if study.grid and not study.exempt and len(set(study.choice.seeds)) < LEAST_CHOICE_SEEDS:
-        raise ValueError(
-            f"{study.name}: choice.seeds={shown(study.choice.seeds)}, expected at least {LEAST_CHOICE_SEEDS}"
-        )
-    if not study.choice.seeds and any(method.kind == "best of" for method in study.methods):
-        raise ValueError(
-            f'{study.name}: choice.seeds=[] and a method "best of", expected choice seeds: they tell what is best on '
-            "validation"
-        )
-    _check_places(study)
-    seen = set()
-    for cell in study.cells():
-        methods = study.methods_in(cell)
-        seen |= {method.name for method in methods}
-        _check_tries(study, cell, methods)
-        for method in methods:
-            if method.kind in ("prompt", "full fine-tuning", *rivals.RIVALS):
-                _check_settings(study, cell, method)
-            if method.kind == "prompt":
-                _check_prompt(study, cell, method)
-            elif method.kind in ("images", "image-text"):
-                _check_on_images(study, cell, method)
-            elif method.kind in rivals.RIVALS:
-                _check_rival(study, cell, method)
-    wanted = {baseline for baseline, _ in study.comparisons}
-    wanted |= set() if study.baseline is None else {study.baseline}
-    if missing := wanted - seen:
-        raise ValueError(
-            f"{study.name}: {sorted(missing)} is compared with and is no method, of {sorted(seen)}"
-        )
-
-
-def _check_places(study: Study) -> None:
-    """Every method runs somewhere, and choices are made on tasks that there are."""
-    for method in study.methods:
-        if not any(method.runs_in(cell) for cell in study.cells()):
-            raise ValueError(
-                f"{study.name}: method {method.name!r} runs in no table, expected tasks, conditions and backbones of "
-                "the study"
-            )
-    for task in study.choice.tasks:
-        if task not in study.tasks:
-            raise ValueError(f"{study.name}: choice.tasks has {task!r}, expected some of {list(study.tasks)}")
-
-
-def _check_tries(study: Study, cell: Cell, methods: Sequence[Method]) -> None:
-    """Nobody may win by having had more tries."""
-    tries = {}
-    for method in methods:
-        if axes := study.grid_of(cell, method):
-            count = 1
-            for values in axes.values():
-                count *= len(values)
-            tries[method.name] = count
-    if len(set(tries.values())) > 1 and not study.exempt:
-        raise ValueError(
-            f"{study.name}: methods of {cell.title} try {shown(tries)} values, expected equally many for all that try"
-        )
-
-
-def _check_on_images(study: Study, cell: Cell, method: Method) -> None:
-    """The method is a known one or a prompt that can be made, and nothing is said that its runs would pass over."""
-    from dplearn.experiments.fitting import Settings
-
-    where = f"{study.name}: method {method.name!r} in {cell.title}"
-    (prompt, settings), axes = study.options(cell, method), study.grid_of(cell, method)
-    given = {"control": method.control, "max_length": study.max_length, "headroom": study.headroom or None}
-    given["cue"] = study.cue if cell.condition.cue is None else cell.condition.cue
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{where}: {name}={shown(value)} has no effect on images, expected none")
-    for option, values in ({"steps": [settings.get("steps", 1)]} | axes).items():
-        for value in values:
-            own = {option: value} if option in OPTIONS else {}
-            try:
-                Settings(**settings | ({} if own else {option: value})).check_for_images()
-                _make_on_images(method, prompt | own)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-
-
-def _make_on_images(method: Method, prompt: Mapping) -> None:
-    """Raise ValueError where a method on images is neither a known name nor a prompt that can be made.
-
-    The numbers of words and of layers are those of the run; here some stand for them.
-    """
-    from dplearn.experiments import image_text, images
-
-    known = images if method.kind == "images" else image_text
-    if not prompt or (method.name in known.METHODS and not method.prompt):
-        if method.name not in known.METHODS:
-            raise ValueError(f"expected options of a prompt, or one of the names {list(known.METHODS)}")
-        if prompt:
-            raise ValueError(
-                f"{shown(dict(prompt))} has no effect on images, expected none: this name says all"
-            )
-    elif known is images:
-        images.config_of(prompt, layers=4)
-    else:
-        image_text.config_of(prompt, words=1, layers=4)
-
-
-def _check_settings(study: Study, cell: Cell, method: Method) -> None:
-    """The settings of a run on texts are valid, with every value of its grid."""
-    from dplearn.experiments.fitting import Settings
-
-    settings, axes = study.options(cell, method)[1], study.grid_of(cell, method)
-    tried = {option: values for option, values in axes.items() if option not in OPTIONS}
-    for option, values in ({"steps": [settings.get("steps", 1)]} | tried).items():
-        for value in values:
-            try:
-                Settings(**settings | {option: value})
-            except ValueError as error:
-                raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
-
-
-def _check_prompt(study: Study, cell: Cell, method: Method) -> None:
-    """The prompt can be made, with every value of its grid."""
-    prompt = study.options(cell, method)[0]
-    axes = study.grid_of(cell, method)
-    for option, values in ({"length": [prompt.get("length", 20)]} | axes).items():
-        for value in values:
-            try:
-                PromptConfig(**prompt | ({option: value} if option in OPTIONS else {}))
-            except ValueError as error:
-                raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
-
-
-def _check_rival(study: Study, cell: Cell, method: Method) -> None:
-    """Nothing is said of a rival that is wrong, or that its runs would pass over."""
-    said = {**method.prompt, **method.settings, **study.grid_of(cell, method)}
-    try:
-        rivals.check(method.kind, getattr(method, method.kind), said)
-    except ValueError as error:
-        raise ValueError(f"{study.name}: method {method.name!r} in {cell.title}: {error}") from None
