@@ -91,7 +91,7 @@ def test_a_browser_prints_the_pages(browser, tmp_path):
     reader = pypdf.PdfReader(file)
     start = reader.get_destination_page_number(reader.outline[1])
     text = [" ".join(page.extract_text().split()) for page in reader.pages]
-    assert "number of instances in a batch" in " ".join(text[:start])
+    assert "number of inputs in a batch" in " ".join(text[:start])
     assert "Low-rank adaptation" in " ".join(text[start:])
     assert 0 in [target for page in reader.pages[start:] for target in links(page, reader)]
     assert all(
