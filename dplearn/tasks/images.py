@@ -381,5 +381,7 @@ def load(name: str, **options: Any) -> ImageTask:
         for option in options:
             if option not in known:
                 raise ValueError(f"{name}: option {option!r} is unknown, expected some of {known}")
-        return image_folder(options.pop("path", "no path"), **options)
+        if "path" not in options:
+            raise ValueError(f"{name}: no path, expected that of a folder with images")
+        return image_folder(**options)
     return load_icons(name, **options) if name in ICONS else load_digits(**options)

@@ -150,7 +150,7 @@ def _by_split(images: Any, labels: Any) -> tuple[Mapping[str, Sequence], Mapping
 
 
 def shares_of(validation: float, test: float, seed: int) -> dict[str, float]:
-    """The shares by split, those above 0."""
+    """The shares of "validation" and "test" by split; ValueError where one is none, or nothing is left for training."""
     Whole(0)("seed", seed)
     shares = {"validation": validation, "test": test}
     for argument, share in shares.items():

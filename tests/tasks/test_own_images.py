@@ -325,5 +325,7 @@ def test_a_folder_is_a_task_of_a_study_too(tmp_path, monkeypatch):
     assert contents(drawn) == contents(image_folder(tmp_path / "pictures").few_shot(2, 3, validation=1))
     with pytest.raises(FileNotFoundError, match="expected a folder with images"):
         load_task("images/folder?path=" + str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="images/folder: no path, expected that of a folder"):
+        load_task("images/folder")
     with pytest.raises(ValueError, match="option .shade. is unknown, expected some of"):
         load_task("images/folder?path=$PICTURES&shade=dark")

@@ -102,8 +102,8 @@ def test_a_study_names_such_a_task(tmp_path, monkeypatch):
     assert "texts/folder" in dplearn.tasks.names() and "images/folder" in dplearn.tasks.names("images")
 
 
-def test_its_rows_train_a_model(tmp_path):
-    """As `encode` makes them of any task: the answer is the first token of the label's word."""
+def test_its_rows_are_encoded_as_those_of_any_task(tmp_path):
+    """The answer is the first token of the label's word, in the order of the examples."""
     backbone, tokenizer = dplearn.zoo.load("t5-mini")
     rows = [row | {"mood": ("red", "blue")[n % 2]} for n, row in enumerate(ROWS)]
     task = text_folder(write(tmp_path / "films.jsonl", rows), template=TEMPLATE, column="mood")

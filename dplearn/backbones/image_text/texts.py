@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ class TextTower:
         # The tower wants ids; only their shape is used. (It reads an answer from them that is not used either.)
         ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         changes: Changes = {"embeddings": lambda *_, **__: embeds}
-        if deeper is not None and rows is not None:
-            changes |= receiving(self.tower, self.tower.encoder.layers, deeper, rows)
+        if deeper is not None:
+            changes |= receiving(self.tower, self.tower.encoder.layers, deeper, cast(Tensor, rows))
         with changed(tower, changes) as view:
             return view(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +117,9 @@ class Tower:
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         fresh = None
-        if deep is not None and deep_rows is not None:
-            fresh = receiving(self.model, getattr(self.adapter, "layers"), deep, deep_rows)  # noqa: B009
+        if deep is not None:
+            layers = cast(Any, self.adapter).layers
+            fresh = receiving(self.model, layers, deep, cast(Tensor, deep_rows))
         with self._view(see_all, fresh) as view:
             return self.adapter.hidden_states(view, embeds, mask)
 
