@@ -75,10 +75,17 @@ class Runner:
         self.failed: dict[str, Job] = {}
         self._flying: dict[Future, Job] = {}
         self._tries: dict[str, int] = {}
+        self._unkept: OSError | None = None  # the first result for which there was no room
         self._jobs: tuple[int, list[Job]] = -1, []
 
     def run(self) -> list[Job]:
-        """Until all runs that are known are done, here or by other runners; returns those that failed here."""
+        """Until all runs that are known are done, here or by other runners; returns those that failed here.
+
+        Raises
+        ------
+        OSError : a result could not be kept. Nothing was started after it, and the runs that were under way then have
+            ended and are kept where there was room.
+        """
         progress, ending = Progress(self.say), threading.Event()
         beats = threading.Thread(target=self._beats, args=(ending,), daemon=True)
         beats.start()
@@ -88,6 +95,8 @@ class Runner:
             self.say(f"{len(jobs)} runs are known, {done} of them done")
             while self._step(progress):
                 pass
+            if self._unkept is not None:
+                raise self._unkept
         finally:
             ending.set()
             for job in self._flying.values():
@@ -106,8 +115,9 @@ class Runner:
             self._jobs = len(rows), self.known(rows)
         jobs = self._jobs[1]
         pending = [job for job in jobs if job.key not in rows and job.key not in self.failed]
-        self._start(pending)
-        if not pending:
+        if self._unkept is None:
+            self._start(pending)
+        if not (pending if self._unkept is None else self._flying):
             return False
         if not self._flying:  # others are at it
             time.sleep(self.look)
@@ -151,13 +161,21 @@ class Runner:
         try:
             self.store.add(job.key, row)
         except OSError as error:  # no room, or no leave to write
-            raise OSError(
-                f"{job}: its result cannot be kept in {str(self.store.folder)!r}: {error}"
-            ) from error
+            self._no_room(job, error)
+            return
         finally:
             self.store.release(job.key)
         rows = self.store.rows()
         progress.done(job, row, sum(job.key in rows for job in jobs), len(jobs))
+
+    def _no_room(self, job: Job, error: OSError) -> None:
+        """Nothing more is started; the process ends when the runs under way do, so their results are waited for."""
+        text = f"{job}: its result cannot be kept in {str(self.store.folder)!r}: {error}"
+        if self._flying:
+            self.say(f"{text}; the runs under way end first ({len(self._flying)})")
+        if self._unkept is None:
+            self._unkept = OSError(text)
+            self._unkept.__cause__ = error
 
     def _after_a_kill(self, lost: list[Job]) -> None:
         """A worker process was killed, and with it the pool: all runs under way start again, each at most so often."""

@@ -143,19 +143,31 @@ def test_a_run_that_fails_is_told_with_its_command_and_does_not_stop_the_others(
 
 
 def test_a_result_that_cannot_be_kept_names_its_folder_and_gives_up_its_claim(tmp_path, monkeypatch):
-    """As on a full disk: the study ends, what is kept stays, and another machine need not wait for the claim."""
-    store, jobs, add = Store(tmp_path / "runs"), fake_runs.jobs(2, 0, tmp_path / "log"), Store.add
+    """As on a full disk: the study ends, runs under way are kept if they can be, nothing is started any more, and
+    another machine need not wait for the claim. Run 0 ends only after the result of run 1 has found no room."""
+    store, jobs, add = Store(tmp_path / "runs"), fake_runs.jobs(5, 0, tmp_path / "log"), Store.add
+    hold = tmp_path / "log.hold"
+    hold.touch()
+
+    def work(spec, options):
+        if spec["seed"] == 0:
+            return fake_runs.work(spec, options)
+        return fake_runs.work(spec | {"log": str(tmp_path / "second")}, options)
 
     def no_room(self, key, row):
         if row["seed"] == 1:
+            hold.unlink()
             raise OSError(errno.ENOSPC, "No space left on device")
         return add(self, key, row)
 
     monkeypatch.setattr(Store, "add", no_room)
-    runner = Runner(lambda rows: jobs, store, fake_runs.Threads(), fake_runs.work, say=lambda text: None)
+    said = []
+    runner = Runner(lambda rows: jobs, store, fake_runs.Threads(), work, say=said.append)
     with pytest.raises(OSError, match=r"seed 1: its result cannot be kept in '.*runs': .*No space left"):
         runner.run()
-    assert [path.suffix for path in store.folder.iterdir()] == [".json"]
+    assert [path.name for path in store.folder.iterdir()] == [jobs[0].key + ".json"]
+    assert "; the runs under way end first (1)" in said[1]
+    assert len((tmp_path / "second").read_text().splitlines()) == 1  # run 1 alone
 
 
 def test_progress_tells_how_many_are_done_and_the_time_left(tmp_path):
