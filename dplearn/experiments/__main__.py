@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "predict", "whether a probe of fixed prompts says what a learned position gains", several=True
     )
     prediction.add_argument("--out", help="a file for the figure: figures/predict.svg, .pdf or .png")
-    verb("publish", "merge the runs into the record that ships with the package")
+    verb("publish", "merge the runs into the study's record: in the package, or beside a file of your own")
     return parser
 
 

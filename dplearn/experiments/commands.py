@@ -10,14 +10,18 @@ from pathlib import Path
 
 from dplearn.experiments import jobs, records, study, tables
 from dplearn.experiments.jobs import Job
+from dplearn.experiments.known_rows import (
+    check_data,
+    check_files,
+    labelled_rows,
+    published_rows,
+    record_of,
+    rows_of,
+    store_of,
+)
 from dplearn.experiments.parts import Cell, Study
 from dplearn.experiments.store import Store
 from dplearn.experiments.verdicts import Verdict
-
-
-def store_of(options, one: Study) -> Store:
-    """Where the runs of a study lie, beside those of the others."""
-    return Store(Path(options.runs) / one.name, beside=options.runs)
 
 
 def study_of(options) -> Study:
@@ -27,7 +31,7 @@ def study_of(options) -> Study:
 
 def _plain(options) -> str:
     """The words that ask for a study, without the folder of its file."""
-    name = Path(options.study).stem
+    name = Path(options.study).name
     return name if options.scale is None else f"{name} --scale {options.scale}"
 
 
@@ -39,40 +43,6 @@ def _asked(options) -> Iterator[Study]:
         raise ValueError(f"scale={options.scale!r} without a study, expected the name of one")
     else:
         yield from map(study.read, study.names())
-
-
-def _named_as_ours(one: Study) -> bool:
-    """Whether a file of one's own has the name of a study that ships, whose record is not its own."""
-    own = one.source.partition(" --scale ")[0].endswith(".toml")
-    return own and any(one.name in (name, *_scales_of(name)) for name in study.names())
-
-
-def _scales_of(name: str) -> list[str]:
-    return [f"{name}-{scale}" for scale in study.read(name).scales]
-
-
-def _record_of(one: Study) -> dict:
-    """The published record of a study, without rows where there is none."""
-    return (None if _named_as_ours(one) else records.load(one.name)) or {"rows": []}
-
-
-def published_rows(one: Study) -> dict[str, dict]:
-    """The rows of a study's published record by key; a record of before the keys has none."""
-    record = _record_of(one)
-    return {row["key"]: row for row in record["rows"] if "key" in row}
-
-
-def rows_of(options, one: Study) -> dict[str, dict]:
-    """The rows of a study by key: those of its runs, and of its published record."""
-    return published_rows(one) | store_of(options, one).rows()
-
-
-def labelled_rows(options, one: Study) -> list[dict]:
-    """The rows of a study as tables read them; a record of before the keys is taken as it is."""
-    rows = rows_of(options, one)
-    if rows:
-        return list(jobs.labelled(one, rows))
-    return _record_of(one)["rows"]
 
 
 def list_studies(options) -> int:
@@ -186,7 +156,7 @@ def run(options) -> int:
         return _try(one, options, given, workers)
     known: Callable = partial(_known, one, options)
     store = store_of(options, one)
-    _check_files(one, store.rows())
+    check_files(one, store.rows())
     if options.published:
         taken = [store.add(key, row) for key, row in published_rows(one).items()]
         print(f"{sum(taken)} runs are taken from the published record")
@@ -264,46 +234,9 @@ def _again(one: Study, options, given: dict) -> int:
 def _cells(options, one: Study) -> list[tuple[Cell, list[dict]]]:
     """The tables of a study with their rows; cells without a reported run are left out."""
     rows = labelled_rows(options, one)
-    _check_data(one, rows)
+    check_data(one, rows)
     found = [(cell, [row for row in rows if cell.holds(row)]) for cell in one.cells()]
     return [(cell, own) for cell, own in found if any(row["purpose"] == "report" for row in own)]
-
-
-def _check_data(one: Study, rows: Iterable[Mapping]) -> None:
-    """Raise ValueError where runs of one task read different data, as before and after a change of its files. Rows of
-    before data had a name say nothing."""
-    read: dict[str, set] = {}
-    for row in rows:
-        read.setdefault(row["task"], set()).update({row["data"]} if row.get("data") else ())
-    for task, sources in read.items():
-        if len(sources) > 1:
-            raise ValueError(
-                f"{one.name}: runs of task={task!r} read different data, expected one of: "
-                f"{'; '.join(sorted(sources))}. Another --runs folder keeps them apart"
-            )
-
-
-def _check_files(one: Study, rows: Mapping[str, dict]) -> None:
-    """Raise ValueError where runs that are done read other files than there are now; what is generated stays."""
-    from dplearn.experiments.execution import data_of, load_task
-
-    if not any("path=" in task for task in one.tasks):
-        return
-    done: dict[str, tuple[str, str]] = {}  # one run of each task, whatever was drawn for it
-    for job in jobs.jobs(one, rows):
-        before = rows.get(job.key, {}).get("data")
-        if before and "path=" in job.spec["task"]:
-            done.setdefault(job.labels["task"], (job.spec["task"], before))
-    for task, before in done.values():
-        try:
-            now = data_of(load_task(task))
-        except (ValueError, OSError):  # a run that needs it says what is wrong
-            continue
-        if now != before:
-            raise ValueError(
-                f"{one.name}: task={task!r} is now {now}, expected what the finished runs have read, {before}. "
-                "Another --runs folder begins anew"
-            )
 
 
 def _say_absent(one: Study, cells: Sequence[tuple[Cell, list[dict]]]) -> None:
@@ -447,16 +380,12 @@ def predict(options) -> int:
 
 
 def publish(options) -> int:
-    """Merge the runs into the record that ships with the package."""
+    """Merge the runs into the record of the study: of ours, the one that ships with the package."""
     one = study_of(options)
-    if _named_as_ours(one):
-        raise ValueError(
-            f"study={options.study!r} has the name of a study that ships, whose record would be lost, expected another"
-        )
     rows = [*jobs.labelled(one, rows_of(options, one))]
     if not rows:
         raise ValueError(f"{one.name} has no runs in {options.runs!r}")
-    path = records.FOLDER / f"{one.name}.json"
+    path = record_of(one)
     records.publish(path, rows, f"python -m dplearn.experiments run {_plain(options)}")
     print(f"{path}: {len(rows)} rows")
     return 0

@@ -6,6 +6,7 @@ A worker keeps the backbones and the encoded tasks that it has loaded: the next 
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from inspect import signature
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -40,6 +42,7 @@ def run_job(spec: Mapping, options: Mapping | None = None) -> dict:
         }
         return row | about | {
             "data": data_of(_task(spec["task"])),
+            **_weights(spec.get("backbone")),
             "wall_seconds": round(time.perf_counter() - start, 1),
             "peak_memory_mb": memory.megabytes(),
             "made": _made(),
@@ -49,6 +52,29 @@ def run_job(spec: Mapping, options: Mapping | None = None) -> dict:
 def data_of(task) -> str:
     """What a task was read from, with a hash of it where it comes from files, whatever was drawn from it."""
     return task.source.partition("; train: ")[0]
+
+
+def weights_of(backbone: str | None) -> str | None:
+    """A hash of the weights of a model that lies in a folder, and of its settings; None where it has another name.
+
+    What ships has hashes of its own, which are compared at each loading (:mod:`dplearn.zoo`).
+    """
+    folder = Path(backbone or "")
+    if not backbone or not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json")]
+    for path in sorted(files):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {digest.hexdigest()[:12]}"
+
+
+@cache
+def _weights(backbone: str | None) -> dict:
+    """Of the model as this process has read it."""
+    found = weights_of(backbone)
+    return {} if found is None else {"weights": found}
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dplearn.checks import shown
 from dplearn.experiments import records, study, tables
+from dplearn.experiments.known_rows import record_of
 from dplearn.experiments.parts import Cell, Study
 from dplearn.experiments.tables import Line
 from dplearn.experiments.verdicts import Verdict
@@ -85,23 +86,25 @@ def table(
     split: str = "test",
     baseline: str | None = None,
     backbone: str | None = None,
+    scale: str | None = None,
 ) -> Table:
     """A table of a study's published record.
 
     Parameters
     ----------
-    name : of the study.
+    name : of the study, or the path of a file of one's own, whose record lies beside it.
     task : of the table.
     condition : of the table.
     split : of the scores; methods without it are left out.
     baseline : of the differences and verdicts in the rows; None: the study's own.
     backbone : needed where a study has several for this task.
+    scale : of the study; None: its own.
 
     Raises
     ------
     ValueError : the study has no such table, or several.
     """
-    one = study.read(name)
+    one = study.read(name, scale)
     cells = [
         cell for cell in one.cells()
         if (cell.task, cell.condition.name) == (task, condition) and backbone in (None, cell.backbone)
@@ -112,12 +115,13 @@ def table(
             f"study {name!r} has {len(cells)} tables of task={task!r}, condition={condition!r}, "
             f"backbone={backbone!r}, expected one of {titles}"
         )
-    return _table(one, cells[0], records.load(name), split, baseline)
+    return _table(one, cells[0], records.read(record_of(one)), split, baseline)
 
 
-def all_tables(name: str, split: str = "test") -> list[Table]:
+def all_tables(name: str, split: str = "test", scale: str | None = None) -> list[Table]:
     """The tables of a study's published record, in the order of the study."""
-    one, record = study.read(name), records.load(name)
+    one = study.read(name, scale)
+    record = records.read(record_of(one))
     return [_table(one, cell, record, split) for cell in one.cells()]
 
 
@@ -132,21 +136,22 @@ def _table(one: Study, cell: Cell, record: dict | None, split: str, baseline: st
     return Table(one, cell, split, used, {line.method: line for line in lines}, verdicts, runs)
 
 
-def made(name: str) -> str:
+def made(name: str, scale: str | None = None) -> str:
     """Who made a record: its command, date, device, seeds and versions; and what it does not keep to.
 
     >>> made("instance").splitlines()[0]
     'python -m dplearn.experiments run instance'
     """
-    one, record = study.read(name), records.load(name)
+    one = study.read(name, scale)
+    record, command = records.read(record_of(one)), f"python -m dplearn.experiments run {one.source}"
     if record is None:
-        return f"python -m dplearn.experiments run {name}\nnot run"
+        return f"{command}\nnot run"
     by = record["provenance"]
     devices = sorted({maker["device"] for maker in record.get("makers", [])}) or [by.get("device", "")]
     reported = records.by([row for row in record["rows"] if row["purpose"] == "report"], "method").values()
     # Baselines without any luck have one seed of their own.
     seeds = sorted({row["seed"] for group in reported if len(group) > 1 for row in group})
-    words = [f"python -m dplearn.experiments run {name}"]
+    words = [command]
     words.append(f"{by['date']} · {', '.join(devices)} · seeds {seeds[0]} to {seeds[-1]}")
     words.append(" · ".join(f"{each} {by[each]}" for each in ("dplearn", "torch", "transformers")))
     if one.exempt:

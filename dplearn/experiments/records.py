@@ -128,10 +128,24 @@ def publish(path: str | os.PathLike, rows: Iterable[dict], command: str) -> None
 
 def load(name: str) -> dict | None:
     """The record ``name`` that ships with the package: {"provenance": …, "rows": […]}; None where it was not run."""
-    path = FOLDER / f"{name}.json"
+    return read(FOLDER / f"{name}.json")
+
+
+def read(path: Path) -> dict | None:
+    """The record in a file; None where there is none.
+
+    Raises
+    ------
+    ValueError : the file is something else; it would be lost if a record took its place.
+    """
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:  # neither text nor JSON
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
+        raise ValueError(f"{str(path)!r} is no record of a study, expected what `publish` has written")
     for row in record["rows"] if "makers" in record else ():
         if isinstance(row.get("made"), int):
             row["made"] = record["makers"][row["made"]]

@@ -12,13 +12,26 @@ import pytest
 import torch
 from test_study import TEXT, finished, read
 
-from dplearn.experiments import commands, execution, figures, jobs, records, study, tables, verdicts
+from dplearn import zoo
+from dplearn.experiments import (
+    commands,
+    execution,
+    figures,
+    jobs,
+    known_rows,
+    recorded,
+    records,
+    study,
+    tables,
+    verdicts,
+)
 from dplearn.experiments.__main__ import main
 from dplearn.experiments.parts import Margins
 from dplearn.experiments.records import headline
 from dplearn.experiments.store import Store
 
 STILL, MOVED = 0.02, 0.6
+MADE = {"commit": "abc", "device": "CPU, 1 threads"}
 
 
 def value(job):
@@ -45,7 +58,7 @@ def runs(tmp_path, monkeypatch):
         by_key[job.key] = job
     for key, row in rows.items():
         job = by_key[key]
-        row |= {"passes": 1, "seconds": 2.0, "wall_seconds": 4.0, "made": {"commit": "abc"}, "steps_to_90": 5}
+        row |= {"passes": 1, "seconds": 2.0, "wall_seconds": 4.0, "made": MADE, "steps_to_90": 5}
         row["curves"] = {
             "steps": [0, 10],
             "loss": [None, 1.0],
@@ -66,6 +79,10 @@ def runs(tmp_path, monkeypatch):
 def call(runs, verb, *more):
     path, folder = runs
     main([verb, str(path), "--runs", str(folder / "runs"), *more])
+
+
+def record_beside(runs):
+    return runs[0].with_suffix(".json")
 
 
 def test_the_table_shows_scores_evidence_choices_and_cost(runs, capsys):
@@ -301,12 +318,24 @@ def test_a_published_record_gives_the_same_table_and_keeps_what_made_it(runs, ca
     before = capsys.readouterr().out
     call(runs, "publish")
     path, folder = runs
-    written = json.loads((folder / "records" / "try.json").read_text())
-    assert written["makers"] == [{"commit": "abc"}] and {row["made"] for row in written["rows"]} == {0}
+    written = json.loads(record_beside(runs).read_text())
+    assert not (folder / "records").exists()  # a study of one's own leaves those of the package alone
+    assert written["makers"] == [MADE] and {row["made"] for row in written["rows"]} == {0}
     assert all(("curves" in row) == (row["purpose"] == "report") for row in written["rows"])
-    assert records.load("try")["rows"][0]["made"] == {"commit": "abc"}
+    assert records.read(record_beside(runs))["rows"][0]["made"] == MADE
     main(["table", str(path), "--runs", str(folder / "elsewhere")])  # without the runs
     assert capsys.readouterr().out.partition("# try")[2] == before.partition("# try")[2]
+
+
+def test_the_record_of_a_study_of_ones_own_is_read_as_the_book_reads_ours(runs, capsys):
+    path, name = str(runs[0]), "learned, score-function"
+    call(runs, "publish")
+    table = recorded.table(path, "world/color", "l = 2")
+    assert (table.score(name), table.seeds(name)) == ("75.1\u00a0±\u00a00.1", 4)  # 0.75 and 0.752, twice each
+    assert [len(each.runs[name]) for each in recorded.all_tables(path)] == [4] * 4
+    assert recorded.made(path).startswith(f"python -m dplearn.experiments run {path}\n")
+    record = records.read(record_beside(runs))
+    assert record["provenance"]["command"] == "python -m dplearn.experiments run try.toml"
 
 
 def test_a_published_record_can_be_added_to(runs, capsys, monkeypatch):
@@ -314,12 +343,12 @@ def test_a_published_record_can_be_added_to(runs, capsys, monkeypatch):
     path, folder = runs
     call(runs, "publish")
     here, rows = folder / "elsewhere", Store(folder / "runs" / "try").rows()
-    record = json.loads((folder / "records" / "try.json").read_text())
+    record = json.loads(record_beside(runs).read_text())
     lost = next(row for row in record["rows"] if row["purpose"] == "report" and row["method"] == "prefix")
     record["rows"] = [
         row for row in record["rows"] if row["key"] != lost["key"]
     ]  # also as the best of a list
-    (folder / "records" / "try.json").write_text(json.dumps(record))
+    record_beside(runs).write_text(json.dumps(record))
     capsys.readouterr()
     main(["plan", str(path), "--runs", str(here)])
     assert (
@@ -505,8 +534,18 @@ def test_a_study_with_the_name_of_one_that_ships_has_a_record_of_its_own(runs, c
     assert "Not run, so left out: world/color" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main(["publish", str(path), "--runs", str(runs[1] / "runs")])
-    assert "has the name of a study that ships" in capsys.readouterr().err
+    assert "position has no runs in" in capsys.readouterr().err
     assert json.loads((records.FOLDER / "position.json").read_text()) == kept
+
+
+def test_a_file_that_is_no_record_is_not_written_over(runs, capsys):
+    for content in ('{"title": "notes"}', "[1, 2]", "notes"):
+        record_beside(runs).write_text(content)
+        for verb in ("table", "publish"):
+            with pytest.raises(SystemExit, match="2"):
+                call(runs, verb)
+            assert "try.json' is no record of a study, expected" in capsys.readouterr().err
+        assert record_beside(runs).read_text() == content
 
 
 def own_texts(folder, changed=False):
@@ -534,13 +573,63 @@ def test_files_that_changed_since_the_first_runs_stop_a_study(tmp_path, capsys):
     store = Store(tmp_path / "runs" / "own")
     first, second = jobs.jobs(one, {})
     store.add(first.key, execution.run_job(first.spec))
-    commands._check_files(one, store.rows())
+    known_rows.check_files(one, store.rows())
     own_texts(tmp_path / "own", changed=True)
     with pytest.raises(SystemExit, match="2"):
         main(["run", str(path), *given])
     told = capsys.readouterr().err
     assert f"own: task={task!r} is now SuperGLUE RTE from local files, sha256" in told
     assert "expected what the finished runs have read" in told and len(list(store.folder.glob("*"))) == 1
+
+
+def test_weights_that_changed_under_one_name_stop_a_study(tmp_path, capsys):
+    """A model that was trained further in its folder: the finished runs are of another one."""
+    folder, task = tmp_path / "model", "world/color"
+    model, tokenizer = zoo.load("t5-mini")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = tmp_path / "own.toml"
+    method = (
+        '[[method]]\nname = "bare"\nkind = "no prompt"\n[[method]]\nname = "prefix"\nsettings.steps = 1\n'
+    )
+    path.write_text(
+        f'title = "own"\nbackbones = ["{folder}"]\ntasks = ["{task}"]\n[report]\nseeds = [1, 2]\n{method}'
+    )
+    one, given = study.read(path), ["--runs", str(tmp_path / "runs")]
+    store = Store(tmp_path / "runs" / "own")
+    first, *_, last = jobs.jobs(one, {})
+    row = execution.run_job(first.spec)
+    assert row["weights"] == execution.weights_of(str(folder)) and execution.weights_of("t5-mini") is None
+    store.add(first.key, row)
+    known_rows.check_files(one, store.rows())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5, 7] += 1e-3
+    model.save_pretrained(folder)
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(path), *given])
+    told = capsys.readouterr().err
+    assert f"own: backbone={str(folder)!r} is now sha256 " in told and f"have read, {row['weights']}" in told
+    # (Runs of both models in one folder, as two machines may have left them.)
+    store.add(last.key, row | {"weights": "sha256 other", "method": last.labels["method"]})
+    for verb in ("table", "verdict"):
+        with pytest.raises(SystemExit, match="2"):
+            main([verb, str(path), *given])
+        assert f"own: runs of backbone={str(folder)!r} read different weights" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read_are_named_once_before_any_run(tmp_path, capsys):
+    """Not by each run in turn."""
+    (tmp_path / "own").mkdir()
+    path, task = tmp_path / "own.toml", f"superglue/rte?path={tmp_path / 'own'}"
+    method = '[[method]]\nname = "majority"\nkind = "majority"\n'
+    path.write_text(
+        f'title = "own"\nbackbones = ["t5-mini"]\ntasks = ["{task}"]\n[report]\nseeds = [1, 2]\n{method}'
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(path), "--runs", str(tmp_path / "runs")])
+    told = capsys.readouterr()
+    assert told.err.count("error: ") == 1 and str(tmp_path / "own") in told.err and "FAILED" not in told.out
+    assert [*(tmp_path / "runs").rglob("*.*")] == []
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_column_that_a_table_does_not_have_is_refused():
 
 
 def test_what_was_not_run_says_so(monkeypatch):
-    monkeypatch.setattr(records, "load", lambda name: None)
+    monkeypatch.setattr(records, "read", lambda path: None)
     assert recorded.made("instance").splitlines() == ["python -m dplearn.experiments run instance", "not run"]
     table = recorded.table("instance", "docs/signature")
     assert (table.lines, table.rows(), table.runs, table.seeds("prefix")) == ({}, {}, {}, 0)
