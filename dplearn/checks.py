@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, Protocol, TypeGuard
 
 import torch
@@ -62,6 +63,26 @@ def whole(name: str, value: object, least: int = 1) -> None:
 def refuse(name: str, value: object, expected: str) -> NoReturn:
     """Raise the ValueError of a value that is not valid."""
     raise ValueError(f"{name}={shown(value)} is not valid, expected {expected}")
+
+
+def explain_range(batch: Mapping, error: IndexError) -> None:
+    """Raise ValueError with the values of a batch's integers where PyTorch has found a token or class out of range.
+
+    Looked up where it has gone wrong: on a device a check of values would have to wait for them.
+    """
+    if not any(words in str(error) for words in ("out of bounds", "out of range in self")):
+        return
+    found = [
+        f"{name} holds {int(value.min())}..{int(value.max())}"
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor) and value.numel() and not value.is_floating_point()
+        if name != "input_ids" and "mask" not in name  # these are checked
+    ]
+    if found:
+        raise ValueError(
+            f"{', '.join(found)}, expected numbers of tokens or classes that the model has (of labels also -100, "
+            f"which is left out): {error}"
+        ) from error
 
 
 def caller_level() -> int:

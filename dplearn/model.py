@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import SHORTCUTS, Boundary, Reading
-from dplearn.checks import caller_level, shown
+from dplearn.checks import caller_level, explain_range, shown
 from dplearn.controllers import FixedDecision
 from dplearn.conventions import OURS, extended, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, surrogate
@@ -380,7 +380,14 @@ class PromptedModel(NamedPrompts):
 
     def _run(self, placed: PromptedInput, reading: Reading) -> Any:
         """The backbone's output, with the prompt's own head where it has one."""
-        return self.adapter.run(placed, reading, self.prompt.attached.get("head"))
+        head = self.prompt.attached.get("head")
+        if torch.compiler.is_compiling():
+            return self.adapter.run(placed, reading, head)
+        try:
+            return self.adapter.run(placed, reading, head)
+        except IndexError as error:
+            explain_range(reading.given, error)
+            raise
 
     def _warn_at_backward(self, loss: Tensor) -> None:
         """Tell once that decisions are not trained in evaluation mode, when a gradient is asked for."""

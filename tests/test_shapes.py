@@ -68,6 +68,40 @@ def call(kind, options, **more):
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["fixed", "sampled"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_labels_of_more_classes_or_another_vocabulary_are_named(kind, sampled):
+    """The last label: a causal language model does not predict the first token."""
+    options = {"size": "task", "estimator": "score-function", "samples": 2} if sampled else {}
+    for wrong in (5000, -7):
+        labels = good(kind)
+        labels.view(-1)[-1] = wrong
+        low, high = min(wrong, 1), max(wrong, 1)
+        with pytest.raises(ValueError, match=rf"labels holds {low}\.\.{high}.*, expected numbers of tokens"):
+            call(kind, options, labels=labels)
+    labels.view(-1)[-1] = -100
+    assert call(kind, options, labels=labels).loss.isfinite()
+
+
+def test_labels_of_more_texts_than_there_are_are_named():
+    model = dp.prompted(tiny.clip(), dp.PromptConfig(length=2))
+    ids, mask = tiny.texts([[5, 6], [7, 8]])
+    given = {"pixel_values": tiny.images(2), "input_ids": ids, "attention_mask": mask}
+    with pytest.raises(ValueError, match=r"labels holds 0\.\.2, expected numbers of tokens or classes"):
+        model(**given, labels=torch.tensor([0, 2]))
+
+
+def test_an_index_error_of_something_else_stays_what_it_is(monkeypatch):
+    model = dp.prompted(tiny.t5(), dp.PromptConfig(length=2))
+
+    def run(*arguments):
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(model.adapter, "run", run)
+    with pytest.raises(IndexError, match="^list index out of range$"):
+        model(input_ids=IDS, labels=good("t5"))
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["fixed", "sampled"])
 @pytest.mark.parametrize(("kind", "name", "wrong"), list(cases()))
 def test_another_batch_or_length_is_refused_by_name(kind, name, wrong, sampled):
     options = {"size": "task", "estimator": "score-function", "samples": 2} if sampled else {}

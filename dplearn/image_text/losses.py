@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dplearn.backbones.image_text.families import Family
+from dplearn.checks import explain_range
 from dplearn.config import PromptConfig
 from dplearn.estimators import ESTIMATORS, draw, surrogate
 from dplearn.image_text.towers import Answers, Images, Owners, PromptedTowers, Texts
@@ -39,7 +40,13 @@ def losses_for(family: Family, labels: Tensor | None, paired: bool | None, numbe
                     f"return_loss=True with {logits.shape[0]} images and {logits.shape[1]} texts, expected pairs"
                 )
             return family.pair_loss(logits).expand(number)
-        return None if labels is None else cross_entropy(logits, labels, reduction="none")
+        if labels is None:
+            return None
+        try:
+            return cross_entropy(logits, labels, reduction="none")
+        except IndexError as error:
+            explain_range({"labels": labels}, error)
+            raise
 
     return losses
 
