@@ -38,10 +38,10 @@ class Slots:
         kind = f' class="{kind}"' if kind else ""
         return f'<span{kind} data-slot="{self._put("text", text)}">{self._shown(text)}</span>'
 
-    def said(self, text: str) -> str:
+    def said(self, text: str, kind: str = "dpx-state") -> str:
         """The state in words, which is read out when it changes."""
         slot = self._put("text", text)
-        return f'<p class="dpx-state" aria-live="polite" data-slot="{slot}">{self._shown(text)}</p>'
+        return f'<p class="{kind}" aria-live="polite" data-slot="{slot}">{self._shown(text)}</p>'
 
     def bar(self, *pieces: tuple[str, float]) -> str:
         """Pieces side by side: the class of each and its width in percent. Words beside the bar say the same."""

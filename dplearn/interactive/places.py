@@ -76,7 +76,7 @@ def markup(
     def summary(slots: Slots, training: int, step: int) -> str:
         hits = (most_likely(pi[titles[training]][step]) == torch.tensor(right)).sum().item()
         words = f"At this step {hits} of the {len(texts)} sentences here are at their right split."
-        return f'<p class="dpx-right">{slots.text(words)}</p>'
+        return slots.said(words, "dpx-right")
 
     parts = [Part(draw, of=(0, 1, 2)), Part(summary, of=(1, 2))]
     return figure(name, controls, parts, _table(texts, right, pi, steps), style=STYLE)

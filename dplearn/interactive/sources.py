@@ -45,9 +45,7 @@ def markup(which: str, name: str | None = None) -> str:
         Part(lambda slots, i: f'<p class="dpx-quote">{slots.text(texts[i])}</p>', of=(0,)),
         Part(lambda slots, i, s: _decisions(slots, row, i, sources[s]), of=(0, 1)),
         Part(lambda slots, i, s: _answer(slots, row, i, sources[s]), of=(0, 1)),
-        Part(
-            lambda slots, s: f'<p class="dpx-right">{slots.text(right_words(row, sources[s]))}</p>', of=(1,)
-        ),
+        Part(lambda slots, s: slots.said(right_words(row, sources[s]), "dpx-right"), of=(1,)),
     ]
     return figure(name or f"{which}-explorer", controls, parts, _table(row), style=STYLE)
 

@@ -381,7 +381,7 @@ def noise_shown(opened, tau, scale, draw):
     torch.testing.assert_close(widths, 100 * torch.stack([soft, won / draw], 1), rtol=1e-6, atol=1e-6)
     marks = opened.figure.locator("[data-mark]").evaluate_all("all => all.map(one => one.dataset.mark)")
     assert marks == ["1" if k == chosen else "0" for k in range(4)]
-    said = opened.figure.locator("[aria-live=polite]").inner_text()
+    said = opened.figure.locator(".dpx-state[aria-live=polite]").inner_text()
     assert said.startswith(f"Draw {draw}: option {chosen} is chosen, its soft entry is {soft.max():.2f}.")
 
 
@@ -441,7 +441,7 @@ def test_inputs_and_sources_show_the_record(opened, which):
         assert flat[:-1:2] == pytest.approx([100 * share for share in given], abs=0.06)
         assert flat[1:-1:2] == pytest.approx([100 * share for share in own], abs=0.06)
         assert flat[-1] == pytest.approx(100 * right, abs=0.06)
-        said = opened.figure.locator("[aria-live=polite]").inner_text()
+        said = opened.figure.locator(".dpx-state[aria-live=polite]").inner_text()
         judged = "right" if word == wanted else "wrong"
         assert (
             f"the model answers {word}, which is {judged}. The probability of {wanted} is {right:.2f}."
@@ -452,7 +452,10 @@ def test_inputs_and_sources_show_the_record(opened, which):
             row["answers"][f"input {n + 1}"][n][0] == each["answer"] for n, each in enumerate(inputs)
         )
         count = own_hits if source == 0 else hits
-        assert f"{count} of the {len(inputs)} inputs" in opened.figure.locator(".dpx-right").inner_text()
+        assert (
+            f"{count} of the {len(inputs)} inputs"
+            in opened.figure.locator(".dpx-right[aria-live=polite]").inner_text()
+        )
 
 
 @figure("pool-explorer")
@@ -481,12 +484,12 @@ def test_sentence_training_and_step_show_the_place(opened):
             wanted.append(["k", "=", str(split), *tick, f"{row[split]:.2f}", *place])
         assert texts_of(opened) == wanted
         assert [width for [width] in widths_of(opened)] == pytest.approx((100 * row).tolist(), abs=0.51)
-        said = opened.figure.locator("[aria-live=polite]").inner_text()
+        said = opened.figure.locator(".dpx-state[aria-live=polite]").inner_text()
         assert said.startswith(f"After {STEPS[step]} steps: k = {k} is chosen")
         assert ("the right place" in said) == (k == RIGHT[text])
     pick(opened, "Summaries", 1)
     hits = sum(int(row.argmax()) == right for row, right in zip(pi["trained"][1], RIGHT))
-    assert f"{hits} of the 3 sentences" in opened.figure.locator(".dpx-right").inner_text()
+    assert f"{hits} of the 3 sentences" in opened.figure.locator(".dpx-right[aria-live=polite]").inner_text()
 
 
 @figure("head-explorer")
@@ -507,7 +510,7 @@ def test_split_layer_and_row_show_the_gates(opened):
         assert opened.figure.locator(".dpx-quote").inner_text().split() == order
         most = int((1 - shown[:, 1]).argmax())
         words = f"Most on the prompt: head {most + 1}, {100 * (1 - shown[most, 1]):.0f} %."
-        assert words in opened.figure.locator("[aria-live=polite]").inner_text()
+        assert words in opened.figure.locator(".dpx-state[aria-live=polite]").inner_text()
 
 
 @pytest.mark.parametrize("opened", FIGURES, indirect=True)
