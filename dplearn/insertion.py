@@ -388,9 +388,11 @@ def _weighted_rows(
 
     def at_least(weights, chosen):
         """P(k >= j) for every j, exactly that of the choice, with the derivative of the sum of weights."""
-        weights = options == chosen if weights is None else weights
+        value = (options <= chosen).to(wide)
+        if weights is None:
+            return value
         sums = weights.to(wide).flip(1).cumsum(1).flip(1)
-        return (options <= chosen).to(wide) + (sums - sums.detach())
+        return value + (sums - sums.detach())
 
     size = torch.full_like(plan.split, length) if plan.size is None else plan.size
     with _no_autocast(inputs):

@@ -44,6 +44,13 @@ def test_instance_logits_do_not_depend_on_the_scale_of_the_embeddings():
     torch.testing.assert_close(controller(summary), controller(50 * summary), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+def test_summaries_of_half_precision_are_read_in_the_precision_of_the_controller(standardize):
+    controller, summary = InstanceController(6, 4, standardize, init="uniform"), torch.randn(5, 6).bfloat16()
+    logits = controller(summary)
+    assert logits.dtype == torch.float32 and torch.equal(logits, controller(summary.float()))
+
+
 def test_instance_logits_see_what_differs_between_the_training_inputs():
     controller = InstanceController(6, 4, init="uniform").double()
     training, summary = torch.randn(2, 40, 6, dtype=torch.float64) * torch.arange(1, 7) + 3
@@ -117,6 +124,9 @@ def test_a_controller_is_made_by_its_level():
     for level in ("task", "instance"):
         started = make_controller(level, 9, 4, options(controller_init="zero"))
         assert not any(parameter.any() for parameter in started.parameters())
+        started = make_controller(level, 9, 4, options(controller_init="uniform"))
+        assert all(parameter.any() for name, parameter in started.named_parameters() if "bias" not in name)
+        assert isinstance(make_decision(None, level, 9, options(), Chooser).controller, type(started))
 
 
 def test_a_decision_is_fixed_or_learned_among_one_more_than_there_are_vectors():

@@ -142,7 +142,7 @@ def test_the_surrogate_has_the_mean_loss_and_the_leave_one_out_gradient():
     losses = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     value = estimators.surrogate(losses, draws)
     assert_close(value, losses.mean(0), **EXACT)
-    found = torch.autograd.grad(value.sum(), [losses, *logits.values()])
+    found = torch.autograd.grad(value.sum(), [losses, *logits.values()], retain_graph=True)
     assert_close(found[0], torch.full_like(losses, 0.2), **EXACT)
     for name, gradient in zip(logits, found[1:], strict=True):
         by_hand = torch.zeros_like(logits[name])
@@ -153,6 +153,9 @@ def test_the_surrogate_has_the_mean_loss_and_the_leave_one_out_gradient():
                 score = one_hot - logits[name][b].detach().softmax(-1)  # gradient of log pi
                 by_hand[b] += (losses[s, b].item() - sum(others) / 4) * score / 5
         assert_close(gradient, by_hand, **EXACT)
+    # Each instance's value has its own score alone, so that instances may be weighted.
+    alone = torch.autograd.grad(estimators.surrogate(losses, draws)[1], list(logits.values()))
+    assert all(gradient[[0, 2]].eq(0).all() and gradient[1].any() for gradient in alone)
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -199,8 +202,9 @@ def test_one_instance_is_compared_with_itself_or_not_at_all():
         draws = estimators.draw({"position": logits}, "score-function-batch", samples=samples)
         losses = torch.arange(1.0, 1 + samples, dtype=torch.float64)[:, None].requires_grad_()
         alone = "learns nothing from a batch of one instance: take larger batches, samples=2"
-        with pytest.warns(UserWarning, match=alone) if samples == 1 else contextlib.nullcontext():
+        with pytest.warns(UserWarning, match=alone) if samples == 1 else contextlib.nullcontext() as told:
             value = estimators.surrogate(losses, draws)
+        assert not told or told[0].filename == __file__
         found = torch.autograd.grad(value.sum(), [losses, logits], retain_graph=True)
         assert_close(found[0], torch.full_like(losses, 1 / samples), **EXACT)
         if samples == 1:
@@ -238,6 +242,12 @@ def test_a_score_function_is_unbiased_within_its_error(estimator, samples, texts
     assert ((estimates.mean(0) - exact).abs() < 4 * error + 1e-9).all()
     # And the check is not empty: the error is small enough to see a bias.
     assert error.max() < 0.3 * exact.abs().max()
+
+
+def test_a_relaxed_sample_keeps_the_logits_that_it_was_drawn_from():
+    logits = torch.randn(4, 3, requires_grad=True)
+    choice = estimators.straight_through(logits, 0.5, torch.Generator().manual_seed(0))
+    assert choice.logits is logits and torch.equal(choice.index, choice.weights.argmax(1))
 
 
 def test_copies_keep_their_instance():

@@ -731,6 +731,22 @@ def test_vmap_is_the_loop(data, kind, seed, shared):
             assert_close(tuple(g[one] for g in torch.func.vmap(gradient)(*stacked)), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_transform_keeps_the_dtype(dtype):
+    case = make_case(2, 4, 3, 2, dtype=dtype)
+    plain = insert_weighted(case.prompt, case.inputs, case.mask, case.weights).embeds
+    mapped = torch.func.vmap(lambda given: insert_weighted(case.prompt, case.inputs, case.mask, given).embeds)
+    (found,) = mapped(case.weights.detach()[None])
+    assert found.dtype == plain.dtype == dtype and torch.equal(found, plain)
+
+
+def test_a_size_that_is_learned_alone_leaves_the_prompt_in_front():
+    case = make_case(2, 4, 3, 2)
+    found = insert_weighted(case.prompt, case.inputs, case.mask, size_weights=case.size_weights)
+    same = insert(case.prompt, case.inputs, case.mask, split=3, size=case.size_weights.argmax(1))
+    assert all(torch.equal(*pair) for pair in zip(found, same, strict=True))
+
+
 @pytest.mark.parametrize("place", [insert, insert_weighted])
 def test_vmap_compiles_to_one_graph(place):
     case = make_case(2, 4, 3, 2)
@@ -807,7 +823,8 @@ def test_only_what_is_trained_gets_a_gradient():
 def test_rows_at_every_split_are_those_of_the_insertion_at_that_split(padding, keep_last, sizes):
     case = make_case(batch=4, padding=padding, lengths=[6, 0, 3, 4], keep_last=keep_last, splits=[2, 4, 0, 3])
     size = None if sizes is None else torch.tensor(sizes)
-    found = rows_at_every_split(case.mask, 4, case.split, size, keep_last)
+    kept = {} if isinstance(keep_last, int) and keep_last == 0 else {"keep_last": keep_last}
+    found = rows_at_every_split(case.mask, 4, case.split, size, **kept)
     assert found.shape == (4, 5, 10) and found.dtype == torch.int64
     used = [4] * 4 if sizes is None else sizes
     for b in range(4):
@@ -837,11 +854,26 @@ def test_everything_is_made_where_the_inputs_are():
         assert placed.mask.dtype == torch.int64
     learned[1].embeds.sum().backward()
     assert weights.grad.shape == (2, 6)
+    both = torch.func.vmap(lambda given: insert_weighted(prompt, inputs, None, given, given).embeds)
+    assert both(weights.detach()[None]).device.type == "meta"
     mask = torch.ones(2, 4, device="meta").long()
     assert rows_at_every_split(mask, 5, weights.argmax(1)).device.type == "meta"
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------
+
+
+def test_weights_may_be_off_one_hot_by_less_than_a_twentieth():
+    def place(*rows):
+        weights = torch.tensor(rows, dtype=torch.float64)
+        shape = len(rows), 4, 3
+        prompt = torch.zeros(len(rows[0]) - 1, 3, dtype=torch.float64)
+        return insert_weighted(prompt, torch.zeros(shape, dtype=torch.float64), None, weights)
+
+    place([1.0, 0.0499], [0.9501, 0.0])
+    with pytest.raises(ValueError, match="weights row 0 is 0.05 away from one-hot"):
+        place([1.0, 0.05], [0.5, 0.5])
+
 
 SPLIT_SCALE = r"the prompt has 5 vectors \(0 is postfix, 5 is prefix\)"
 BAD = [
@@ -909,7 +941,7 @@ BAD = [
     (
         {"weights": None},
         ValueError,
-        r"weights and size_weights are None, expected at least one of them",
+        r"^weights and size_weights are None, expected at least one of them",
     ),
     (
         {"weights": torch.eye(6)[:2].long()},

@@ -76,7 +76,7 @@ def test_images_and_kept_inputs_tell_it(terminal):
     with redirect_stderr(terminal):
         model.cache_inputs(texts, batch_size=1, verbose=True)
         clip.cache_images([{"pixel_values": each} for each in tiny.images(3)], batch_size=2)
-    assert "keeping inputs" in terminal.getvalue() and "images" in terminal.getvalue()
+    assert "\rkeeping inputs: " in terminal.getvalue() and "images" in terminal.getvalue()
     for data, said in (
         (texts, "/1"),
         (iter([texts[0] | {"input_ids": ids[:1], "attention_mask": mask[:1]}] * 3), "/3"),

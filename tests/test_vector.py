@@ -110,6 +110,9 @@ def test_the_choice_of_a_mixture_holds_what_it_was_made_of():
     assert torch.equal(choice.logits, logits) and torch.equal(choice.weights, logits.tanh().softmax(1))
     chosen = Mixture(controller, "hard", Chooser()).eval()(torch.zeros(4, 1), torch.tensor([1, 0, 1, 1]))
     assert torch.equal(chosen.logits, logits) and torch.equal(chosen.weights, torch.eye(3)[logits.argmax(1)])
+    tried = Mixture(controller, "softmax").tried(choice, torch.tensor([2, 0]))
+    assert torch.equal(tried.index, torch.tensor([2, 0]))
+    assert torch.equal(tried.weights, torch.eye(3)[[2, 0]]) and tried.weights.dtype == logits.dtype
 
 
 @pytest.mark.parametrize("mixing", ["softmax", "hard"])
