@@ -181,7 +181,11 @@ def predicted(points: Sequence[Point]):
         ax.set_xscale("symlog", linthresh=0.01)
         ax.set_yscale("symlog", linthresh=0.1)
         ax.set_xlim(-0.003, 1.5 * max(0.01, *(getattr(point, name) for point in points)))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("{x:g}")
         ax.set(xlabel=f"{words}, nats", ylabel="gained over best fixed, nats" if ax is axes[0] else "")
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(min(low, -0.12), max(high, 0.12))  # at least one number on each side of 0
     _add_title_and_legend(figure, axes)
     return figure
 
