@@ -3,7 +3,7 @@
 A table in the output of a cell gets the caption that the cell's metadata has under `mystnb`, `table`, `caption`; in it,
 `code` and $mathematics$ are written as in Markdown. Then the body of each page is mended before it is written: an empty
 head of a table is a plain cell; the row in which pandas writes the name of the index joins the row of the columns; a
-table without a caption is named by its section and its columns; a box of a list of tasks has a name; the bibliography
+table without a caption is named by its section and its columns; `l = 5` in a head is not broken; a box of a list of tasks has a name; the bibliography
 has no roles that its parts do not fit. In the sidebar, what opens a part of the contents is named by that part.
 """
 
@@ -16,6 +16,7 @@ from docutils import nodes
 HEAD = re.compile(r"<thead>.*?</thead>", re.S)
 ROW = re.compile(r"(<tr[^>]*>)(.*?)(</tr>)", re.S)
 CELL = re.compile(r"<th\b[^>]*>.*?</th>", re.S)
+EQUATION = re.compile(r"(?<=\w) = (?=[\w.])")
 EMPTY = re.compile(r"<th\b([^>]*)>(\s*(?:<p>\s*</p>)?\s*)</th>")
 TITLE_OR_TABLE = re.compile(
     r"<h[1-6][^>]*>(?P<title>.*?)</h[1-6]>|<table\b(?P<table>[^>]*)>(?P<inside>.*?)</table>", re.S
@@ -97,6 +98,16 @@ def name_of(title, inside):
     return between.join(filter(None, [title, ", ".join(filter(None, columns))])) or "Table"
 
 
+def unbroken(cell):
+    """The head of a column or row in which equations stay in one line.
+
+    >>> unbroken("<th>place, l = 5</th>"), unbroken("<th><code>a = 1</code></th>")
+    ('<th>place, l\xa0=\xa05</th>', '<th><code>a\xa0=\xa01</code></th>')
+    """
+    parts = re.split(r"(<[^>]*>)", cell)
+    return "".join(part if part.startswith("<") else EQUATION.sub("\xa0=\xa0", part) for part in parts)
+
+
 def mended(body):
     """The body of a page, with what is missing."""
     for wrong, right in BIBLIOGRAPHY.items():
@@ -104,6 +115,7 @@ def mended(body):
     body = BACKLINK.sub("", body)
     body = BOX.sub(lambda m: f'{m[0]} aria-label="{"ticked" if m["checked"] else "not ticked"}"', body)
     body = HEAD.sub(lambda match: EMPTY.sub(r"<td\1>\2</td>", one_row(match[0])), body)
+    body = CELL.sub(lambda match: unbroken(match[0]), body)
     title, names = "", collections.Counter()
 
     def named(match):
