@@ -19,8 +19,12 @@ def number_of_batches(data: Iterable[dict] | Sequence[dict], batch_size: int) ->
         return 1
     if not isinstance(data, Sized):
         return None
-    examples = hasattr(data, "__getitem__") and not isinstance(data, DataLoader)
-    return -(-len(data) // batch_size) if examples else len(data)
+    return -(-len(data) // batch_size) if _holds_examples(data) else len(data)
+
+
+def _holds_examples(data: object) -> bool:
+    """Whether data are examples with indices, and not batches."""
+    return hasattr(data, "__getitem__") and not isinstance(data, DataLoader)
 
 
 def batches_of(
@@ -45,7 +49,7 @@ def batches_of(
     loader: Iterable[Mapping]
     if isinstance(data, Mapping):
         loader = [data]
-    elif isinstance(data, DataLoader) or not hasattr(data, "__getitem__"):
+    elif not _holds_examples(data):
         loader = data
     else:
         from transformers import default_data_collator

@@ -109,6 +109,8 @@ def draw(every, sample, seed):
 def run(module, tests, chosen, jobs):
     """Make all mutants of one module and test the chosen ones; returns what the record says about them."""
     folder = workplace(module, tests)
+    # mutmut knows from its last run which tests reach a function, and asks new tests alone: not those that have changed.
+    (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     command = ["run", "--max-children", str(jobs), *chosen]
     with (folder / "log.txt").open("w") as log:
         done = mutmut(folder, *command, stdout=log, stderr=subprocess.STDOUT)

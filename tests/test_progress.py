@@ -94,7 +94,16 @@ def test_images_and_kept_inputs_tell_it(terminal):
 def test_the_number_of_batches_is_that_of_the_batches():
     from torch.utils.data import DataLoader
 
-    for data in (rows(5), DataLoader(rows(5), batch_size=2), rows(5)[0]):
+    class Batches:
+        """Some that were made elsewhere: their number is known, and none can be picked."""
+
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            return iter(DataLoader(rows(5), batch_size=2))
+
+    for data in (rows(5), DataLoader(rows(5), batch_size=2), rows(5)[0], Batches()):
         given = list(batches.batches_of(data, batch_size=2))
         assert batches.number_of_batches(data, 2) == len(given)
     assert batches.number_of_batches(iter(rows(5)), 2) is None
