@@ -454,7 +454,7 @@ def test_what_the_paper_map_says_of_all_decisions_at_once_is_in_the_record(tmp_p
         found = commands._verdicts(one, cell, rows)
         grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
         scores = {m: [records.headline(row, "test") for row in group] for (m,), group in grouped.items()}
-        assert {len(group) for group in scores.values()} == {5 if cell.task == "place/mixed" else 3}
+        assert {len(group) for group in scores.values()} == {5}
         means = {method: f"{100 * statistics.mean(values):.1f} %" for method, values in scores.items()}
         words = found["best fixed split", everything].sentence()
         if cell.task == "place/mixed":
