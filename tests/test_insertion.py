@@ -872,6 +872,8 @@ def test_weights_may_be_off_one_hot_by_less_than_a_twentieth():
 
     place([1.0, 0.0499], [0.9501, 0.0])
     with pytest.raises(ValueError, match="weights row 0 is 0.05 away from one-hot"):
+        place([1.0, 0.05])
+    with pytest.raises(ValueError, match="weights row 0 is 0.05 away from one-hot"):
         place([1.0, 0.05], [0.5, 0.5])
 
 

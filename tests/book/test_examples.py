@@ -293,20 +293,28 @@ def test_what_the_paper_map_says_of_short_prompts_is_in_the_record(tmp_path):
         verdict = found["best fixed split", decided].sentence()
         grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
         scores = {m: [records.headline(row, "test") for row in group] for (m,), group in grouped.items()}
-        assert {len(group) for group in scores.values()} == {3}
+        assert {len(group) for group in scores.values()} == {5}
+        moved = f"{tables.evidence_over(grouped[(decided,)])['position']['moved']:.2f}"
         if cell.title.startswith("world/color, l = 1,"):
-            assert f"moved by 0.36 and the verdict is: {verdict};" in line
-            for method, words in ((decided, "mean is {}"), ("postfix", "postfix's {}")):
+            assert f"moved by {moved} and the verdict is: {verdict};" in line
+            for method, words in (
+                (decided, "mean is {}"),
+                ("postfix", "postfix's {}"),
+                ("prefix", "prefix's {}"),
+            ):
                 assert words.format(f"{100 * statistics.mean(scores[method]):.1f} %") in line
+        elif cell.task == "docs/signature":
+            assert f"moved by {moved}, and against the best fixed place the verdict is: {verdict}. " in line
         else:
             assert all(each.sentence().startswith("not learned") for each in found.values())
         values = [value for group in scores.values() for value in group]
         if cell.task == "world/color":
-            assert cell.condition.name == "l = 20" or {round(x, 3) for x in scores["prefix"]} == {1.0}
+            solved, name = {"l = 1": 4, "l = 2": 4, "l = 5": 5}, cell.condition.name
+            assert name not in solved or sum(x == 1 for x in scores["prefix"]) == solved[name]
         elif cell.task == "docs/signature":
             assert 0.8 < min(values) < max(values) < 0.87
         else:
-            assert min(values) >= 0.993
+            assert min(values) >= 0.992
     assert seen == 13
 
 
