@@ -353,7 +353,7 @@ def test_what_the_paper_map_says_of_learned_numbers_is_in_the_record(tmp_path):
     found = commands._verdicts(one, cell, rows)
     grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
     runs = {method: group for (method,), group in grouped.items()}
-    assert {len(group) for group in runs.values()} == {3}
+    assert {len(group) for group in runs.values()} == {5}
     best = runs["best fixed number"]
     assert {row["chosen"]["method"] for row in best} == {"4 vectors"}
     assert {round(records.headline(row, "test"), 3) for row in best} == {1.0}
@@ -368,8 +368,11 @@ def test_what_the_paper_map_says_of_learned_numbers_is_in_the_record(tmp_path):
     order = [(level, price) for price in ("free", "at a cost") for level in ("task", "instance")]
     assert numbers.format(*(moved[key] for key in order)) in line
     equal = "no difference larger than 1.0"
-    assert said["task", "free"] == said["instance", "free"] == said["task", "at a cost"] == equal
-    assert f"make {equal}; a number per input at a cost: {said['instance', 'at a cost']}. " in line
+    assert said["task", "at a cost"] == equal
+    others = [("task", "free"), ("instance", "free"), ("instance", "at a cost")]
+    seeds = [re.fullmatch(r"cannot tell \(would need about (\d+) seeds\)", said[key])[1] for key in others]
+    assert f"at a cost makes {equal}; without a cost and per input: " in line
+    assert "cannot tell (would need about {}, {} and {} seeds). ".format(*seeds) in line
     cell, rows = next(
         (cell, rows)
         for cell, rows in commands._cells(SimpleNamespace(runs=tmp_path), one)
@@ -377,17 +380,16 @@ def test_what_the_paper_map_says_of_learned_numbers_is_in_the_record(tmp_path):
     )
     found = commands._verdicts(one, cell, rows)
     grouped = records.by([row for row in rows if row["purpose"] == "report"], "method")
-    assert {len(group) for group in grouped.values()} == {3}
+    assert {len(group) for group in grouped.values()} == {5}
     few, many = (
         f"{100 * statistics.mean(records.headline(row) for row in grouped[(f'{n} vectors',)]):.1f} %"
         for n in (1, 16)
     )
     assert f"where one vector has {few} and sixteen have {many}, " in line
-    others = [("instance", "free"), ("task", "at a cost"), ("instance", "at a cost")]
-    assert found["best fixed number", "number per task, free"].sentence().startswith("not learned")
+    others = [("task", "free"), ("instance", "free"), ("task", "at a cost"), ("instance", "at a cost")]
     needed = [found["best fixed number", f"number per {l}, {p}"].sentence() for l, p in others]
     seeds = [re.fullmatch(r"cannot tell \(would need about (\d+) seeds\)", each)[1] for each in needed]
-    assert "cannot tell (would need about {}, {} and {} seeds). ".format(*seeds) in line
+    assert "cannot tell (would need about {}, {}, {} and {} seeds). ".format(*seeds) in line
 
 
 def test_what_the_paper_map_says_of_pools_is_in_the_record(tmp_path):
