@@ -1,0 +1,104 @@
+"""Sentences, captions and alternative texts say what the cells beside them and the records show."""
+
+import json
+import math
+import re
+import statistics
+
+from project import ROOT
+
+from dplearn.experiments import recorded, records, tables
+
+
+def cells(chapter):
+    [path] = (ROOT / "notebooks").glob(f"{chapter}_*.ipynb")
+    return json.loads(path.read_text())["cells"]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def prose(chapter):
+    """The text of a chapter, with single spaces."""
+    return " ".join(" ".join(source(c) for c in cells(chapter) if c["cell_type"] == "markdown").split())
+
+
+def seconds(name, task):
+    return {method: line.seconds for method, line in recorded.table(name, task).lines.items()}
+
+
+def test_the_alternative_text_of_the_readers_curve():
+    """Three equal vectors of value p before the six words, from -250 to 80."""
+    words = [10, 20, 30, 40, 50, 60]
+
+    def answer(p):
+        weights = [math.exp(0.01 * z) for z in [p, p, p, *words]]
+        return sum(w * z for w, z in zip(weights, [p, p, p, *words])) / sum(weights)
+
+    lowest = min(range(-250, 81), key=answer)
+    [alt] = [
+        cell["metadata"]["mystnb"]["image"]["alt"]
+        for cell in cells("01")
+        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == "fig-soft-words"
+    ]
+    assert f"falls from {answer(-250):.0f} at minus 250 to a lowest point of {answer(lowest):.0f}" in alt
+    assert f"near minus {-lowest}, and rises to {answer(80):.0f} at 80" in alt
+    assert f"between {answer(10):.0f} and {answer(60):.0f}" in alt
+
+
+def test_what_is_said_of_the_starts_that_straight_through_solves():
+    [table] = [cell for cell in cells("05") if "def solved(final)" in source(cell)]
+    shown = "".join(table["outputs"][0]["data"]["text/plain"])
+    [line] = re.findall(r"^straight-through +(.*)$", shown, re.MULTILINE)
+    equal, scores_faster, prompt_faster = map(int, re.findall(r"(\d+) of 64", line))
+    assert max(equal, prompt_faster) < 5 < scores_faster < 32
+    said = f"solves fewer than half, and how many depends on the rates: {scores_faster} of 64 where"
+    assert said in prose("05")
+    [longer] = [cell for cell in cells("05") if "with twice as many steps:" in source(cell)]
+    later = list(map(int, re.findall(r"(\d+) of 64", "".join(longer["outputs"][0]["text"]))))
+    assert later[0] == 0 and later[1] == scores_faster  # "none is left", "as many are solved as before"
+
+
+def test_what_is_said_of_the_time_of_decisions():
+    """Chapter 07 on t5-mini, chapter 11 on four tasks, beside a fixed prompt."""
+    for task in ("world/color", "docs/signature"):
+        took = seconds("instance", task)
+        fixed = statistics.mean(took[name] for name in ("prefix", "surround", "postfix"))
+        assert 2 < took["per instance, score-function"] / fixed < 3
+    assert "training with a place per input took between two and three times as long" in prose("07")
+    [row] = {row["task"] for row in records.load("multi-task")["rows"]}
+    took = seconds("multi-task", row)
+    fixed = took["best fixed split"]
+    assert took["mixture per task"] <= fixed < fixed * 3 < took["place per task"] < fixed * 4
+    assert 2 * fixed < took["place per input"] < 3 * fixed
+    said = "a place per input took more than twice as long, and a place per task more than three times"
+    assert said in prose("11")
+
+
+def test_what_the_page_on_images_says_of_prompts():
+    """Means over the seeds of the records `clip` and `vit`; "shown" is by an interval that excludes zero."""
+    page = " ".join((ROOT / "book" / "images.md").read_text().split())
+    clip = tables.reports(records.load("clip")["rows"], "images/icons")
+    means = {
+        name: {s: statistics.mean(run["scores"][s]["accuracy"] for run in runs) for s in runs[0]["scores"]}
+        for name, runs in clip.items()
+    }
+    others = {"zero-shot", "full fine-tuning", "linear probe", "prefix, random layers"}
+    prompts = {name: found for name, found in means.items() if name not in others}
+    low, high = means["zero-shot"], means["full fine-tuning"]
+    assert all(low["test"] < found["test"] < high["test"] for found in prompts.values())
+    lost = [100 * (low["test_new"] - found["test_new"]) for found in prompts.values()]
+    assert 0.4 < min(lost) < 0.6 and 10.5 < max(lost) < 11.5
+    assert "and loses between half a point and eleven points on new ones" in page
+
+    def ahead(task, name):
+        vit = tables.reports(records.load("vit")["rows"], task)
+        mean, half = records.interval(records.paired(vit[name], vit["linear probe"], "test"))
+        return mean > half
+
+    assert ahead("images/digits", "VPT-deep")
+    vit = tables.reports(records.load("vit")["rows"], "images/icons-classes")
+    tried = set(vit) - {"full fine-tuning", "linear probe"}
+    assert len(tried) > 5 and not any(ahead("images/icons-classes", name) for name in tried)
+    assert "on new icons no prompt was shown to be" in page
