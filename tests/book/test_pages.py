@@ -61,6 +61,15 @@ def test_a_table_is_named_and_its_head_has_one_row():
     assert [cell.tag for cell in table.find("thead/tr")] == ["th"] * 3
 
 
+def test_a_cell_that_holds_a_sentence_is_marked():
+    """The style sheet gives it room on a phone; a figure with its spread needs none."""
+    verdict = "cannot tell (would need about 72 seeds): +1.0 ± 3.1"
+    cells = f"<td>{verdict}</td><td>0.952 ± 0.009</td><td>better by 45.2 ± 1.0</td>"
+    body = extension("accessible").mended(FRAME.replace("<td>1</td>", cells))
+    assert re.findall(r'<td class="([^"]*)">([^<]*)<', body) == [("sentence", verdict)]
+    assert "td.sentence {" in (ROOT / "book" / "_static" / "custom.css").read_text()
+
+
 def test_tables_of_the_same_name_are_told_apart_and_captions_stay():
     mended = extension("accessible").mended
     body = mended(FRAME + FRAME)
