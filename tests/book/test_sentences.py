@@ -8,6 +8,7 @@ import statistics
 from project import ROOT
 
 from dplearn.experiments import recorded, records, tables
+from dplearn.interactive import sources
 
 
 def cells(chapter):
@@ -102,3 +103,40 @@ def test_what_the_page_on_images_says_of_prompts():
     tried = set(vit) - {"full fine-tuning", "linear probe"}
     assert len(tried) > 5 and not any(ahead("images/icons-classes", name) for name in tried)
     assert "on new icons no prompt was shown to be" in page
+
+
+def test_stored_interactive_figures_are_those_of_the_code():
+    """nbval does not compare HTML: a figure that changed in the package stays old in a notebook until it is refreshed."""
+    for chapter, which in (("09", "pool"), ("12", "decisions")):
+        [stored] = [cell for cell in cells(chapter) if source(cell).startswith("source_explorer(")]
+        assert "".join(stored["outputs"][0]["data"]["text/html"]).strip() == sources.markup(which).strip()
+    explorers = [
+        "".join(output["data"]["text/html"])
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+        for cell in json.loads(path.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        if 'class="dpx"' in "".join(output.get("data", {}).get("text/html", ""))
+    ]
+    assert len(explorers) >= 6
+    for found in explorers:  # what is said anew is announced
+        said = re.findall(r'<p class="dpx-right"[^>]*>', found)
+        assert all('aria-live="polite"' in each for each in said)
+
+
+def test_the_curves_that_start_below_one_half():
+    """The alternative text of the curves of study unified."""
+    low = set()
+    for task in ("place/mixed", "place/names"):
+        for name, runs in recorded.table("unified", task).runs.items():
+            if name in ("best fixed split", "one prompt, as many parameters") or "per instance" in name:
+                start = statistics.mean(run["curves"]["score"][0] for run in runs)
+                assert start < 0.45 or abs(start - 0.5) < 0.03
+                low |= {(task, name)} if start < 0.45 else set()
+    long = "one prompt, as many parameters"
+    assert low == {("place/mixed", long), ("place/names", long), ("place/names", "best fixed split")}
+    [alt] = [
+        cell["metadata"]["mystnb"]["image"]["alt"]
+        for cell in cells("10")
+        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == "fig-unified-curves"
+    ]
+    assert "but for the long prompt in both and the best fixed split in the second, which start lower" in alt
