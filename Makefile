@@ -92,7 +92,7 @@ fuzz: $(VENV)/.ready ## random settings, damaged checkpoints, odd masks: for SEC
 facts: $(VENV)/.ready ## what has to keep standing, as figures: how often it was tried, how often it went wrong
 	OMP_NUM_THREADS=1 $(BIN)/python tests/facts.py
 
-mutants: $(VENV)/.mutants ## break the package in small ways and count what the tests notice (hours; MUTANTS="--sample 40")
+mutants: $(VENV)/.mutants ## break the package in small ways and count what the tests notice (half an hour; MUTANTS="--sample 40")
 	$(BIN)/python tests/mutants.py --jobs $(JOBS) $(MUTANTS)
 
 $(VENV)/.mutants: $(VENV)/.ready
