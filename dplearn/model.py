@@ -15,7 +15,7 @@ from torch import Tensor
 from dplearn.backbones import SHORTCUTS, Boundary, Reading
 from dplearn.checks import caller_level, explain_range, shown
 from dplearn.controllers import FixedDecision
-from dplearn.conventions import OURS, extended, losses_named
+from dplearn.conventions import OURS, check_output, extended, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, surrogate
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import PromptedInput
@@ -117,6 +117,7 @@ class PromptedModel(NamedPrompts):
             self._warn_at_backward(loss)
         if placed.penalty is None:
             return output
+        check_output(output, self._get_name())
         return extended(output, loss=None if loss is None else loss + placed.penalty, penalty=placed.penalty)
 
     def _forward_draws(
@@ -142,6 +143,7 @@ class PromptedModel(NamedPrompts):
         placed = self._insert(several, None, None, {}, tried)
         several = self.adapter.shortened(placed, several, True)
         output = self._run(placed, several)
+        check_output(output, self._get_name())
         penalty, loss, labels = self.prompt.penalty(decisions), None, several.given.get("labels")
         if labels is not None:
             self._check_losses(output, several.given)

@@ -689,6 +689,39 @@ def test_a_loss_with_parts_of_its_own_is_not_replaced_by_a_plain_one():
     assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels, weight))
 
 
+class Plain(BertForSequenceClassification):
+    """Gives a dictionary."""
+
+    kind = dict
+
+    def forward(self, **batch):
+        output = super().forward(**batch)
+        return self.kind(output) if self.kind is dict else output.to_tuple()
+
+
+class Nameless(Plain):
+    """Gives a tuple."""
+
+    kind = tuple
+
+
+@pytest.mark.parametrize("options", [{}, {"size": "task", "size_cost": 0.1, "estimator": "straight-through"}])
+def test_parts_of_a_prompt_are_added_to_a_dictionary_and_not_to_a_tuple(options):
+    options = {"estimator": "score-function"} | options
+    labels, found = torch.tensor([0, 1, 2]), []
+    for kind in (BertForSequenceClassification, Plain):
+        model = make(tiny.bert(kind, num_labels=3), "task", **options)
+        torch.manual_seed(1)
+        found.append(model(IDS, MASK, labels=labels))
+    usual, plain = found
+    assert type(plain) is dict and set(plain) == set(usual)
+    assert_close(plain["loss"], usual.loss)
+    assert_close(plain["logits"], usual.logits)
+    model = make(tiny.bert(Nameless, num_labels=3), "task", **options)
+    with pytest.raises(TypeError, match="the output of Nameless is a tuple, expected one with names"):
+        model(IDS, MASK, labels=labels)
+
+
 def test_a_count_of_items_that_the_estimator_would_not_use_is_refused():
     model = make(tiny.llama(), estimator="score-function")
     options = {"labels": IDS, "keep_last": 2, "num_items_in_batch": torch.tensor(9)}
