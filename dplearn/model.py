@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import SHORTCUTS, Boundary, Reading
-from dplearn.checks import caller_level, explain_range, shown
+from dplearn.checks import caller_level, check_by_name, explain_range, shown
 from dplearn.controllers import FixedDecision
 from dplearn.conventions import OURS, check_output, extended, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, surrogate
@@ -307,6 +307,8 @@ class PromptedModel(NamedPrompts):
                 f"keep_last={shown(ours['keep_last'])} and context_length={shown(ours['context_length'])}, expected "
                 "at most one of them: both say where the input ends that the prompt surrounds"
             )
+        if ours["decisions"] is not None:
+            check_by_name("decisions", ours["decisions"])
         boundary = Boundary(ours["keep_last"], ours["context_length"])
         if not generates:
             self._check_boundary(given, boundary, learning, sees or "position" in (ours["decisions"] or {}))

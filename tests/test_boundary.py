@@ -129,7 +129,9 @@ def test_a_fixed_prefix_needs_no_boundary(kind):
 
 
 @pytest.mark.parametrize("name", ["keep_last", "context_length"])
-@pytest.mark.parametrize("value", [-1, 1.5, "2", True, torch.tensor([1, 2]), torch.tensor([0.5, 1.0, 2.0])])
+@pytest.mark.parametrize(
+    "value", [-1, 1.5, "2", True, [1, 2, 3], torch.tensor([1, 2]), torch.tensor([0.5, 1.0, 2.0])]
+)
 def test_a_wrong_boundary_is_named(name, value):
     model, (ids, mask) = decoder("gpt2"), spliced.padded(ROWS)
     for call in (model, model.generate, model.decide, model.insert_prompt):
