@@ -49,10 +49,13 @@ def new_prompt(
     Raises
     ------
     ValueError : ``vectors`` does not have the shape that config and backbone ask for.
+    TypeError : ``vectors`` is no tensor.
     """
     width = adapter.width_of(config)
     if vectors is None:
         vectors = adapter.initial_vectors(config, generator)
+    elif not isinstance(vectors, Tensor):
+        raise TypeError(f"vectors is a {type(vectors).__name__}, expected a tensor {(*config.shape, width)}")
     elif vectors.shape != (*config.shape, width):
         raise ValueError(
             f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, width)}: "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,17 +50,19 @@ def cache_inputs(
         _tell(kept, sizes)
     adapter.kept = kept
 
-    def forget() -> None:
-        kept.keep_only(known)
-        adapter.kept = before
-
-    kept.forget = forget
+    kept.forget = partial(_forget, adapter, kept, known, before)  # no inner function: models are pickled
     count = number_of_batches(data, batch_size) if held is None else len(held)
     for number, batch in enumerate(told(batches(), "keeping inputs", count, verbose)):
         adapter.keep(kept, _read(model, batch), config)
         if number == 0 and kept.dtype == model.backbone.dtype:
             _compare(model, batch)
     return kept
+
+
+def _forget(adapter: Any, kept: KeptInputs, known: Collection[str], before: KeptInputs | None) -> None:
+    """Undo a call that added to ``kept``: ``known`` were there, and ``before`` was in use."""
+    kept.keep_only(known)
+    adapter.kept = before
 
 
 def _kept_or_new(model: Any, dtype: torch.dtype | None, folder: str | os.PathLike | None) -> KeptInputs:

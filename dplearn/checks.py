@@ -65,6 +65,14 @@ def refuse(name: str, value: object, expected: str) -> NoReturn:
     raise ValueError(f"{name}={shown(value)} is not valid, expected {expected}")
 
 
+def check_by_name(name: str, value: object) -> None:
+    """Raise TypeError unless a value is a dictionary, or the like, of things by their names."""
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, expected a dictionary by name: {{'position': 3}}, say"
+        )
+
+
 def explain_range(batch: Mapping, error: IndexError) -> None:
     """Raise ValueError with the values of a batch's integers where PyTorch has found a token or class out of range.
 

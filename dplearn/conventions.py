@@ -209,7 +209,21 @@ def extended(output: Any, **fields: object) -> Any:
     Items that its class does not know would be lost or refused where outputs are taken apart and put together again, as
     DistributedDataParallel does.
     """
+    if type(output) is dict:  # without what is None, as an output of transformers is
+        return {name: value for name, value in (output | fields).items() if value is not None}
     return _extended_type(type(output))(**dict(output) | fields)
+
+
+def check_output(output: Any, name: str) -> None:
+    """Raise TypeError where an output has no names: ``penalty`` and ``draws`` could not be added to it.
+
+    name : of the class of the model that gave it.
+    """
+    if not hasattr(output, "items"):
+        raise TypeError(
+            f"the output of {name} is a {type(output).__name__}, expected one with names (a ModelOutput of "
+            "transformers, or a dict): the prompt adds parts of its own, penalty or draws"
+        )
 
 
 def losses_named(batch: dict) -> list[str]:

@@ -210,23 +210,36 @@ def repeat(value: Tensor, times: int, batch: int) -> Tensor:
     return pick(value, torch.arange(batch, device=value.device).repeat(times), batch)
 
 
-def instance_losses(logits: Tensor, labels: Tensor, shift: bool = False) -> Tensor:
+def instance_losses(
+    logits: Tensor, labels: Tensor, shift: bool = False, problem: str | None = None
+) -> Tensor:
     """One loss per input, (N,), whose mean is the loss that transformers computes for the batch.
 
     Parameters
     ----------
     logits : (N, L, C) scores of tokens or (N, C) scores of texts.
-    labels : (N, L) or (N,) classes, -100 where there is none; floating point (N,) or (N, C) for a regression (C = 1)
-        or several labels at once.
+    labels : (N, L) or (N,) classes, -100 where there is none; floating point (N,) or (N, C) for a regression or several
+        labels at once.
     shift : the scores of a token are about the next one (decoder-only language models).
+    problem : of texts, the ``problem_type`` of a model's config: "regression", "single_label_classification" or
+        "multi_label_classification". None: as transformers takes it then, a regression where C = 1, several labels at
+        once where they are floating point.
+
+    >>> scores, labels = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]])
+    >>> instance_losses(scores, labels, problem="regression")
+    tensor([2.])
     """
-    if labels.is_floating_point():
-        if logits.shape[-1] == 1:
-            return mse_loss(logits.flatten(1).squeeze(1), labels.flatten(), reduction="none")
-        return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
-    if logits.ndim == 2:
-        return cross_entropy(logits, labels.view(-1), reduction="none")
-    if shift:
+    if logits.ndim == 2 or labels.is_floating_point():
+        if problem is None and logits.shape[-1] == 1:
+            problem = "regression"
+        elif problem is None and labels.is_floating_point():
+            problem = "multi_label_classification"
+        if problem == "regression":
+            return mse_loss(logits.flatten(1), labels.reshape(len(logits), -1), reduction="none").mean(1)
+        if problem == "multi_label_classification":
+            return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+        logits, labels = logits.unsqueeze(1), labels.view(-1, 1)  # a text of one token
+    elif shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     scores = at_least_float32(logits).transpose(1, 2)  # (N, C, L)
     losses = cross_entropy(scores, labels, ignore_index=-100, reduction="none")  # (N, L)

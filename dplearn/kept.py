@@ -40,6 +40,10 @@ def digest_of(values: Tensor) -> str:
     return hashlib.blake2b(values.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
+def _nothing() -> None:
+    """What is undone where nothing was done."""
+
+
 class KeptInputs:
     """Keys and values, or states, of inputs by the digest of what they were made from.
 
@@ -64,7 +68,8 @@ class KeptInputs:
         self._files: dict[str, tuple[Path, int]] = {}
         self._made_with = state_of(model)
         self._latest: tuple = (None, None)  # what was asked for last, and what it was
-        self.forget: Callable[[], None] = lambda: None  # undoes the call of cache_inputs that gave these
+        # Undoes the call of cache_inputs that gave these.
+        self.forget: Callable[[], None] = _nothing
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file in sorted(self.folder.glob("inputs-*.safetensors")):

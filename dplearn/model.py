@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Collection, Iterator
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dplearn.backbones import SHORTCUTS, Boundary, Reading
-from dplearn.checks import caller_level, explain_range, shown
+from dplearn.checks import caller_level, check_by_name, explain_range, shown
 from dplearn.controllers import FixedDecision
-from dplearn.conventions import OURS, extended, losses_named
+from dplearn.conventions import OURS, check_output, extended, losses_named
 from dplearn.estimators import comparing_losses, draw, pick, surrogate
 from dplearn.named_prompts import NamedPrompts
 from dplearn.prompt import PromptedInput
@@ -50,6 +51,7 @@ class PromptedModel(NamedPrompts):
     """
 
     loss_outside = False
+    _compared = 0  # in how many steps the losses that an estimator compares were held against the model's own
     _told = False  # whether the warning about decisions in evaluation mode was given
 
     # --- the model ---
@@ -115,6 +117,7 @@ class PromptedModel(NamedPrompts):
             self._warn_at_backward(loss)
         if placed.penalty is None:
             return output
+        check_output(output, self._get_name())
         return extended(output, loss=None if loss is None else loss + placed.penalty, penalty=placed.penalty)
 
     def _forward_draws(
@@ -140,14 +143,12 @@ class PromptedModel(NamedPrompts):
         placed = self._insert(several, None, None, {}, tried)
         several = self.adapter.shortened(placed, several, True)
         output = self._run(placed, several)
+        check_output(output, self._get_name())
+        penalty, loss, labels = self.prompt.penalty(decisions), None, several.given.get("labels")
+        if labels is not None:
+            self._check_losses(output, several.given)
         if len(rows) < len(back):
             output = type(output)(**{name: spread(value, back, len(rows)) for name, value in output.items()})
-        penalty, loss, labels = self.prompt.penalty(decisions), None, several.given.get("labels")
-        if labels is not None and "logits" not in output:
-            raise ValueError(
-                f"estimator={config.estimator!r} compares losses of logits, and the output of {self._get_name()} has "
-                f"none: expected another estimator, or a model with one head (it has {list(output)})"
-            )
         if labels is not None:
             labels = pick(labels, back, len(rows))
             losses = self.adapter.losses(output["logits"], labels).view(times, batch)
@@ -196,10 +197,22 @@ class PromptedModel(NamedPrompts):
         and ``decisions`` as :meth:`forward` does. Decisions are those of evaluation (argmax) whatever the current
         mode, which no other thread sees change. Without a mask, padding is found as the backbone finds it.
         ``max_length`` counts the tokens of the input, not the prompt. A decoder-only model returns the new tokens
-        alone, as transformers does for embedded inputs.
+        alone, as transformers does for embedded inputs; and what looks at the tokens so far, such as
+        ``repetition_penalty`` or a logits processor, sees the new ones alone.
+
+        Raises
+        ------
+        ValueError : what :meth:`forward` raises of the input; an ``assistant_model``; no room for a new token.
         """
         self._check_replica()
         self._check_pipeline()
+        if options.get("assistant_model") is not None:
+            raise ValueError(
+                f"assistant_model is a {type(options['assistant_model']).__name__}, expected None: an assistant reads "
+                "tokens, and a prompt has none"
+            )
+        if input_ids is None and options.get("inputs") is not None:  # what transformers calls them here
+            input_ids = options.pop("inputs")
         batch = self._with_mask(_named(options, input_ids, attention_mask))
         reading, summary, task, given = self._read(batch, generates=True)
         placed = self._insert(reading, summary, task, given, sampling=False)
@@ -294,6 +307,8 @@ class PromptedModel(NamedPrompts):
                 f"keep_last={shown(ours['keep_last'])} and context_length={shown(ours['context_length'])}, expected "
                 "at most one of them: both say where the input ends that the prompt surrounds"
             )
+        if ours["decisions"] is not None:
+            check_by_name("decisions", ours["decisions"])
         boundary = Boundary(ours["keep_last"], ours["context_length"])
         if not generates:
             self._check_boundary(given, boundary, learning, sees or "position" in (ours["decisions"] or {}))
@@ -337,6 +352,38 @@ class PromptedModel(NamedPrompts):
                     if part == "estimator"
                     else ""
                 )
+            )
+
+    def _check_losses(self, output: Any, given: dict) -> None:
+        """Raise ValueError where the losses that an estimator compares are not those of the model's own loss.
+
+        A model may weigh its classes, or add something. That is seen in the values, and these are waited for: so the
+        first steps are looked at (one batch may have a single class, whose weight drops out of a mean).
+        """
+        config, name = self.prompt_config, self._get_name()
+        if "logits" not in output:
+            raise ValueError(
+                f"estimator={config.estimator!r} compares losses of logits, and the output of {name} has "
+                f"none: expected another estimator, or a model with one head (it has {list(output)})"
+            )
+        others = f"an estimator for any loss: {comparing_losses(False)}"
+        if given.get("num_items_in_batch") is not None:
+            raise ValueError(
+                f"num_items_in_batch={shown(given['num_items_in_batch'])} is not used with estimator="
+                f"{config.estimator!r}, whose loss is a mean over the batch: expected None, or {others}"
+            )
+        loss = output.get("loss")
+        if self._compared == 3 or loss is None or self.loss_outside or torch.compiler.is_compiling():
+            return
+        self._compared += 1
+        found = self.adapter.losses(output["logits"].detach(), given["labels"]).mean().item()
+        own, near = loss.item(), 1e-3 if output["logits"].dtype.itemsize > 2 else 2e-2
+        if math.isfinite(own) and abs(own - found) > near * max(1.0, abs(own)):
+            raise ValueError(
+                f"estimator={config.estimator!r} compares losses of logits, whose mean is {found:.4g} here, and the "
+                f"loss of {name} is {own:.4g}: its loss has weights or parts that are not known here, and training "
+                f"would leave them out. Expected {others}; or a loss of your own that reads output.draws, and "
+                "model.loss_outside = True"
             )
 
     def _has_part_of_loss(self) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
+from dplearn.checks import check_by_name
 from dplearn.choice import Chooser
 from dplearn.controllers import FixedDecision, LearnedDecision, TaskController, as_choice
 from dplearn.estimators import ESTIMATORS
@@ -219,8 +220,10 @@ class DynamicPrompt(nn.Module):
         Raises
         ------
         ValueError : a decision is none of this prompt's, or no option of it.
+        TypeError : decisions that have no names.
         """
         made = {}
+        check_by_name("decisions", given)
         for name, value in given.items():
             if not self.takes(name):
                 raise ValueError(

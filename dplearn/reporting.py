@@ -67,7 +67,8 @@ def decision_report(
     options : which ones to try; None: all. The options of a position are the splits 0..l, those of a size 1..l, those
         of a pool its prompts.
     loss : (outputs, labels) -> (B,) losses, such as :meth:`dplearn.LabelWordLoss.losses`, which gets the batch's
-        "labels"; they are not shown to the model then. None: the loss of the model's own head.
+        "labels"; they are not shown to the model then. None: of the logits, as transformers computes them (a model's
+        own weights of classes are not in them).
     seed : of shuffling and of halves.
     verbose : tell the cost, and show the progress of what takes long (on standard error).
 

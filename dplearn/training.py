@@ -23,9 +23,18 @@ class Annealing(TrainerCallback):
     ----------
     schedule : function from the global step (int, from 0) to a temperature, such as those of
         :func:`dplearn.choice.schedule`. It sees the global step, so a resumed run continues where it stopped.
+
+    Raises
+    ------
+    TypeError : ``schedule`` is no function.
     """
 
     def __init__(self, schedule: Callable[[int], float]):
+        if not callable(schedule):
+            raise TypeError(
+                f"schedule is a {type(schedule).__name__}, expected a function of the step, such as "
+                "dplearn.schedule('linear', steps=...)"
+            )
         self.schedule = schedule
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -143,7 +152,10 @@ def parameter_groups(
     Raises
     ------
     ValueError : a head that is to be trained would get the rate 0 of the controllers, unsaid.
+    TypeError : ``model`` has no prompt.
     """
+    if not hasattr(model, "prompt"):  # (what torch.compile wraps is no NamedPrompts, and has one)
+        raise TypeError(f"model is a {type(model).__name__}, expected a prompted model (dplearn.prompted)")
     if head_lr is None and controller_lr == 0 and model.prompt.parameters_by_group()["head"]:
         raise ValueError(
             "controller_lr=0 would be the rate of the trained head too, expected a head_lr of its own: 0 if it is "

@@ -129,7 +129,9 @@ def test_a_fixed_prefix_needs_no_boundary(kind):
 
 
 @pytest.mark.parametrize("name", ["keep_last", "context_length"])
-@pytest.mark.parametrize("value", [-1, 1.5, "2", True, torch.tensor([1, 2]), torch.tensor([0.5, 1.0, 2.0])])
+@pytest.mark.parametrize(
+    "value", [-1, 1.5, "2", True, [1, 2, 3], torch.tensor([1, 2]), torch.tensor([0.5, 1.0, 2.0])]
+)
 def test_a_wrong_boundary_is_named(name, value):
     model, (ids, mask) = decoder("gpt2"), spliced.padded(ROWS)
     for call in (model, model.generate, model.decide, model.insert_prompt):
@@ -385,6 +387,29 @@ def test_max_length_and_min_length_count_tokens_and_no_vectors(kind, position):
         ids, max_length=len(row) + 6, min_length=len(row) + 4, eos_token_id=stop, **options
     )
     assert stop not in longer[0, :4].tolist() and longer.shape[1] >= 4
+
+
+def test_a_max_length_without_room_for_a_new_token_is_named():
+    model, (ids, mask) = decoder("gpt2", "prefix"), tiny.batch([7, 4], eos=False)
+    for limit in (3, 7):
+        with pytest.raises(
+            ValueError, match=f"max_length={limit} leaves no room .* the input has 7 with its"
+        ):
+            model.generate(ids, mask, max_length=limit)
+    assert model.generate(ids, mask, max_length=8, pad_token_id=tiny.PAD).shape == (2, 1)
+    # As in transformers, a number of new tokens goes before it.
+    assert model.generate(ids, mask, max_length=3, max_new_tokens=2, pad_token_id=tiny.PAD).shape == (2, 2)
+    model.backbone.generation_config.max_new_tokens = 3
+    assert model.generate(ids, mask, max_length=3, pad_token_id=tiny.PAD).shape == (2, 3)
+
+
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.t5])
+def test_generation_takes_its_input_by_the_name_of_transformers_and_no_assistant(make):
+    model, (ids, mask) = spliced.prompted(make(), "prefix"), tiny.batch([7, 4])
+    options = dict(attention_mask=mask, do_sample=False, max_new_tokens=3, pad_token_id=tiny.PAD)
+    assert torch.equal(model.generate(inputs=ids, **options), model.generate(input_ids=ids, **options))
+    with pytest.raises(ValueError, match="assistant_model is a .*, expected None: an assistant reads tokens"):
+        model.generate(ids, assistant_model=make(seed=1), **options)
 
 
 def test_max_length_of_the_configuration_counts_the_same():

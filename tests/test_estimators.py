@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -631,6 +632,106 @@ def test_regression_losses_are_squares_instance_by_instance(column):
     expected = [(scores[i, 0].item() - labels[i].item()) ** 2 for i in range(5)]
     assert_close(found, torch.tensor(expected))
     assert_close(found.mean(), torch.nn.functional.mse_loss(scores[:, 0], labels))
+
+
+PROBLEMS = {
+    "a number": (dict(num_labels=1), torch.tensor([0.5, -1.0, 2.0])),
+    "a whole number": (dict(num_labels=1), torch.tensor([3, 1, 0])),
+    "numbers": (dict(num_labels=3, problem_type="regression"), torch.arange(9.0).view(3, 3) - 4),
+    "a class": (dict(num_labels=3), torch.tensor([2, 0, 1])),
+    "a class that is missing": (dict(num_labels=3), torch.tensor([2, -100, 1])),
+    "several": (dict(num_labels=3), torch.tensor([[1.0, 0, 1], [0, 0, 1], [0, 1, 0]])),
+    "yes or no": (
+        dict(num_labels=1, problem_type="multi_label_classification"),
+        torch.tensor([[1.0], [0], [1]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("estimator", ["score-function", "exact"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_loss_that_is_compared_is_the_classifiers_own(problem, estimator):
+    """Of a decision that is made, the surrogate is the loss that the model gives in evaluation."""
+    options, labels = PROBLEMS[problem]
+    model = make(tiny.bert(BertForSequenceClassification, **options), "task", estimator=estimator)
+    with torch.no_grad():
+        model.prompt.position.controller.logits.copy_(torch.tensor([0.0, 0.0, 0.0, 200.0]))
+    found = model(IDS, MASK, labels=labels).loss
+    plain = {"vectors": model.prompt.vectors, "config": dp.PromptConfig(length=LENGTH)}
+    fixed = dp.prompted(model.backbone, **plain).double().eval()
+    assert_close(found, fixed(IDS, MASK, labels=labels).loss, check_dtype=False)
+
+
+class Weighted(BertForSequenceClassification):
+    """Classes weigh 1, 5 and 10 in the model's own loss."""
+
+    def forward(self, labels=None, **batch):
+        output = super().forward(**batch)
+        if labels is not None:
+            weight = torch.tensor([1, 5, 10]).to(output.logits)
+            output.loss = torch.nn.functional.cross_entropy(output.logits, labels, weight)
+        return output
+
+
+def test_a_loss_with_parts_of_its_own_is_not_replaced_by_a_plain_one():
+    labels = torch.tensor([0, 1, 2])
+    model = make(tiny.bert(Weighted, num_labels=3), estimator="score-function")
+    one = model(IDS, MASK, labels=torch.tensor([1, 1, 1])).loss  # a mean has no weight of a single class
+    assert one.isfinite()
+    message = "compares losses of logits, whose mean is .* and the loss of Weighted is .* weights or parts"
+    with pytest.raises(ValueError, match=message):
+        model(IDS, MASK, labels=labels)
+    model.loss_outside = True
+    assert model(IDS, MASK, labels=labels).loss.isfinite()
+    direct = make(tiny.bert(Weighted, num_labels=3), 2, estimator="straight-through")
+    output = direct(IDS, MASK, labels=labels)
+    weight = torch.tensor([1.0, 5, 10]).double()
+    assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels, weight))
+
+
+class Plain(BertForSequenceClassification):
+    """Gives a dictionary."""
+
+    kind = dict
+
+    def forward(self, **batch):
+        output = super().forward(**batch)
+        return self.kind(output) if self.kind is dict else output.to_tuple()
+
+
+class Nameless(Plain):
+    """Gives a tuple."""
+
+    kind = tuple
+
+
+@pytest.mark.parametrize("options", [{}, {"size": "task", "size_cost": 0.1, "estimator": "straight-through"}])
+def test_parts_of_a_prompt_are_added_to_a_dictionary_and_not_to_a_tuple(options):
+    options = {"estimator": "score-function"} | options
+    labels, found = torch.tensor([0, 1, 2]), []
+    for kind in (BertForSequenceClassification, Plain):
+        model = make(tiny.bert(kind, num_labels=3), "task", **options)
+        torch.manual_seed(1)
+        found.append(model(IDS, MASK, labels=labels))
+    usual, plain = found
+    assert type(plain) is dict and set(plain) == set(usual)
+    assert_close(plain["loss"], usual.loss)
+    assert_close(plain["logits"], usual.logits)
+    model = make(tiny.bert(Nameless, num_labels=3), "task", **options)
+    with pytest.raises(TypeError, match="the output of Nameless is a tuple, expected one with names"):
+        model(IDS, MASK, labels=labels)
+
+
+def test_a_count_of_items_that_the_estimator_would_not_use_is_refused():
+    model = make(tiny.llama(), estimator="score-function")
+    options = {"labels": IDS, "keep_last": 2, "num_items_in_batch": torch.tensor(9)}
+    with pytest.raises(
+        ValueError, match="num_items_in_batch=a tensor .* is not used with estimator='score-f"
+    ):
+        model(IDS, MASK, **options)
+    model = make(tiny.llama(), "prefix", estimator="straight-through")
+    plain = model(IDS, MASK, labels=IDS, keep_last=2).loss
+    assert_close(model(IDS, MASK, **options).loss, plain * IDS[:, 1:].numel() / 9)
 
 
 def test_losses_of_several_labels_are_means_over_the_labels_of_an_instance():

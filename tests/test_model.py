@@ -479,6 +479,16 @@ IDS, MASK = tiny.batch([6, 3, 8])
             TypeError,
             r"got peft.peft_model.PeftModel: give its get_base_model\(\)",
         ),
+        (
+            lambda: dp.prompted(tiny.t5(), dp.PromptConfig(length=1), vectors=[[0.0] * 16]),
+            TypeError,
+            r"vectors is a list, expected a tensor \(1, 16\)",
+        ),
+        (
+            lambda: make(tiny.t5())(IDS, MASK, labels=LABELS, decisions=3),
+            TypeError,
+            "decisions is a int, expected a dictionary by name",
+        ),
         (lambda: make(tiny.t5())(), ValueError, "expected one of input_ids and inputs_embeds, got none"),
         (lambda: make(tiny.t5())("a text"), TypeError, "input_ids is a str, expected a tensor: tokenizer"),
         (

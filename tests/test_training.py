@@ -233,6 +233,13 @@ def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
     assert len(scores) == 4 and torch.equal(stored["prompt.vectors"], prompted.prompt.vectors)
 
 
+def test_what_is_no_schedule_and_what_is_no_prompted_model_is_named():
+    with pytest.raises(TypeError, match="schedule is a float, expected a function of the step"):
+        dp.Annealing(0.5)
+    with pytest.raises(TypeError, match="model is a T5ForConditionalGeneration, expected a prompted model"):
+        dp.parameter_groups(tiny.t5(), 0.1, 0.01)
+
+
 def test_annealing_sets_the_temperature_before_each_step(tmp_path):
     seen = []
 

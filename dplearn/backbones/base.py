@@ -55,6 +55,7 @@ class Backbone:
     # Whether it is read from rows of the input, each where it would be without a prompt.
     reads_own_rows = False
     causal = False  # whether no row depends on a later one
+    predicts_next = False  # whether the scores of a token are about the next one
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -357,4 +358,5 @@ class Backbone:
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss per input, (N,); see :func:`dplearn.estimators.instance_losses`."""
-        return instance_losses(logits, labels)
+        problem = getattr(self.model.config, "problem_type", None)
+        return instance_losses(logits, labels, self.predicts_next, problem)

@@ -23,7 +23,6 @@ from dplearn.backbones.text import TextBackbone, prompted_positions
 from dplearn.backbones.views import Changes, below, changed, evaluating, prepare
 from dplearn.config import PromptConfig
 from dplearn.conventions import OURS
-from dplearn.estimators import instance_losses
 from dplearn.kept import KeptInputs
 
 
@@ -152,9 +151,6 @@ class CausalBackbone(TextBackbone):
         cache.prompted = Prompted.of(cache, given["attention_mask"], known.vectors, following)
         return output
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return instance_losses(logits, labels, shift=self.predicts_next)
-
     def _positions(self) -> tuple[str, str] | None:
         """How position information enters: learned vectors (GPT-2) or rotary angles (Llama), and the module's name."""
         module = self.model.base_model if self.entry is None else self.entry.module
@@ -219,7 +215,7 @@ class CausalBackbone(TextBackbone):
             places = torch.cat([places[:, :count] - 2, places[:, count:]], 1)
         order = places.argsort(dim=1, stable=True)
         embeds = placed.embeds.gather(1, order.unsqueeze(2).expand_as(placed.embeds))
-        options = self._with_room(options, placed.embeds.shape[1] - reading.mask.shape[1])
+        options = self._with_room(options, reading.mask.shape[1], placed.embeds.shape[1])
         options |= {"inputs_embeds": embeds, "attention_mask": placed.mask.gather(1, order)}
         options |= {} if cache is None else {"past_key_values": cache}
         try:
@@ -263,17 +259,24 @@ class CausalBackbone(TextBackbone):
             behind = model.generate(inputs_embeds=padded, attention_mask=mask, **options)
         return same(self.model, behind.logits[0], plain.logits[0])
 
-    def _with_room(self, options: dict, extra: int) -> dict:
-        """Limits of generation that count input and new tokens, for an input with so many prompt rows in it."""
+    def _with_room(self, options: dict, tokens: int, rows: int) -> dict:
+        """Limits of generation that count input and new tokens, for an input of so many tokens whose prompt makes more
+        rows of it."""
         config = options.get("generation_config") or self.model.generation_config
         usual, more = type(config)(), {}
+        new = options.get("max_new_tokens", getattr(config, "max_new_tokens", None))  # goes before max_length
         for name in ("max_length", "min_length"):
             limit = options.get(name)
             if limit is None and options.get(name.replace("length", "new_tokens")) is None:
                 own = getattr(config, name, None)
                 limit = None if own == getattr(usual, name, None) else own
+            if name == "max_length" and limit and limit <= tokens and new is None:
+                raise ValueError(
+                    f"max_length={limit} leaves no room for a new token: the input has {tokens} with its padding, "
+                    "expected more, or max_new_tokens"
+                )
             if limit:
-                more[name] = limit + extra
+                more[name] = limit + rows - tokens
         return options | more
 
     def refuses_kept(self, config: PromptConfig) -> str | None:

@@ -103,6 +103,7 @@ def _whole(name: str, value: int | Tensor, mask: Tensor) -> int | Tensor:
         return value.to(mask.device)
     if not is_whole(value, 0):
         raise ValueError(
-            f"{name}={value!r} is not valid, expected an integer of at least 0, or one for each instance"
+            f"{name}={value!r} is not valid, expected an integer of at least 0, or a tensor of one for each "
+            "instance"
         )
     return value

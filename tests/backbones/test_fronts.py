@@ -6,6 +6,7 @@ without the shortcut.
 
 import copy
 import json
+import pickle
 
 import pytest
 import spliced
@@ -439,6 +440,10 @@ def test_a_model_with_kept_inputs_can_be_copied(tmp_path, folder):
     model, batch = model_of(), batch_of()
     model.cache_inputs(iter([batch]), folder=folder and tmp_path / folder, verbose=False)
     assert_as_without(copy.deepcopy(model), batch)
+    again = pickle.loads(pickle.dumps(model))
+    assert_as_without(again, batch)
+    again.adapter.kept.forget()
+    assert again.adapter.kept is None and model.adapter.kept is not None
 
 
 def test_models_without_position_ids_keep_batches_of_one_length():
