@@ -203,8 +203,9 @@ def test_one_instance_is_compared_with_itself_or_not_at_all():
         draws = estimators.draw({"position": logits}, "score-function-batch", samples=samples)
         losses = torch.arange(1.0, 1 + samples, dtype=torch.float64)[:, None].requires_grad_()
         alone = "learns nothing from a batch of one instance: take larger batches, samples=2"
-        with pytest.warns(UserWarning, match=alone) if samples == 1 else contextlib.nullcontext():
+        with pytest.warns(UserWarning, match=alone) if samples == 1 else contextlib.nullcontext() as told:
             value = estimators.surrogate(losses, draws)
+        assert not told or told[0].filename != estimators.__file__  # tests/test_warnings.py: whose line it is
         found = torch.autograd.grad(value.sum(), [losses, logits], retain_graph=True)
         assert_close(found[0], torch.full_like(losses, 1 / samples), **EXACT)
         if samples == 1:
