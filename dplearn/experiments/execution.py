@@ -260,6 +260,10 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
 
 
 def _prefix(spec: Mapping) -> str:
+    if not hasattr(_backbone(spec["backbone"])[1], "get_vocab"):
+        raise ValueError(
+            f"backbone={spec['backbone']!r}, expected a model that reads texts for a method of kind {spec['kind']!r}"
+        )
     return spec["cue"] if "cue" in spec else answer_prefix(*_backbone(spec["backbone"]))
 
 
