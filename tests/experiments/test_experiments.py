@@ -311,3 +311,8 @@ def test_a_model_of_images_is_refused_on_texts():
         ValueError, match="backbone='vit-mini', expected a model that reads texts for .*'prompt'"
     ):
         execution.run_job(spec | {"splits": ["test"], "settings": {"steps": 0}, "prompt": {}})
+
+
+def test_a_draw_of_so_many_of_each_label_and_in_all_is_refused_in_the_words_of_a_study():
+    with pytest.raises(ValueError, match="'world/rte.*: shots=3 and total=4, expected one of the two"):
+        execution.load_task("world/rte?shots=3&total=4")
