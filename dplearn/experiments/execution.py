@@ -119,6 +119,8 @@ def load_task(name: str):
     shots, total, draw = (
         options.pop(key, usual) for key, usual in (("shots", None), ("total", None), ("draw", 0))
     )
+    if shots is not None and total is not None:
+        raise ValueError(f"task={name!r}: shots={shots} and total={total}, expected one of the two")
     family = plain.partition("/")[0]
     drawn = shots is not None or total is not None
     more = {} if family in TEXTS or not drawn else {"validation": options.pop("validation", None)}
@@ -260,6 +262,10 @@ def _prompt(spec: Mapping, options: Mapping) -> dict:
 
 
 def _prefix(spec: Mapping) -> str:
+    if not hasattr(_backbone(spec["backbone"])[1], "get_vocab"):
+        raise ValueError(
+            f"backbone={spec['backbone']!r}, expected a model that reads texts for a method of kind {spec['kind']!r}"
+        )
     return spec["cue"] if "cue" in spec else answer_prefix(*_backbone(spec["backbone"]))
 
 

@@ -319,4 +319,9 @@ def _named(name: str, values: Mapping, prompt: Mapping) -> str:
             first, _, second = spec.partition("|")
             return first if self.value else second
 
-    return name.format_map(Words({option: Word(value) for option, value in values.items()}))
+    try:
+        return name.format_map(Words({option: Word(value) for option, value in values.items()}))
+    except ValueError as error:
+        if str(error).startswith("name="):
+            raise
+        raise ValueError(f"name={name!r}: {error}, expected words in braces that `each` varies") from None

@@ -148,12 +148,19 @@ def made(name: str, scale: str | None = None) -> str:
         return f"{command}\nnot run"
     by = record["provenance"]
     devices = sorted({maker["device"] for maker in record.get("makers", [])}) or [by.get("device", "")]
-    reported = records.by([row for row in record["rows"] if row["purpose"] == "report"], "method").values()
-    # Baselines without any luck have one seed of their own.
-    seeds = sorted({row["seed"] for group in reported if len(group) > 1 for row in group})
     words = [command]
-    words.append(f"{by['date']} · {', '.join(devices)} · seeds {seeds[0]} to {seeds[-1]}")
+    words.append(f"{by['date']} · {', '.join(devices)} · {_seeds(record['rows'])}")
     words.append(" · ".join(f"{each} {by[each]}" for each in ("dplearn", "torch", "transformers")))
     if one.exempt:
         words.append(f"not by the protocol: {one.exempt}")
     return "\n".join(words)
+
+
+def _seeds(rows: list[dict]) -> str:
+    """The seeds of the reports in words, without those of baselines that have no luck, and one seed in all tables."""
+    reported = records.by([row for row in rows if row["purpose"] == "report"], "method").values()
+    own = [{row["seed"] for row in group} for group in reported]
+    seeds = sorted(set().union(*([each for each in own if len(each) > 1] or own)))
+    if len(seeds) < 2:
+        return f"seed {seeds[0]}" if seeds else "no reports"
+    return f"seeds {seeds[0]} to {seeds[-1]}"

@@ -269,11 +269,17 @@ def _with_each(where: str, entry: Mapping) -> dict[str, dict]:
             raise ValueError(
                 f"{where}: each.{option} is neither an option of a prompt nor a setting of a run"
             )
-        short = option == "position" and (values == "all" or set(values) == {"evenly"})
+        short = option == "position" and (values == "all" or _is_evenly(values))
         if not short and (not isinstance(values, list) or not values):
-            raise ValueError(f"{where}: each.{option}={shown(values)}, expected a list of values")
+            others = ", 'all', or {evenly = n} with n of at least 2" if option == "position" else ""
+            raise ValueError(f"{where}: each.{option}={shown(values)}, expected a list of values{others}")
         options[kind].setdefault("each", {})[option] = values
     return options
+
+
+def _is_evenly(values) -> bool:
+    """Whether this is ``{evenly = n}``: n positions, both ends among them."""
+    return isinstance(values, Mapping) and set(values) == {"evenly"} and is_whole(values["evenly"], 2)
 
 
 def _condition(study: str, entry: Mapping) -> Condition:
@@ -293,8 +299,8 @@ def _method(study: str, entry: Mapping) -> Method:
     _check_kinds(where, {key: value for key, value in entry.items() if key != "grid"})
     if not isinstance(entry.get("grid", ""), str):
         raise ValueError(f"{where}: grid={shown(entry['grid'])}, expected the name of a grid, or 'none'")
-    if not isinstance(entry.get("name"), str) or "/" in entry["name"]:
-        raise ValueError(f"{where}: expected a name without '/'")
+    if not isinstance(entry.get("name"), str) or not entry["name"] or "/" in entry["name"]:
+        raise ValueError(f"{where}: expected a name, without '/'")
     kind = entry.get("kind", "prompt")
     if kind not in KINDS:
         raise ValueError(f"{where}: kind={kind!r}, expected one of {list(KINDS)}")

@@ -6,13 +6,16 @@ exempt. The options of every method are tried, so that a wrong one is found befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from fnmatch import fnmatchcase
 
 from dplearn.checks import is_whole, shown
 from dplearn.config import OPTIONS, PromptConfig
 from dplearn.experiments import rivals
-from dplearn.experiments.parts import Cell, Method, Study
+from dplearn.experiments.execution import TEXTS
+from dplearn.experiments.parts import ON_IMAGES, Cell, Method, Study
+from dplearn.tasks import FAMILIES
 
 LEAST_CHOICE_SEEDS = 3
 
@@ -49,12 +52,17 @@ def check(study: Study) -> None:
             "validation"
         )
     _check_places(study)
+    _check_seeds(study)
+    _check_comparisons(study)
     seen = set()
     for cell in study.cells():
         methods = study.methods_in(cell)
         seen |= {method.name for method in methods}
         _check_tries(study, cell, methods)
         for method in methods:
+            _check_family(study, cell, method)
+            if method.kind == "best of":
+                _check_best(study, cell, method, methods)
             if method.kind in ("prompt", "full fine-tuning", *rivals.RIVALS):
                 _check_settings(study, cell, method)
             if method.kind == "prompt":
@@ -72,7 +80,13 @@ def check(study: Study) -> None:
 
 
 def _check_places(study: Study) -> None:
-    """Every method runs somewhere, and choices are made on tasks that there are."""
+    """Tables have names that differ, every method runs somewhere, and choices are made on tasks that there are."""
+    titles = [cell.title for cell in study.cells()]
+    for title in titles:
+        if titles.count(title) > 1:  # their runs would be put together
+            raise ValueError(
+                f"{study.name}: two tables are {title!r}, expected conditions whose names differ"
+            )
     for method in study.methods:
         if not any(method.runs_in(cell) for cell in study.cells()):
             raise ValueError(
@@ -82,6 +96,57 @@ def _check_places(study: Study) -> None:
     for task in study.choice.tasks:
         if task not in study.tasks:
             raise ValueError(f"{study.name}: choice.tasks has {task!r}, expected some of {list(study.tasks)}")
+
+
+def _check_seeds(study: Study) -> None:
+    """A method with report seeds of its own uses none of the choices' seeds."""
+    for method in study.methods:
+        if both := set(method.seeds or ()) & set(study.choice.seeds):
+            raise ValueError(
+                f"{study.name}: method {method.name!r}: seeds={shown(method.seeds)}, expected none of the choices, "
+                f"which have {sorted(both)}"
+            )
+
+
+def _check_comparisons(study: Study) -> None:
+    """A comparison that no table has would be left out without a word."""
+    tables = [{method.name for method in study.methods_in(cell)} for cell in study.cells()]
+    for baseline, pattern in study.comparisons:
+        if not any(baseline in names and _fits_some(pattern, names - {baseline}) for names in tables):
+            raise ValueError(
+                f"{study.name}: comparisons has {[baseline, pattern]}, expected a baseline and a method (or pattern) "
+                f"of one table, of {sorted(set().union(*tables))}"
+            )
+
+
+def _fits_some(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a pattern fits one of several names."""
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _check_best(study: Study, cell: Cell, method: Method, methods: Sequence[Method]) -> None:
+    """The best of a list is the best of some methods of its table."""
+    others = [other.name for other in methods if other.kind != "best of"]
+    if not any(_fits_some(pattern, others) for pattern in method.of):
+        raise ValueError(
+            f"{study.name}: method {method.name!r} in {cell.title}: of={shown(list(method.of))}, expected some of "
+            f"{others}"
+        )
+
+
+def _check_family(study: Study, cell: Cell, method: Method) -> None:
+    """Methods of kinds for images run on tasks of images, the others on texts."""
+    families = {name.partition("/")[0] for name in cell.task.split("+")} & set(FAMILIES)
+    wanted = families - set(TEXTS) if method.kind in ON_IMAGES else families & set(TEXTS)
+    if method.kind != "best of" and families != wanted:
+        expected = (
+            "a task of texts for this kind"
+            if method.kind in ON_IMAGES
+            else f"kind {' or '.join(map(repr, ON_IMAGES))} for a task of images"
+        )
+        raise ValueError(
+            f"{study.name}: method {method.name!r} in {cell.title}: kind={method.kind!r}, expected {expected}"
+        )
 
 
 def _check_tries(study: Study, cell: Cell, methods: Sequence[Method]) -> None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import dplearn as dp
-from dplearn.experiments import fitting, probes, records, tuning
+from dplearn.experiments import execution, fitting, probes, records, tuning
 from dplearn.tasks.base import Task
 
 WORDS = ["<pad>", "</s>", "<unk>", "yes", "no", *"abcdefgh"]
@@ -303,3 +303,16 @@ def test_a_study_that_was_not_run_has_no_record():
 def test_rows_are_grouped_in_order():
     rows = [{"m": "b", "s": 1}, {"m": "a", "s": 2}, {"m": "b", "s": 3}]
     assert records.by(rows, "m") == {("b",): [rows[0], rows[2]], ("a",): [rows[1]]}
+
+
+def test_a_model_of_images_is_refused_on_texts():
+    spec = {"kind": "prompt", "backbone": "vit-mini", "task": "world/color", "purpose": "report", "seed": 1}
+    with pytest.raises(
+        ValueError, match="backbone='vit-mini', expected a model that reads texts for .*'prompt'"
+    ):
+        execution.run_job(spec | {"splits": ["test"], "settings": {"steps": 0}, "prompt": {}})
+
+
+def test_a_draw_of_so_many_of_each_label_and_in_all_is_refused_in_the_words_of_a_study():
+    with pytest.raises(ValueError, match="'world/rte.*: shots=3 and total=4, expected one of the two"):
+        execution.load_task("world/rte?shots=3&total=4")

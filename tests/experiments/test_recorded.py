@@ -57,6 +57,28 @@ def test_a_column_that_a_table_does_not_have_is_refused():
         recorded.table("instance", "docs/signature").rows("speed")
 
 
+@pytest.mark.parametrize("study", ["t5", "smollm2-place", "gates", "pool"])
+def test_the_seeds_of_a_record_are_those_of_its_methods_and_not_of_baselines_without_luck(study):
+    reported = [
+        row
+        for row in json.loads((RECORDS / f"{study}.json").read_text())["rows"]
+        if row["purpose"] == "report"
+    ]
+    first = min(
+        row["seed"] for row in reported if row["method"].startswith(("prefix", "one prompt")) and row["seed"]
+    )
+    last = max(row["seed"] for row in reported)
+    assert recorded.made(study).splitlines()[1].endswith(f" · seeds {first} to {last}")
+
+
+@pytest.mark.parametrize(("seeds", "words"), [({"a": [4], "b": [4]}, "seed 4"), ({}, "no reports")])
+def test_a_record_of_one_seed_or_none_has_words(monkeypatch, seeds, words):
+    record = records.read(RECORDS / "instance.json")
+    rows = [{"purpose": "report", "method": name, "seed": seed} for name in seeds for seed in seeds[name]]
+    monkeypatch.setattr(records, "read", lambda path: record | {"rows": rows})
+    assert recorded.made("instance").splitlines()[1].endswith(f" · {words}")
+
+
 def test_what_was_not_run_says_so(monkeypatch):
     monkeypatch.setattr(records, "read", lambda path: None)
     assert recorded.made("instance").splitlines() == ["python -m dplearn.experiments run instance", "not run"]

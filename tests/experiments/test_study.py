@@ -261,7 +261,15 @@ def test_filters_and_commands_name_the_same_runs(tmp_path):
         ("learning_rate = [0.1, 0.3]", "learning_rate = [0.3, 0.1]", "expected numbers from small to large"),
         ('position = "task"', 'position = "tusk"', "method 'learned, straight-through' in .*position='tusk' is unknown"),
         ('name = "longer"', 'name = "prefix"', "two methods are called 'prefix'"),
-        ('name = "longer"', 'name = "a/b"', "expected a name without '/'"),
+        ('name = "longer"', 'name = "a/b"', "expected a name, without '/'"),
+        ('name = "longer"', 'name = ""', "expected a name, without '/'"),
+        ('name = "longer"', 'name = "longer"\nseeds = [1, 101]', "method 'longer': seeds=.*expected none of the choices"),
+        ('name = "longer"', 'name = "{longer"\neach.samples = [1, 2]', "name='{longer': expected '}'"),
+        ('name = "longer"', 'name = "longer"\nkind = "images"', "'images', expected a task of texts for this kind"),
+        ('of = ["prefix", "k = *"]', 'of = ["perfix"]', "of=.'perfix'., expected some of"),
+        ('"learned, *"', '"lernt, *"', "comparisons has .'prefix', 'lernt, .'., expected a baseline and a method"),
+        ("[choice]", '[[condition]]\nname = "l = 2"\nprompt.length = 2\n[choice]', "two tables are '.*l = 2.*'"),
+        ("evenly = 3", "evenly = 1", "each.position=.'evenly': 1., expected a list of values, 'all', or"),
         ('name = "longer"', 'name = "longer"\nkind = "shorter"', "kind='shorter', expected one of"),
         ('baseline = "best fixed split"', 'baseline = "nobody"', ".'nobody'. is compared with and is no method"),
         ("each.length = [2, 4]", "each.lenth = [2, 4]", "each.lenth is neither an option of a prompt nor"),
@@ -278,6 +286,16 @@ def test_what_a_file_says_wrong_is_refused_with_the_place(tmp_path, old, new, me
     assert old in TEXT
     with pytest.raises(ValueError, match=message):
         read(tmp_path, TEXT.replace(old, new, 1))
+
+
+def test_a_prompt_on_a_task_of_images_is_told_its_kind(tmp_path):
+    text = ON_IMAGES.replace("toy/places", "images/digits").replace(
+        'kind = "KIND"', 'prompt.position = "prefix"'
+    )
+    with pytest.raises(
+        ValueError, match="images/digits, vit-mini: kind='prompt', expected kind 'images' or 'image-text'"
+    ):
+        read(tmp_path, text)
 
 
 @pytest.mark.parametrize("kind", ["images", "image-text"])
