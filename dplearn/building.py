@@ -15,6 +15,7 @@ from dplearn.checkpoint import Saved
 from dplearn.checks import caller_level, shown
 from dplearn.config import PromptConfig
 from dplearn.fingerprint import fingerprint, quantization, warn_of_changes
+from dplearn.insertion import values_are_free
 from dplearn.kept import adapters_of
 from dplearn.offload import is_offloaded
 from dplearn.prompt import DynamicPrompt
@@ -48,7 +49,8 @@ def new_prompt(
 
     Raises
     ------
-    ValueError : ``vectors`` does not have the shape that config and backbone ask for.
+    ValueError : ``vectors`` does not have the shape that config and backbone ask for, or has values that are not
+        finite (looked at on the CPU alone).
     TypeError : ``vectors`` is no tensor.
     """
     width = adapter.width_of(config)
@@ -61,6 +63,9 @@ def new_prompt(
             f"vectors has shape {tuple(vectors.shape)}, expected {(*config.shape, width)}: "
             f"length={config.length}, and {type(adapter.model).__name__} has width {width}"
         )
+    elif values_are_free(vectors) and not vectors.isfinite().all():
+        wrong = int((~vectors.isfinite()).sum())
+        raise ValueError(f"vectors has {wrong} values that are not finite, expected none")
     prompt = build(adapter, config, vectors, generator)
     _warn_of_fresh_weights(adapter.model, prompt)
     return prompt

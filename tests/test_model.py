@@ -1,6 +1,7 @@
 """PromptedModel on encoder-decoder backbones: the invariants of prompt tuning, against naive references and PEFT."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -483,6 +484,11 @@ IDS, MASK = tiny.batch([6, 3, 8])
             lambda: dp.prompted(tiny.t5(), dp.PromptConfig(length=1), vectors=[[0.0] * 16]),
             TypeError,
             r"vectors is a list, expected a tensor \(1, 16\)",
+        ),
+        (
+            lambda: dp.prompted(tiny.t5(), dp.PromptConfig(length=1), vectors=torch.full((1, 16), math.nan)),
+            ValueError,
+            "vectors has 16 values that are not finite, expected none",
         ),
         (
             lambda: make(tiny.t5())(IDS, MASK, labels=LABELS, decisions=3),
