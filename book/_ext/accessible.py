@@ -3,9 +3,10 @@
 A table in the output of a cell gets the caption that the cell's metadata has under `mystnb`, `table`, `caption`; in it,
 `code` and $mathematics$ are written as in Markdown. Then the body of each page is mended before it is written: an empty
 head of a table is a plain cell; the row in which pandas writes the name of the index joins the row of the columns; a
-table without a caption is named by its section and its columns; `l = 5` in a head is not broken; a cell that holds a
-sentence is marked, so that a phone gives it room; a box of a list of tasks has a name; the bibliography has no roles
-that its parts do not fit. In the sidebar, what opens a part of the contents is named by that part.
+table without a caption is named by its section and its columns; `l = 5` in a head and `0.95 ± 0.01` are not broken; a
+cell that holds a sentence is marked, so that a phone gives it room; a box of a list of tasks has a name; the
+bibliography has no roles that its parts do not fit. In the sidebar, what opens a part of the contents is named by that
+part.
 """
 
 import collections
@@ -18,6 +19,8 @@ HEAD = re.compile(r"<thead>.*?</thead>", re.S)
 ROW = re.compile(r"(<tr[^>]*>)(.*?)(</tr>)", re.S)
 CELL = re.compile(r"<th\b[^>]*>.*?</th>", re.S)
 SENTENCE = re.compile(r"<td>(?=[^<]{30,}</td>)")  # a verdict, say
+CELL_OF_TEXT = re.compile(r"<td>[^<]*</td>")
+SPREAD = re.compile(r"(?<=\d) ± (?=\d)")
 EQUATION = re.compile(r"(?<=\w) = (?=[\w.])")
 EMPTY = re.compile(r"<th\b([^>]*)>(\s*(?:<p>\s*</p>)?\s*)</th>")
 TITLE_OR_TABLE = re.compile(
@@ -118,6 +121,7 @@ def mended(body):
     body = BOX.sub(lambda m: f'{m[0]} aria-label="{"ticked" if m["checked"] else "not ticked"}"', body)
     body = HEAD.sub(lambda match: EMPTY.sub(r"<td\1>\2</td>", one_row(match[0])), body)
     body = CELL.sub(lambda match: unbroken(match[0]), body)
+    body = CELL_OF_TEXT.sub(lambda match: SPREAD.sub("\xa0±\xa0", match[0]), body)
     body = SENTENCE.sub('<td class="sentence">', body)
     title, names = "", collections.Counter()
 

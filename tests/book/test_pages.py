@@ -63,9 +63,10 @@ def test_a_table_is_named_and_its_head_has_one_row():
 
 def test_a_cell_that_holds_a_sentence_is_marked():
     """The style sheet gives it room on a phone; a figure with its spread needs none."""
-    verdict = "cannot tell (would need about 72 seeds): +1.0 ± 3.1"
-    cells = f"<td>{verdict}</td><td>0.952 ± 0.009</td><td>better by 45.2 ± 1.0</td>"
-    body = extension("accessible").mended(FRAME.replace("<td>1</td>", cells))
+    verdict = "cannot tell (would need about 72 seeds): +1.0\xa0±\xa03.1"
+    cells = "".join(f"<td>{text}</td>" for text in (verdict, "0.952 ± 0.009", "better by 45.2 ± 1.0"))
+    body = extension("accessible").mended(FRAME.replace("<td>1</td>", cells.replace("\xa0", " ")))
+    assert "<td>0.952\xa0±\xa00.009</td><td>better by 45.2\xa0±\xa01.0</td>" in body
     assert re.findall(r'<td class="([^"]*)">([^<]*)<', body) == [("sentence", verdict)]
     assert "td.sentence {" in (ROOT / "book" / "_static" / "custom.css").read_text()
 
