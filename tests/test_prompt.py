@@ -219,6 +219,8 @@ def test_given_decisions_become_choices_and_the_others_are_made():
     first = prompt.given({"vector": 0}, 5, "cpu")["vector"].weights  # as wide as the pool, whichever is taken
     assert first.tolist() == [[1.0, *[0.0] * (POOL - 1)]] * 5
     assert made.keys() == prompt.decide(summary, given={}).keys()
+    with pytest.raises(TypeError, match="^decisions is a int, expected a dictionary by name"):
+        prompt.decide(summary, given=3)
     on_device = small(position=1).decide(torch.zeros(5, 2, device="meta"), given={"position": 2})
     assert {choice.index.device.type for choice in on_device.values()} == {"meta"}
 
