@@ -4,10 +4,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from project import ROOT
 
@@ -59,6 +61,16 @@ def test_every_requirement_is_pinned_within_its_range(where, requirement):
     assert requirement.specifier.contains(version, prereleases=True), (
         f"{requirement} ({where}) excludes {version}"
     )
+
+
+def test_every_pin_is_for_the_first_python_that_the_package_takes():
+    """pip on Python 3.11.2, Debian's, passes over what wants 3.11.5, and then finds no version that fits the pin."""
+    least = next(part.version for part in SpecifierSet(PROJECT["requires-python"])) + ".0"
+    found = {name_of(each.metadata["Name"]): each for each in metadata.distributions()}
+    asked = {name: found[name].metadata["Requires-Python"] for name in pins().keys() & found.keys()}
+    assert len(asked) > 100
+    newer = {name: text for name, text in asked.items() if text and least not in SpecifierSet(text)}
+    assert newer == {}
 
 
 def test_the_trainer_has_its_own_extra():
