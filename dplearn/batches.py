@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dplearn.checks import shown
+
 
 def number_of_batches(data: Iterable[dict] | Sequence[dict], batch_size: int) -> int | None:
     """How many batches :func:`batches_of` gives; None where nobody knows before the end.
@@ -20,6 +22,14 @@ def number_of_batches(data: Iterable[dict] | Sequence[dict], batch_size: int) ->
     if not isinstance(data, Sized):
         return None
     return -(-len(data) // batch_size) if _holds_examples(data) else len(data)
+
+
+def _check_example(example: object) -> None:
+    if isinstance(example, (int, float, str, list, tuple, torch.Tensor)):
+        raise TypeError(
+            f"data holds {shown(example)}, expected examples by name: {{'input_ids': ..., 'attention_mask': ...}}, or "
+            "a collate function that makes batches of what it holds"
+        )
 
 
 def _holds_examples(data: object) -> bool:
@@ -45,6 +55,7 @@ def batches_of(
     Raises
     ------
     ValueError : examples of different lengths without a ``collate`` that pads them.
+    TypeError : what is no example, without a ``collate`` that makes batches of it.
     """
     loader: Iterable[Mapping]
     if isinstance(data, Mapping):
@@ -55,6 +66,8 @@ def batches_of(
         from transformers import default_data_collator
 
         loader = DataLoader(cast(Dataset, data), batch_size, collate_fn=collate or default_data_collator)
+        if collate is None and len(cast(Sized, data)):
+            _check_example(cast(Sequence, data)[0])
     try:
         for batch in loader:
             yield {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in dict(batch).items()}

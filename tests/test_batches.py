@@ -62,3 +62,13 @@ def test_errors_of_ones_own_function_and_of_other_kinds_pass_through(words):
 
     with pytest.raises(ValueError, match="^something else$"):
         list(batches_of(broken()))
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"), [([1, 2], "1"), (["a text"], "'a text'"), ("a text", "'a'"), (torch.ones(3, 4), "a tensor of shape")]
+)  # fmt: skip
+def test_what_is_no_example_is_named(data, shown):
+    with pytest.raises(TypeError, match=rf"^data holds {shown}.*, expected examples by name"):
+        next(batches_of(data))
+    found = list(batches_of(list(data), lambda rows: {"rows": rows}, 2))  # who collates may hold anything
+    assert sum(len(batch["rows"]) for batch in found) == len(data)

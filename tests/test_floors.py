@@ -9,8 +9,8 @@ from project import ROOT
 # (theory, tasks, zoo, experiments) may use all of these.
 FLOORS = [
     # mathematics, checks, files
-    {"authors", "batches", "checks", "evidence", "offload", "progress", "version"},
-    {"report", "files", "conventions", "insertion", "sampling", "fits"},
+    {"authors", "checks", "evidence", "offload", "progress", "version"},
+    {"batches", "report", "files", "conventions", "insertion", "sampling", "fits"},
     {"estimators", "kept", "packaged"},
     {"shelf"},
     {"choice", "settings", "summaries"},
