@@ -156,7 +156,7 @@ def run(options) -> int:
         return _try(one, options, given, workers)
     known: Callable = partial(_known, one, options)
     store = store_of(options, one)
-    check_files(one, store.rows())
+    check_files(one, store.rows(), known(store.rows()))
     if options.published:
         taken = [store.add(key, row) for key, row in published_rows(one).items()]
         print(f"{sum(taken)} runs are taken from the published record")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dplearn.experiments import jobs, records
+from dplearn.experiments.jobs import Job
 from dplearn.experiments.parts import Study
 from dplearn.experiments.store import Store
 
@@ -61,15 +62,15 @@ def check_data(one: Study, rows: Iterable[Mapping]) -> None:
             )
 
 
-def check_files(one: Study, rows: Mapping[str, dict]) -> None:
-    """Raise ValueError where files that runs still have to read cannot be read, or where runs that are done have read
-    other data or weights than there are now; what is generated, ships or lies on a hub stays."""
+def check_files(one: Study, rows: Mapping[str, dict], known: Iterable[Job]) -> None:
+    """Raise ValueError where files that ``known`` runs read cannot be read, or where those of them that are done have
+    read other data or weights than there are now; what is generated, ships or lies on a hub stays."""
     from dplearn.experiments.execution import data_of, load_task, weights_of
 
     tasks: dict[str, str] = {}  # by label: one of each, whatever is drawn for a run
     data: dict[str, str] = {}
     weights: dict[str, str] = {}
-    for job in jobs.jobs(one, rows):
+    for job in known:
         row, label, backbone = rows.get(job.key), job.labels["task"], job.spec["backbone"]
         if "path=" in label:
             tasks.setdefault(label, job.spec["task"])

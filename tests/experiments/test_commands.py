@@ -573,7 +573,7 @@ def test_files_that_changed_since_the_first_runs_stop_a_study(tmp_path, capsys):
     store = Store(tmp_path / "runs" / "own")
     first, second = jobs.jobs(one, {})
     store.add(first.key, execution.run_job(first.spec))
-    known_rows.check_files(one, store.rows())
+    known_rows.check_files(one, store.rows(), jobs.jobs(one, store.rows()))
     own_texts(tmp_path / "own", changed=True)
     with pytest.raises(SystemExit, match="2"):
         main(["run", str(path), *given])
@@ -601,7 +601,7 @@ def test_weights_that_changed_under_one_name_stop_a_study(tmp_path, capsys):
     row = execution.run_job(first.spec)
     assert row["weights"] == execution.weights_of(str(folder)) and execution.weights_of("t5-mini") is None
     store.add(first.key, row)
-    known_rows.check_files(one, store.rows())
+    known_rows.check_files(one, store.rows(), jobs.jobs(one, store.rows()))
     with torch.no_grad():
         model.get_input_embeddings().weight[5, 7] += 1e-3
     model.save_pretrained(folder)
@@ -630,6 +630,9 @@ def test_files_that_cannot_be_read_are_named_once_before_any_run(tmp_path, capsy
     told = capsys.readouterr()
     assert told.err.count("error: ") == 1 and str(tmp_path / "own") in told.err and "FAILED" not in told.out
     assert [*(tmp_path / "runs").rglob("*.*")] == []
+    path.write_text(path.read_text().replace("tasks = [", 'tasks = ["world/color", '))
+    main(["run", str(path), "--runs", str(tmp_path / "runs"), "--only", "*/world/color/*", "--jobs", "1"])
+    assert len([*(tmp_path / "runs").rglob("*.json")]) == 2  # what is not asked for is not read
 
 
 @pytest.mark.parametrize(
