@@ -68,7 +68,8 @@ def test_errors_of_ones_own_function_and_of_other_kinds_pass_through(words):
     ("data", "shown"), [([1, 2], "1"), (["a text"], "'a text'"), ("a text", "'a'"), (torch.ones(3, 4), "a tensor of shape")]
 )  # fmt: skip
 def test_what_is_no_example_is_named(data, shown):
-    with pytest.raises(TypeError, match=rf"^data holds {shown}.*, expected examples by name"):
+    said = rf"^data holds {shown}.*, expected examples by name: .*, or a collate function that makes batches of what"
+    with pytest.raises(TypeError, match=said):
         next(batches_of(data))
     found = list(batches_of(list(data), lambda rows: {"rows": rows}, 2))  # who collates may hold anything
     assert sum(len(batch["rows"]) for batch in found) == len(data)
