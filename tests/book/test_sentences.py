@@ -77,6 +77,33 @@ def test_what_is_said_of_the_time_of_decisions():
     assert said in prose("11")
 
 
+def test_what_is_said_of_single_seeds_of_learned_numbers():
+    """Chapter 08 on `world/color` and `docs/signature`: which seeds stay behind, and where a price leads."""
+
+    def of(task, method):
+        runs = recorded.table("length", task).runs[method]
+        counts = [run["evidence"]["decisions"].get("size", {}).get("counts", []) for run in runs]
+        used = [sum(n * c for n, c in enumerate(each)) / max(sum(each), 1) for each in counts]
+        return [run["scores"]["test"]["accuracy"] for run in runs], [round(each) for each in used]
+
+    one, text = recorded.table("length", "world/color").runs["1 vectors"], prose("08")
+    assert sum(run["scores"]["test"]["accuracy"] < 0.95 for run in one) == 3
+    assert "One vector falls short on three seeds of five" in text
+    for form, lowest in (("task, free", 85), ("instance, free", 98), ("instance, at a cost", 98)):
+        scores = sorted(of("world/color", f"number per {form}")[0])
+        assert round(100 * scores[0]) == lowest and scores[1] == 1
+    assert (
+        "one seed stays behind: at 85 % with a free number per task, at 98 % with a number per input" in text
+    )
+    scores, used = of("world/color", "number per task, at a cost")
+    assert set(scores) == {1.0} and (min(used), max(used)) == (3, 6)
+    assert text.count("three to six") == 2
+    _, used = of("docs/signature", "number per task, at a cost")
+    assert sorted(used)[:4] == [2, 3, 3, 3] and "four seeds of five to two or three vectors per task" in text
+    _, used = of("docs/signature", "number per instance, at a cost")
+    assert (min(used), max(used)) == (4, 6) and "and all to four to six per input" in text
+
+
 def test_what_the_page_on_images_says_of_prompts():
     """Means over the seeds of the records `clip` and `vit`; "shown" is by an interval that excludes zero."""
     page = " ".join((ROOT / "book" / "images.md").read_text().split())
